@@ -1,0 +1,6 @@
+"""Knows torch.optim; knows no equation."""
+
+from .checkpoint import CheckpointError
+from .optimizer import CameAMPOptimizer
+
+__all__ = ["CameAMPOptimizer", "CheckpointError"]

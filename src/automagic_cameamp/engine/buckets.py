@@ -1,0 +1,79 @@
+"""Stacks of same-shape parameters, cut so that the work of a stack stays in cache.
+
+The chunks of a group depend only on the order and shapes of its parameters: not on which of them
+have a gradient today, nor on when their state was created. So a resumed run forms the same stacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..types import Layout
+
+# Elements of a stack. On CPU a stack and its temporaries should stay in cache; elsewhere launches
+# cost more than memory traffic.
+CPU_CHUNK_ELEMENTS = 262_144
+DEVICE_CHUNK_ELEMENTS = 4_194_304
+
+
+class Chunk(NamedTuple):
+    """Parameters of one group that are updated together.
+
+    Args:
+        key: position that names the chunk: (group, chunk).
+        params: same shape, dtype, device.
+        indices: position of each parameter among all parameters of the optimizer.
+        layout: their view.
+        lora: whether ALLoRA's row gain applies to them.
+    """
+
+    key: tuple[int, int]
+    params: list[Tensor]
+    indices: list[int]
+    layout: Layout
+    lora: bool
+
+
+def is_flagged(p: Tensor) -> bool:
+    """Whether the user marked this parameter as part of a LoRA."""
+    return bool(getattr(p, "_is_lora_layer", False))
+
+
+def chunk_limit(device: torch.device) -> int:
+    """Elements per stack on this device."""
+    return CPU_CHUNK_ELEMENTS if device.type == "cpu" else DEVICE_CHUNK_ELEMENTS
+
+
+def chunks(param_groups: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Chunk]]:
+    """All chunks of all groups, with their group."""
+    any_flag = any(is_flagged(p) for group in param_groups for p in group["params"])
+    first = 0
+    for number, group in enumerate(param_groups):
+        buckets: dict[tuple[Any, ...], list[int]] = {}
+        params = group["params"]
+        for position, p in enumerate(params):
+            if p.numel():
+                key = (p.shape, p.dtype, p.device, is_flagged(p) or not any_flag)
+                buckets.setdefault(key, []).append(position)
+        count = 0
+        for (shape, _, device, lora), members in buckets.items():
+            layout = Layout.of(tuple(shape))
+            size = max(1, chunk_limit(device) // layout.numel)
+            for start in range(0, len(members), size):
+                part = members[start : start + size]
+                yield (
+                    group,
+                    Chunk(
+                        (number, count),
+                        [params[i] for i in part],
+                        [first + i for i in part],
+                        layout,
+                        lora,
+                    ),
+                )
+                count += 1
+        first += len(params)

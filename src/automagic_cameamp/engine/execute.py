@@ -1,0 +1,188 @@
+"""One chunk: gather, decode, update, encode, write. Knows no equation."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import schedule, storage
+from ..types import Layout, Phase
+from . import arena
+from .buckets import Chunk
+from .rounding import random_bits, stochastic_round
+
+
+class Field(NamedTuple):
+    """One field of a recipe's state with its storage."""
+
+    spec: storage.StateSpec
+    codec: storage.Codec | None
+
+    def planes(self, layout: Layout, compute: torch.dtype) -> tuple[storage.Plane, ...]:
+        """Stored tensors of the field; a plain field is one plane."""
+        if self.codec is not None:
+            return self.codec.planes(layout)
+        dtype = self.spec.dtype or compute
+        return (storage.Plane("", self.spec.stack_shape(layout), self.spec.own_shape(layout), dtype),)
+
+
+class Gathered(NamedTuple):
+    """Rows of one plane, their stack, and whether the stack aliases the rows."""
+
+    rows: list[Tensor]
+    stack: Tensor
+    in_place: bool
+
+
+def compute_dtype(p: Tensor) -> torch.dtype:
+    """Type of the arithmetic: fp32, or fp64 for fp64 parameters."""
+    return torch.float64 if p.dtype == torch.float64 else torch.float32
+
+
+def fields_of(recipe: ModuleType, layout: Layout, hp: Any, state_code: str, block_size: int) -> list[Field]:
+    """Fields of a parameter of this layout under these options."""
+    return [
+        Field(spec, storage.choose(spec, layout, state_code, block_size))
+        for spec in recipe.specs(layout, hp)
+    ]
+
+
+def stack_params(params: list[Tensor], layout: Layout, compute: torch.dtype) -> Tensor:
+    """[B,K,m,n] in the type of the arithmetic; a copy, except of a single contiguous tensor."""
+    shape = (len(params), *layout.view)
+    if len(params) == 1:
+        return params[0].detach().reshape(shape).to(compute)
+    return torch.stack([p.detach() for p in params]).reshape(shape).to(compute)
+
+
+def create_state(
+    states: list[dict[str, Any]], params: list[Tensor], recipe: ModuleType, fields: list[Field], layout: Layout
+) -> None:
+    """First state of these parameters, as rows of one tensor per plane."""
+    compute = compute_dtype(params[0])
+    device, count = params[0].device, len(params)
+    for spec, codec in fields:
+        value = recipe.initial(spec.name, stack_params(params, layout, compute))
+        if value is None:
+            dtype = spec.dtype or compute
+            shape = (count, *spec.stack_shape(layout))
+            value = torch.full(shape, spec.initial, dtype=dtype, device=device)
+        stored = codec.encode(value) if codec is not None else (value,)
+        for plane, stack in zip(Field(spec, codec).planes(layout, compute), stored, strict=True):
+            for state, row in zip(states, arena.rows_of(stack.contiguous(), plane.own_shape), strict=True):
+                state[spec.name + plane.suffix] = row
+
+
+def load_rows(
+    saved: list[dict[str, Any]], params: list[Tensor], fields: list[Field], layout: Layout
+) -> list[dict[str, Any]]:
+    """Saved states of a chunk as rows of one tensor per plane, on the parameters' device."""
+    states: list[dict[str, Any]] = [{} for _ in saved]
+    for field in fields:
+        for plane in field.planes(layout, compute_dtype(params[0])):
+            key = field.spec.name + plane.suffix
+            stack = torch.stack([row[key].detach().to(params[0].device) for row in saved])
+            for state, row in zip(states, arena.rows_of(stack, plane.own_shape), strict=True):
+                state[key] = row
+    return states
+
+
+def phase_on_host(step: Tensor, warmup_steps: int) -> Phase:
+    """Common phase of the stack, where the host may know it without waiting for a device."""
+    if warmup_steps == 0:
+        return Phase.LATE
+    if step.device.type != "cpu":
+        return Phase.MIXED
+    low, high = step.aminmax()
+    return schedule.phase_between(float(low) + 1, float(high) + 1, warmup_steps)
+
+
+def run(
+    chunk: Chunk,
+    states: list[dict[str, Any]],
+    recipe: ModuleType,
+    fields: list[Field],
+    shared: Any,
+    hp: Any,
+    keys: Tensor | None,
+) -> Tensor:
+    """Update the parameters and states of a chunk in place.
+
+    Args:
+        chunk: parameters that all have a dense gradient.
+        states: ``optimizer.state[p]`` of each, complete.
+        recipe: module with ``State`` and ``update``.
+        fields: storage of each state field.
+        shared: the recipe's scalars over all parameters.
+        hp: the recipe's options.
+        keys: [B] int32 random keys for stochastic rounding, or None for rounding to nearest.
+
+    Returns:
+        [B] bool, False where the gradient was not finite and nothing was changed.
+    """
+    params, layout = chunk.params, chunk.layout
+    compute = compute_dtype(params[0])
+    p = stack_params(params, layout, compute)
+    g = stack_params([_gradient(q) for q in params], layout, compute)
+    gathered, decoded = _gather(states, fields, layout, compute)
+    phase = phase_on_host(decoded["step"], hp.warmup_steps)
+
+    new_p, new_state, ok = recipe.update(p, g, recipe.State(**decoded), shared, hp, phase, layout)
+
+    # On CPU looking at the flag is free; elsewhere it would wait for the device.
+    keep = None if ok.device.type == "cpu" and bool(ok.all()) else ok
+    _scatter(gathered, fields, new_state, keep)
+    if keep is not None:
+        new_p = torch.where(keep, new_p, p)
+    _write_params(params, new_p, keys, new_state.step)
+    return ok.flatten()
+
+
+def _gradient(p: Tensor) -> Tensor:
+    """Gradient of p on p's device."""
+    g = p.grad
+    assert g is not None
+    return g if g.device == p.device else g.to(p.device)
+
+
+def _gather(
+    states: list[dict[str, Any]], fields: list[Field], layout: Layout, compute: torch.dtype
+) -> tuple[dict[str, list[Gathered]], dict[str, Tensor]]:
+    gathered: dict[str, list[Gathered]] = {}
+    decoded: dict[str, Tensor] = {}
+    for field in fields:
+        spec, codec = field
+        planes = []
+        for plane in field.planes(layout, compute):
+            rows = [state[spec.name + plane.suffix] for state in states]
+            planes.append(Gathered(rows, *arena.stacked(rows, plane.shape)))
+        gathered[spec.name] = planes
+        value = codec.decode(tuple(g.stack for g in planes)) if codec is not None else planes[0].stack
+        decoded[spec.name] = value.to(compute) if spec.dtype is None else value
+    return gathered, decoded
+
+
+def _scatter(gathered: dict[str, list[Gathered]], fields: list[Field], state: Any, ok: Tensor | None) -> None:
+    for spec, codec in fields:
+        value = getattr(state, spec.name)
+        if codec is None and value is gathered[spec.name][0].stack:
+            continue  # untouched in this phase
+        stored = codec.encode(value) if codec is not None else (value,)
+        for (rows, stack, in_place), new in zip(gathered[spec.name], stored, strict=True):
+            if ok is not None:
+                flag = ok.view(-1, *[1] * (new.dim() - 1))
+                new = torch.where(flag, new.to(stack.dtype), stack)
+            arena.write(rows, stack, in_place, new)
+
+
+def _write_params(params: list[Tensor], new: Tensor, keys: Tensor | None, step: Tensor) -> None:
+    dtype = params[0].dtype
+    if keys is not None:
+        count = new[0].numel()
+        bits = random_bits(keys, step.flatten(), count).view(new.shape)
+        new = stochastic_round(new, bits, dtype)
+    rows = [row.view(params[0].shape) for row in new.unbind(0)]
+    torch._foreach_copy_(params, rows)

@@ -1,0 +1,406 @@
+"""The one torch optimizer: collects gradients, forms stacks, runs the recipe, writes back."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from dataclasses import fields as dataclass_fields
+from itertools import chain
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .. import configs
+from ..types import Layout
+from ..validate import checked, fail
+from . import checkpoint, execute, report
+from .buckets import Chunk, chunks
+from .rounding import parameter_key
+
+logger = logging.getLogger("automagic_cameamp")
+LOG_EVERY = 100
+FORMAT_VERSION = 1
+
+
+class CameAMPOptimizer(Optimizer):
+    """Engine of the family. Final classes set ``recipe``, ``config_class`` and nothing else.
+
+    State is created at the first gradient of a parameter, from the parameter as it is then; no
+    list of parameters is held; nothing adapted is ever written into ``group["lr"]``.
+    """
+
+    recipe: ClassVar[ModuleType]
+    config_class: ClassVar[type]
+
+    def __init__(self, params: Iterable[Any], config: Any) -> None:
+        self.config = config
+        self._reset_transient()
+        values = {f.name: getattr(config, f.name) for f in dataclass_fields(config)}
+        configs.check_together(values, "in the constructor")
+        defaults = {k: v for k, v in values.items() if k not in configs.ENGINE_OPTIONS}
+        super().__init__(params, defaults)
+        if config.verbose:
+            options = ", ".join(f"{k}={v!r}" for k, v in values.items())
+            logger.info("%s(%s)", type(self).__name__, options)
+
+    def _reset_transient(self) -> None:
+        """Caches and counters that no checkpoint needs."""
+        self._steps = 0
+        self._device_lists: dict[tuple[Any, ...], Tensor] = {}
+        self._skipped: dict[tuple[int, int], Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "config": self.config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_steps" not in self.__dict__:
+            self._reset_transient()
+
+    # ---------------------------------------------------------------- groups
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its options are checked like the constructor's. Allowed at any time."""
+        known = {f.name for f in dataclass_fields(self.config_class)}
+        group = dict(param_group)
+        for name in group.keys() & set(configs.ENGINE_OPTIONS):
+            raise fail(f"group[{name!r}]", group[name], "this option belongs to the optimizer, not to a group")
+        group.update(checked(self.config_class, {k: v for k, v in group.items() if k in known}, "group"))
+        for name in group.keys() - known:
+            if near := difflib.get_close_matches(str(name), known, 1, 0.87):
+                raise TypeError(f"parameter group has no option {name!r}. Did you mean {near[0]!r}?")
+        params = group.get("params", [])
+        group["params"] = [params] if isinstance(params, Tensor) else list(params)
+        for p in group["params"]:
+            _check_parameter(p[1] if isinstance(p, tuple) else p)
+        merged = {**self.defaults, **group}
+        configs.check_together(merged, "in the group")
+        lr = float(merged["lr"])
+        group.setdefault("base_lr", lr)
+        merged["base_lr"] = group["base_lr"]
+        _check_rate(merged)
+        self.recipe.specs(Layout.of(()), self._hyper(merged, lora=False))  # options that exclude each other
+        super().add_param_group(group)
+
+    @property
+    def base_lrs(self) -> list[float]:
+        """Learning rate of each group at construction: what the mask is relative to."""
+        return [group["base_lr"] for group in self.param_groups]
+
+    def _hyper(self, group: dict[str, Any], lora: bool) -> Any:
+        values = {name: group[name] for name in self.recipe.Hyper._fields if name in group}
+        if values.get("final_clip") is None:
+            values["final_clip"] = group["clip_threshold"]
+        values["allora"] = lora and not group["full_finetune"]
+        return self.recipe.Hyper(**values)
+
+    def _fields(self, layout: Layout, hp: Any) -> list[execute.Field]:
+        code = getattr(self.config, "state_code", "fp32")
+        return execute.fields_of(self.recipe, layout, hp, code, getattr(self.config, "blocksize", 256))
+
+    # ---------------------------------------------------------------- step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:  # type: ignore[override]
+        """Update all parameters that have a gradient.
+
+        Args:
+            closure: evaluates the model with gradients enabled and returns the loss.
+            loss: the loss of this step, where no closure gives it.
+
+        Returns:
+            The closure's loss, or ``loss``.
+        """
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._check_gradients()
+        shared: dict[int, Any] = {}
+        lagged = self._lagged()
+        for group, chunk in chunks(self.param_groups):
+            active = [i for i, p in enumerate(chunk.params) if p.grad is not None]
+            if not active:
+                continue
+            number = chunk.key[0]
+            if number not in shared:
+                shared[number] = self._share(number, group, lagged, chunk.params[0])
+            self._update(group, chunk, active, shared[number])
+        self._steps += 1
+        if self.config.verbose and self._steps % LOG_EVERY == 1:
+            rates = ", ".join(f"{float(g['lr']):.3g}" for g in self.param_groups)
+            logger.info("%s: step %d, scheduler lr %s", type(self).__name__, self._steps, rates)
+        return loss
+
+    def _update(self, group: dict[str, Any], chunk: Chunk, active: list[int], shared: Any) -> None:
+        """Update the active members of a chunk."""
+        part = chunk._replace(
+            params=[chunk.params[i] for i in active], indices=[chunk.indices[i] for i in active]
+        )
+        hp = self._hyper(group, chunk.lora)
+        fields = self._fields(chunk.layout, hp)
+        fresh = [p for p in part.params if not self.state[p]]
+        if fresh:
+            execute.create_state([self.state[p] for p in fresh], fresh, self.recipe, fields, chunk.layout)
+        states = [self.state[p] for p in part.params]
+        device = part.params[0].device
+        for state in states:
+            if state["step"].device != device:  # the parameter was moved after its last step
+                state.update({k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()})
+        ok = execute.run(part, states, self.recipe, fields, shared, hp, self._keys(part))
+        self._count_skipped(chunk, active, ok)
+
+    def _keys(self, chunk: Chunk) -> Tensor | None:
+        """Random keys of the chunk's parameters, where their type is rounded stochastically."""
+        low = chunk.params[0].dtype in (torch.bfloat16, torch.float16)
+        if not low or self.config.stochastic_rounding is False:
+            return None
+        keys = [parameter_key(self.config.seed, i) for i in chunk.indices]
+        return self._on_device(keys, torch.int32, chunk.params[0].device)
+
+    def _on_device(self, values: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A short list as a tensor, made once and without waiting for the device."""
+        key = (device, dtype, *values)
+        if key not in self._device_lists:
+            host = torch.tensor(values, dtype=dtype)
+            if device.type == "cuda":
+                host = host.pin_memory()
+            self._device_lists[key] = host.to(device, non_blocking=True)
+        return self._device_lists[key]
+
+    def _check_gradients(self) -> None:
+        """Refuse what cannot be updated before anything is."""
+        for group in self.param_groups:
+            for i, p in enumerate(group["params"]):
+                if p.grad is not None and p.grad.layout is not torch.strided:
+                    raise RuntimeError(
+                        f"parameter {self._name(group, i)} has a {p.grad.layout} gradient: only dense "
+                        "gradients are supported. Use nn.Embedding(..., sparse=False)."
+                    )
+
+    # ---------------------------------------------------------------- numbers over all parameters
+
+    def _lagged(self) -> list[dict[str, list[tuple[Tensor, int]]]]:
+        """Per group: name -> (number kept by a parameter, its elements), in parameter order."""
+        result = []
+        for group in self.param_groups:
+            found: dict[str, list[tuple[Tensor, int]]] = {}
+            for p in group["params"]:
+                state = self.state.get(p)
+                if state:
+                    for name in self.recipe.LAGGED:
+                        if name in state:
+                            found.setdefault(name, []).append((state[name], p.numel()))
+            result.append(found)
+        return result
+
+    def _share(self, number: int, group: dict[str, Any], lagged: list[Any], p: Tensor) -> Any:
+        """The recipe's shared scalars for one group."""
+        like = torch.empty((), dtype=execute.compute_dtype(p), device=p.device)
+        every: dict[str, Tensor] = {}
+        own: dict[str, Tensor] = {}
+        masked = 0
+        for name in self.recipe.LAGGED:
+            values = [v for found in lagged for v in found.get(name, [])]
+            if values:
+                every[name] = _gather(values, like)
+                masked = sum(n for _, n in values) if name == "lr_mask_sum" else masked
+            if lagged[number].get(name):
+                own[name] = _gather(lagged[number][name], like)
+        hp = self._hyper(group, lora=False)
+        return self.recipe.share(every, own, masked, hp, max(self.base_lrs), like)
+
+    # ---------------------------------------------------------------- what it does and holds
+
+    def _count_skipped(self, chunk: Chunk, active: list[int], ok: Tensor) -> None:
+        if chunk.key not in self._skipped or self._skipped[chunk.key].device != ok.device:
+            self._skipped[chunk.key] = torch.zeros(len(chunk.params), dtype=torch.int32, device=ok.device)
+        counts, bad = self._skipped[chunk.key], (~ok).to(torch.int32)
+        if len(active) == len(chunk.params):
+            counts += bad
+        else:
+            counts.index_add_(0, self._on_device(active, torch.int64, ok.device), bad)
+
+    def _name(self, group: dict[str, Any], position: int) -> str:
+        if "param_names" in group:
+            return str(group["param_names"][position])
+        before = 0
+        for other in self.param_groups:
+            if other is group:
+                break
+            before += len(other["params"])
+        return f"param_{before + position}"
+
+    def health(self) -> dict[str, Any]:
+        """Updates that were skipped because a gradient was not finite. One synchronisation.
+
+        Returns:
+            ``steps`` taken by this object, ``skipped_updates`` in all, and ``parameters``: name ->
+            number of its skipped updates (names from ``named_parameters`` or ``param_<index>``).
+        """
+        order = [(group, chunk) for group, chunk in chunks(self.param_groups) if chunk.key in self._skipped]
+        if not order:
+            return {"steps": self._steps, "skipped_updates": 0, "parameters": {}}
+        device = self._skipped[order[0][1].key].device
+        joined = torch.cat([self._skipped[chunk.key].to(device) for _, chunk in order]).tolist()
+        names: list[str] = []
+        for group, chunk in order:
+            first = sum(len(g["params"]) for g in self.param_groups[: chunk.key[0]])
+            names += [self._name(group, i - first) for i in chunk.indices]
+        bad = {name: count for name, count in zip(names, joined, strict=True) if count}
+        return {"steps": self._steps, "skipped_updates": sum(bad.values()), "parameters": bad}
+
+    def get_learning_rates(self) -> list[float]:
+        """Mean rate really applied in each group at its last step: schedule, level, mask and row gain.
+
+        One synchronisation. A group without any update yet reports its ``lr``.
+        """
+        sums: list[Tensor] = []
+        counts: list[int] = []
+        for group in self.param_groups:
+            values = [(self.state[p]["avg_lr"], p.numel()) for p in group["params"] if self.state.get(p)]
+            if values:
+                rates = torch.stack([v.to(values[0][0].device) for v, _ in values])
+                weights = [n for _, n in values]
+                sums.append((rates * self._on_device(weights, torch.float32, rates.device)).sum())
+                counts.append(sum(weights))
+            else:
+                sums.append(torch.as_tensor(group["lr"], dtype=torch.float32))
+                counts.append(1)
+        device = sums[0].device if sums else torch.device("cpu")
+        totals = torch.stack([s.to(device) for s in sums]).tolist()
+        return [total / count for total, count in zip(totals, counts, strict=True)]
+
+    def get_avg_learning_rate(self) -> float:
+        """Mean of ``get_learning_rates`` over all elements of all groups. One synchronisation."""
+        sizes = [max(1, sum(p.numel() for p in g["params"])) for g in self.param_groups]
+        rates = self.get_learning_rates()
+        return sum(r * n for r, n in zip(rates, sizes, strict=True)) / sum(sizes)
+
+    def _get_group_lr(self, group: dict[str, Any]) -> float:
+        """Mean rate really applied in this group."""
+        return self.get_learning_rates()[next(i for i, g in enumerate(self.param_groups) if g is group)]
+
+    def get_memory_stats(self) -> dict[str, int | float]:
+        """Bytes of state really held, counted from the tensors; zeros before the first step.
+
+        Returns:
+            ``total_quantized_memory`` (codes and scales) and ``total_high_precision_memory`` in
+            bytes; ``quantized_params`` and ``high_precision_params`` in elements;
+            ``compression_ratio`` = bytes held / bytes of the same states in fp32 (smaller is
+            better); ``bytes_per_parameter``; ``fraction_of_adam`` (Adam holds 8 bytes).
+        """
+        return report.memory_stats(
+            [(p, self.state[p], fields) for p, fields in self._parameters_with_fields() if self.state.get(p)]
+        )
+
+    def _parameters_with_fields(self) -> Iterator[tuple[Tensor, list[execute.Field]]]:
+        for group, chunk in chunks(self.param_groups):
+            fields = self._fields(chunk.layout, self._hyper(group, chunk.lora))
+            for p in chunk.params:
+                yield p, fields
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """State as plain tensors and numbers, readable with ``torch.load(weights_only=True)``."""
+        return {**super().state_dict(), "magic_version": FORMAT_VERSION}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
+        """Load what ``state_dict`` gave: bit for bit, types included, or not at all.
+
+        Raises:
+            CheckpointError: the state is of another optimizer, model or set of options; nothing
+                was changed then.
+        """
+        state_dict = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            result = hook(self, state_dict)
+            state_dict = state_dict if result is None else result
+        groups = self._merged_groups(state_dict["param_groups"])
+        saved_ids = list(chain.from_iterable(g["params"] for g in state_dict["param_groups"]))
+        params = list(chain.from_iterable(g["params"] for g in self.param_groups))
+        saved = {id(p): state_dict["state"].get(k, {}) for k, p in zip(saved_ids, params, strict=True)}
+        self._check_saved(groups, saved)
+
+        state: dict[Tensor, dict[str, Any]] = {}
+        for group, chunk in chunks(groups):
+            members = [p for p in chunk.params if saved[id(p)]]
+            if members:
+                fields = self._fields(chunk.layout, self._hyper(group, chunk.lora))
+                rows = [saved[id(p)] for p in members]
+                state.update(zip(members, execute.load_rows(rows, members, fields, chunk.layout), strict=True))
+        extra = {k: v for k, v in state_dict["state"].items() if k not in set(saved_ids)}
+        self.__setstate__({"state": _default_state({**state, **extra}), "param_groups": groups})
+        self._skipped.clear()
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def _merged_groups(self, saved_groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Saved options over our own, checked; our parameters."""
+        if len(saved_groups) != len(self.param_groups):
+            raise checkpoint.CheckpointError(
+                f"the state dict has a different number of parameter groups: {len(saved_groups)} saved, "
+                f"{len(self.param_groups)} here. Nothing was loaded."
+            )
+        known = {f.name for f in dataclass_fields(self.config_class)}
+        merged = []
+        for number, (own, saved) in enumerate(zip(self.param_groups, saved_groups, strict=True)):
+            if len(own["params"]) != len(saved["params"]):
+                raise checkpoint.CheckpointError(
+                    f"group {number} has {len(saved['params'])} parameters in the state dict and "
+                    f"{len(own['params'])} here: its size doesn't match. Nothing was loaded."
+                )
+            group = {**own, **deepcopy({k: v for k, v in saved.items() if k != "params"})}
+            group.update(checked(self.config_class, {k: group[k] for k in group.keys() & known}, "state dict"))
+            merged.append(group)
+        return merged
+
+    def _check_saved(self, groups: list[dict[str, Any]], saved: dict[int, dict[str, Any]]) -> None:
+        for group, chunk in chunks(groups):
+            compute = execute.compute_dtype(chunk.params[0])
+            expected = {
+                field.spec.name + plane.suffix: (plane.own_shape, plane.dtype)
+                for field in self._fields(chunk.layout, self._hyper(group, chunk.lora))
+                for plane in field.planes(chunk.layout, compute)
+            }
+            for i, p in zip(chunk.indices, chunk.params, strict=True):
+                checkpoint.check_state(f"parameter {i}", saved[id(p)], expected)
+
+
+def _default_state(state: dict[Any, Any]) -> Any:
+    from collections import defaultdict
+
+    return defaultdict(dict, state)
+
+
+def _gather(values: list[tuple[Tensor, int]], like: Tensor) -> Tensor:
+    """Numbers of many parameters as one vector on one device."""
+    return torch.stack([v.to(like.device) for v, _ in values])
+
+
+def _check_parameter(p: Any) -> None:
+    if not isinstance(p, Tensor):
+        return  # torch's own message is clear
+    if p.layout is not torch.strided:
+        raise ValueError(f"a {p.layout} parameter cannot be optimized: only dense parameters are supported.")
+    if p.is_complex():
+        raise ValueError(
+            f"a complex parameter ({p.dtype}) cannot be optimized: pass torch.view_as_real(p) instead."
+        )
+
+
+def _check_rate(group: dict[str, Any]) -> None:
+    """Warn where lr lies outside the mask's range; refuse a level rule without a start."""
+    lr, low, high = group["base_lr"], group["min_lr"], group["max_lr"]
+    if group["lr_level"] == "distance" and lr == 0:
+        raise fail("lr", lr, "lr_level='distance' needs a small start above 0", "For example lr=1e-6.")
+    if lr > high:
+        warnings.warn(f"lr={lr:g} is above max_lr={high:g}: rates are clamped to max_lr. Pass max_lr.", stacklevel=4)
+    elif 0 < lr < low:
+        warnings.warn(f"lr={lr:g} is below min_lr={low:g}: rates are raised to min_lr. Pass min_lr.", stacklevel=4)

@@ -1,0 +1,1 @@
+"""One short text per algorithm: which techniques, in which order."""

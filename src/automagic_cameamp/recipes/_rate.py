@@ -1,0 +1,233 @@
+"""The learning rate of every element: level x mask, clamped to [min_lr, max_lr].
+
+Everything here is relative to the group's ``lr``, which belongs to the scheduler: a rate of 1
+means exactly ``group["lr"]``. What has to be known over all parameters (mean of the mask, level,
+votes) is read one step late from numbers that each parameter keeps, so nothing waits for a
+reduction over the model and nothing lives outside ``optimizer.state``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import techniques as T
+from ..storage.spec import StateSpec
+from ..types import Layout, Phase, Scalars
+
+if TYPE_CHECKING:
+    from .base import Hyper, State
+
+# One number per parameter, gathered over all parameters before each step.
+LAGGED = ("lr_mask_sum", "lr_mask_vote", "lr_level", "level_r", "level_norm")
+
+
+class Shared(NamedTuple):
+    """Scalars over all parameters, from the previous step; 0-D tensors.
+
+    Args:
+        mask_mean: mean of the mask over all parameters.
+        mask_vote: sum of the sign agreements of the group (granularity 'group').
+        level: d / d0 (lr_level 'distance') or the logarithm of the level ('vote').
+        level_start: d0, the base rate that the level multiplies.
+    """
+
+    mask_mean: Tensor
+    mask_vote: Tensor
+    level: Tensor
+    level_start: float
+
+
+def mask_code(hp: Hyper) -> T.MaskCode:
+    """Integer code of the mask under these options."""
+    if hp.lr_mask_rule == "geometric":
+        return T.GEOMETRIC
+    return T.additive_code(hp.base_lr, hp.lr_bump, hp.min_lr, hp.max_lr)
+
+
+def has_mask(hp: Hyper) -> bool:
+    """Whether any mask is kept: there is nothing to learn without a warm-up."""
+    return hp.use_lr_mask and hp.lr_mask_rule != "none" and hp.warmup_steps > 0
+
+
+def specs(layout: Layout, hp: Hyper) -> list[StateSpec]:
+    """Fields that the rate of one parameter needs."""
+    fields: list[StateSpec] = []
+    if has_mask(hp):
+        code = mask_code(hp)
+        if hp.lr_mask_granularity == "element":
+            fields.append(StateSpec("lr_mask", "full", dtype=code.dtype, initial=code.start))
+        else:
+            extent = "row" if hp.lr_mask_granularity == "row" else "tensor"
+            bits = T.packed_size(layout.numel)
+            fields.append(StateSpec("lr_mask", extent, dtype=code.counter))
+            fields.append(StateSpec("last_polarity", "bits", dtype=torch.uint8, count=bits))
+        if hp.lr_mask_granularity == "group":
+            fields.append(StateSpec("lr_mask_vote", "tensor", dtype=torch.float32))
+        if hp.lr_mask_rule == "geometric":
+            fields.append(StateSpec("lr_mask_sum", "tensor", dtype=torch.float32, initial=layout.numel))
+    if hp.lr_level == "distance":
+        count = T.sample_size(layout.numel)
+        fields += [
+            StateSpec("lr_level", "tensor", dtype=torch.float32, initial=1.0),
+            StateSpec("level_anchor", "sample", dtype=torch.float32, count=count),
+            StateSpec("level_sum", "sample", dtype=torch.float32, count=count),
+            StateSpec("level_r", "tensor", dtype=torch.float32),
+            StateSpec("level_norm", "tensor", dtype=torch.float32),
+        ]
+    elif hp.lr_level == "vote":
+        fields += [
+            StateSpec("lr_level", "tensor", dtype=torch.float32),
+            StateSpec("sign_history", "full", dtype=torch.uint8),
+            StateSpec("level_r", "tensor", dtype=torch.float32),
+            StateSpec("level_norm", "tensor", dtype=torch.float32),
+        ]
+    return fields
+
+
+def share(
+    every: dict[str, Tensor], group: dict[str, Tensor], masked: int, hp: Hyper, start: float, like: Tensor
+) -> Shared:
+    """Combine the numbers that the parameters keep.
+
+    Args:
+        every: field name -> [N] values over all parameters that keep it.
+        group: the same over the parameters of one group.
+        masked: number of elements of the parameters behind ``every['lr_mask_sum']``.
+        hp: options of the group.
+        start: d0, the largest base rate of all groups.
+        like: a tensor of the wanted device and type.
+    """
+    one = torch.ones((), dtype=like.dtype, device=like.device)
+    mean, vote, level = one, one * 0, one if hp.lr_level == "distance" else one * 0
+    if "lr_mask_sum" in every:
+        mean = (every["lr_mask_sum"].sum() / masked).to(like.dtype)
+    if "lr_mask_vote" in group:
+        vote = group["lr_mask_vote"].sum().to(like.dtype)
+    if hp.lr_level == "distance" and "lr_level" in every:
+        r, norm = every["level_r"].sum(), every["level_norm"].sum()
+        level = T.distance_level(every["lr_level"].max(), r, norm, start).to(like.dtype)
+    elif hp.lr_level == "vote" and "lr_level" in group:
+        norm = group["level_norm"].sum()
+        step = torch.where(norm > 0, group["level_r"].sum() / norm, 0.0)
+        level = (group["lr_level"].max() + step).to(like.dtype)
+    return Shared(mean, vote, level, start)
+
+
+def rate(
+    g: Tensor, u: Tensor, p: Tensor, state: State, shared: Shared, k: Scalars, hp: Hyper, phase: Phase
+) -> tuple[Tensor | float, State]:
+    """Rate of every element, relative to the group's lr, and the state that follows.
+
+    Args:
+        g: [B,K,m,n] raw gradient.
+        u: [B,K,m,n] normalised update.
+        p: [B,K,m,n] weights before the step.
+
+    Returns:
+        A number or a tensor that broadcasts to [B,K,m,n].
+    """
+    level, state = _level(g, u, p, state, shared, k, hp)
+    value: Tensor | float = level
+    if has_mask(hp):
+        mask, state = _mask(g, state, shared, k, hp, phase)
+        value = mask * level if isinstance(level, Tensor) else mask
+    value = _clamp(value, hp)
+    return value, state
+
+
+def _clamp(value: Tensor | float, hp: Hyper) -> Tensor | float:
+    """Keep lr * value inside [min_lr, max_lr] x schedule (schedule = lr / base_lr)."""
+    if hp.base_lr > 0:
+        low, high = hp.min_lr / hp.base_lr, hp.max_lr / hp.base_lr
+        value = value.clamp(low, high) if isinstance(value, Tensor) else min(max(value, low), high)
+    if hp.hard_min_lr:
+        value = _absolute_floor(value, hp)
+    return value
+
+
+def _absolute_floor(value: Tensor | float, hp: Hyper) -> Tensor | float:
+    """Keep lr * value above min_lr whatever the scheduler does, except at lr = 0."""
+    if isinstance(hp.lr, Tensor):
+        floor = torch.where(hp.lr > 0, hp.min_lr / hp.lr, 0.0)
+        value = value if isinstance(value, Tensor) else torch.full_like(floor, value)
+        return torch.maximum(value, floor.to(value.dtype))
+    floor = hp.min_lr / hp.lr if hp.lr > 0 else 0.0
+    return value.clamp(min=floor) if isinstance(value, Tensor) else max(value, floor)
+
+
+def _mask(
+    g: Tensor, state: State, shared: Shared, k: Scalars, hp: Hyper, phase: Phase
+) -> tuple[Tensor, State]:
+    """Multiplier of the mask; counters move in the warm-up and are frozen afterwards."""
+    assert state.lr_mask is not None
+    code = mask_code(hp)
+    if phase.may_warm_up:
+        state = _count(g, state, shared, k, hp, code)
+    if hp.lr_mask_granularity == "element":
+        counter = T.split_word(state.lr_mask, code)[0]  # type: ignore[arg-type]
+    else:
+        counter = state.lr_mask.clone()  # type: ignore[union-attr]
+    if hp.lr_mask_rule == "additive":
+        return T.additive_mask(counter, g.dtype, hp.base_lr, hp.lr_bump, hp.min_lr, hp.max_lr), state
+    mask = T.geometric_mask(counter, shared.mask_mean.log2())
+    if phase.may_warm_up:
+        total = (T.tensor_sum(mask) * shared.mask_mean).float()
+        if hp.lr_mask_granularity != "element":  # one multiplier stands for several elements
+            total = total * (T.numel(g) / T.numel(mask))
+        state = state._replace(lr_mask_sum=torch.where(k.warm, total, state.lr_mask_sum))
+    return mask, state
+
+
+def _count(g: Tensor, state: State, shared: Shared, k: Scalars, hp: Hyper, code: T.MaskCode) -> State:
+    """Move the counters by sign agreement. Frozen tensors of a MIXED stack keep every bit."""
+    live = k.warm & (k.t > 1)
+    if hp.lr_mask_granularity == "element":
+        counter, last = T.split_word(state.lr_mask, code)  # type: ignore[arg-type]
+        bump, new_last = T.agreement(g, last, live)
+        last = last + (new_last - last) * k.warm.to(last.dtype)
+        return state._replace(lr_mask=T.join_word(T.count(counter, bump, code), last, code))
+
+    last = 1 - 2 * T.unpack_bits(state.last_polarity, tuple(g.shape[1:])).to(code.counter)  # type: ignore[arg-type]
+    bump, new_last = T.agreement(g, last, live)
+    last = last + (new_last - last) * k.warm.to(last.dtype)
+    state = state._replace(last_polarity=T.pack_bits(last < 0))
+    granularity = "row" if hp.lr_mask_granularity == "row" else "tensor"
+    total, move = T.majority(bump, granularity)
+    if hp.lr_mask_granularity == "group":
+        vote = torch.where(k.warm, total, torch.zeros_like(total))
+        move = shared.mask_vote.sign().to(code.counter) * k.warm.to(code.counter)
+        state = state._replace(lr_mask_vote=vote)
+    return state._replace(lr_mask=T.count(state.lr_mask, move, code))  # type: ignore[arg-type]
+
+
+def _level(
+    g: Tensor, u: Tensor, p: Tensor, state: State, shared: Shared, k: Scalars, hp: Hyper
+) -> tuple[Tensor | float, State]:
+    """Level of the rate and its evidence for the next step."""
+    if hp.lr_level == "fixed":
+        return 1.0, state
+    flat = (-1, 1, 1, 1)
+    copy = shared.level.to(torch.float32).expand(g.shape[0]).reshape(flat)
+    if hp.lr_level == "distance":
+        assert state.level_anchor is not None and state.level_sum is not None and state.level_r is not None
+        weight = shared.level_start * shared.level.square()
+        travelled = state.level_anchor.to(g.dtype) - T.sample(p)
+        r, total, norm = T.distance_evidence(
+            state.level_r.flatten(), state.level_sum, T.sample(g), travelled, weight
+        )
+        state = state._replace(level_sum=total.float())
+        level = shared.level * T.DISTANCE_GAIN
+    else:
+        assert state.sign_history is not None
+        history = T.push_sign(state.sign_history, g)
+        enough = (k.t >= T.VOTE_HISTORY).flatten()
+        r, norm = T.sign_vote(history, u, enough)
+        state = state._replace(sign_history=history)
+        level = shared.level.exp()
+    state = state._replace(
+        lr_level=copy, level_r=r.float().reshape(flat), level_norm=norm.float().reshape(flat)
+    )
+    return level, state

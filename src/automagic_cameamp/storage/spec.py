@@ -1,0 +1,58 @@
+"""What a recipe keeps per parameter: names, extents, whether a codec may touch them."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+
+from ..types import Layout
+
+Extent = Literal["full", "row", "col", "tensor", "bits", "sample"]
+
+
+class StateSpec(NamedTuple):
+    """One field of a recipe's state.
+
+    Args:
+        name: key in ``optimizer.state[p]``.
+        extent: 'full' one value per element; 'row' (K, m, 1); 'col' (K, 1, n); 'tensor' one
+            number; 'bits' one bit per element; 'sample' ``count`` numbers.
+        domain: 'signed' (a running mean), 'positive' (a denominator: codes must never reach 0),
+            'plain' (kept as it is, never quantised).
+        dtype: type of a plain field; None means the type of the arithmetic (fp32 or fp64).
+        initial: value of a fresh field.
+        count: length of a 'sample' or 'bits' field.
+    """
+
+    name: str
+    extent: Extent = "full"
+    domain: Literal["signed", "positive", "plain"] = "plain"
+    dtype: torch.dtype | None = None
+    initial: float = 0.0
+    count: int = 0
+
+    def stack_shape(self, layout: Layout) -> tuple[int, ...]:
+        """Shape of one tensor's field inside a stack (without the leading B)."""
+        k, m, n = layout.view
+        return {
+            "full": (k, m, n),
+            "row": (k, m, 1),
+            "col": (k, 1, n),
+            "tensor": (1, 1, 1),
+            "bits": (self.count,),
+            "sample": (self.count,),
+        }[self.extent]
+
+    def own_shape(self, layout: Layout) -> tuple[int, ...]:
+        """Shape of the field as the user sees it in ``optimizer.state[p]``."""
+        k, m, n = layout.view
+        lead = (k,) if len(layout.shape) == 3 else ()
+        return {
+            "full": layout.shape,
+            "row": (*lead, m),
+            "col": (*lead, n),
+            "tensor": (),
+            "bits": (self.count,),
+            "sample": (self.count,),
+        }[self.extent]

@@ -1,0 +1,80 @@
+"""Pure, batch-first, fp32 functions: one per technique, one definition of every equation.
+
+A stack of same-shape parameters is ``[B, K, m, n]`` (see ``types.Layout``). No function here
+knows a state, a group or a step counter, and none writes into its arguments.
+"""
+
+from ._bits import pack_bits, packed_size, unpack_bits
+from ._reduce import all_finite, numel, rms, row_mean, row_sum, tensor_mean, tensor_sum
+from .decay import adaptive_decay
+from .direction import cautious, grams, orthograd
+from .gradient import agr
+from .learning_rate import (
+    GEOMETRIC,
+    MaskCode,
+    additive_code,
+    additive_mask,
+    agreement,
+    allora_gain,
+    count,
+    geometric_mask,
+    join_word,
+    majority,
+    split_word,
+)
+from .level import (
+    DISTANCE_GAIN,
+    VOTE_HISTORY,
+    distance_evidence,
+    distance_level,
+    push_sign,
+    sample,
+    sample_size,
+    sign_vote,
+)
+from .momentum import ema, torque
+from .scaling import belief_residual, factored_moment, factored_rsqrt, rms_clip, rms_gain
+
+__all__ = [
+    "DISTANCE_GAIN",
+    "GEOMETRIC",
+    "VOTE_HISTORY",
+    "MaskCode",
+    "adaptive_decay",
+    "additive_code",
+    "additive_mask",
+    "agr",
+    "agreement",
+    "all_finite",
+    "allora_gain",
+    "belief_residual",
+    "cautious",
+    "count",
+    "distance_evidence",
+    "distance_level",
+    "ema",
+    "factored_moment",
+    "factored_rsqrt",
+    "geometric_mask",
+    "grams",
+    "join_word",
+    "majority",
+    "numel",
+    "orthograd",
+    "pack_bits",
+    "packed_size",
+    "push_sign",
+    "rms",
+    "rms_clip",
+    "rms_gain",
+    "row_mean",
+    "row_sum",
+    "sample",
+    "sample_size",
+    "sign_vote",
+    "split_word",
+    "tensor_mean",
+    "tensor_sum",
+    "torque",
+    "unpack_bits",
+]

@@ -1,0 +1,58 @@
+"""Reductions over one parameter of a stack [B, K, m, n]: the only file that knows dimension 0.
+
+Every result keeps its reduced dimensions. A tensor's result never depends on the other tensors of
+the stack, nor on the number of threads: torch splits a reduction to a single number over its
+threads, so sums go through many short rows first and no large reduction ever yields one number.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SPLIT = 1024  # a row longer than four of these, alone in its tensor, is summed in pieces of this length
+
+
+def row_sum(x: Tensor) -> Tensor:
+    """[B,K,m,n] -> [B,K,m,1]."""
+    n = x.shape[-1]
+    if x.shape[-2] * x.shape[-3] > 1 or n <= 4 * _SPLIT:
+        return x.sum(-1, keepdim=True)
+    whole = n - n % _SPLIT
+    pieces = x[..., :whole].unflatten(-1, (-1, _SPLIT)).sum(-1).sum(-1, keepdim=True)
+    return pieces + x[..., whole:].sum(-1, keepdim=True)
+
+
+def row_mean(x: Tensor) -> Tensor:
+    """[B,K,m,n] -> [B,K,m,1]."""
+    return row_sum(x) / x.shape[-1]
+
+
+def col_mean(x: Tensor) -> Tensor:
+    """[B,K,m,n] -> [B,K,1,n]."""
+    return x.mean(-2, keepdim=True)
+
+
+def tensor_sum(x: Tensor) -> Tensor:
+    """[B,K,m,n] -> [B,1,1,1]."""
+    return row_sum(x).sum((1, 2), keepdim=True)
+
+
+def tensor_mean(x: Tensor) -> Tensor:
+    """[B,K,m,n] -> [B,1,1,1]."""
+    return tensor_sum(x) / numel(x)
+
+
+def numel(x: Tensor) -> int:
+    """Number of elements of one tensor of the stack."""
+    return x.shape[1] * x.shape[2] * x.shape[3]
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square of each tensor: [B,K,m,n] -> [B,1,1,1]."""
+    return tensor_mean(x.square()).sqrt()
+
+
+def all_finite(x: Tensor) -> Tensor:
+    """Whether every element is finite and their sum does not overflow: [B,K,m,n] -> [B,1,1,1] bool."""
+    return torch.isfinite(tensor_sum(x))

@@ -1,0 +1,51 @@
+"""Running means and how much a new update counts in them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..types import Locality, local
+from ._reduce import row_sum, tensor_sum
+
+TORQUE_BETA = 0.9
+
+
+@local(Locality.ELEMENT)
+def ema(old: Tensor, new: Tensor, beta: float | Tensor) -> Tensor:
+    r"""Exponential moving average :math:`\beta\, \mathrm{old} + (1-\beta)\, \mathrm{new}`.
+
+    Args:
+        old: running mean.
+        new: new value, same shape.
+        beta: decay in [0, 1]; a number or a tensor that broadcasts.
+
+    Returns:
+        The new mean; a fixed point where old == new, whatever beta.
+    """
+    return torch.lerp(new, old, beta)
+
+
+@local(Locality.TENSOR)
+def torque(s: Tensor, m: Tensor, u: Tensor, per_row: bool = False) -> tuple[Tensor, Tensor]:
+    r"""Torque-aware momentum: damp an update that turns away from the running mean.
+
+    .. math:: s \leftarrow 0.9\, s + 0.1 \cos(m, u), \qquad d = (1 + s)/2
+
+    Args:
+        s: [B,1,1,1] running cosine ([B,K,m,1] when ``per_row``).
+        m: [B,K,m,n] momentum before this update.
+        u: [B,K,m,n] this update.
+        per_row: one cosine per row instead of one per tensor.
+
+    Returns:
+        New s and the damping d in [0, 1]; the cosine is 0 where either norm is 0.
+
+    Source: Malviya et al. 2024, arXiv 2412.18790 (page read).
+    Deviations: the paper adds ``(eps + d) g`` to a heavy ball; the caller averages instead.
+    """
+    total = row_sum if per_row else tensor_sum
+    norms = (total(m.square()) * total(u.square())).sqrt()
+    cosine = torch.where(norms > 0, total(m * u) / norms, 0.0).clamp(-1.0, 1.0)
+    s = ema(s, cosine, TORQUE_BETA)
+    return s, (1 + s) / 2

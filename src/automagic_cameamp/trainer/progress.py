@@ -1,0 +1,78 @@
+"""What the terminal shows: a bar for each optimizer with loss, rate and memory, and a table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .loop import RunResult
+from .metrics import Row
+from .report import human_bytes, optimizer_ms, state_of
+
+
+class Bars:
+    """A rich progress display; `on_row` feeds the bar of the optimizer that is running."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}", style="bold"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}", style="dim"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+        )
+        self._task = TaskID(0)
+        self._loss: float | None = None
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def start(self, name: str, total: int) -> None:
+        """Add a bar below the others."""
+        self._loss = None
+        self._task = self.progress.add_task(name, total=total, detail="")
+
+    def on_row(self, row: Row) -> None:
+        """Show one metrics line."""
+        loss = row["loss"]
+        if loss is not None:
+            self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
+        shown = "" if self._loss is None else f"loss {self._loss:.4f}  "
+        detail = f"{shown}lr {row['lr']:.1e}  state {human_bytes(row['state_bytes'])}"
+        self.progress.update(self._task, completed=row["step"], detail=detail)
+
+    def tick(self) -> None:
+        """One step of a bar that counts nothing but itself."""
+        self.progress.advance(self._task)
+
+
+def summary(console: Console, out: Path, results: Sequence[RunResult], again: str) -> None:
+    """The closing table, and where to look next."""
+    table = Table(title=None, header_style="bold", border_style="dim")
+    table.add_column("optimizer")
+    for name in ("held-out loss", "state", "of Adam", "ms/step", "time"):
+        table.add_column(name, justify="right")
+    for result in results:
+        held, _, share = state_of(result)
+        table.add_row(
+            result.label,
+            f"{result.before:.4f} → {result.after:.4f}",
+            human_bytes(held),
+            f"{share:.0%}",
+            f"{optimizer_ms(result):.2f}",
+            f"{result.rows[-1]['seconds']:.0f} s",
+        )
+    console.print(table)
+    console.print(f"[bold]{out / 'report.html'}[/]  pictures, curves and memory; open it in a browser")
+    console.print(f"[bold]{out / 'samples.png'}[/]  before and after")
+    console.print(f"[bold]{out / 'adapter.safetensors'}[/]  the LoRA ({results[-1].label}); draw with it:")
+    console.print(f"  {again}", highlight=False, soft_wrap=True)

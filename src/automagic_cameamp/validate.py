@@ -1,0 +1,148 @@
+"""Options: declared once, checked once, explained in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+Check = Callable[[str, Any], Any]
+
+
+def fail(name: str, value: object, allowed: str, advice: str = "") -> ValueError:
+    """The one form of a complaint about a value."""
+    return ValueError(f"{name}={value!r} is not allowed: {allowed}." + (f" {advice}" if advice else ""))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def number(
+    low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False, advice: str = ""
+) -> Check:
+    """A real number between low and high; an end is excluded where it is open."""
+    left, right = "(" if open_low else "[", ")" if open_high else "]"
+    allowed = f"a number in {left}{low:g}, {high:g}{right}"
+
+    def check(name: str, value: Any) -> float:
+        good = _is_number(value) and not math.isnan(value)
+        good = good and (value > low if open_low else value >= low)
+        good = good and (value < high if open_high else value <= high)
+        if not good:
+            raise fail(name, value, allowed, advice)
+        return float(value)
+
+    return check
+
+
+def integer(low: int, high: float = math.inf, advice: str = "") -> Check:
+    """A whole number between low and high; 500.0 counts as 500."""
+    allowed = f"a whole number in [{low}, {high:g}]"
+
+    def check(name: str, value: Any) -> int:
+        if not _is_number(value) or value != value or math.isinf(value) or int(value) != value:
+            raise fail(name, value, allowed, advice)
+        if not low <= value <= high:
+            raise fail(name, value, allowed, advice)
+        return int(value)
+
+    return check
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False; 0 and 1 are understood."""
+    if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    raise fail(name, value, "True or False")
+
+
+def choice(*allowed: object) -> Check:
+    """One of a few values."""
+
+    def check(name: str, value: Any) -> Any:
+        if value in allowed:
+            return value
+        near = difflib.get_close_matches(str(value), [str(a) for a in allowed], 1)
+        hint = f"Did you mean {near[0]!r}?" if near else ""
+        raise fail(name, value, "one of " + ", ".join(repr(a) for a in allowed), hint)
+
+    return check
+
+
+def optional(check: Check) -> Check:
+    """None, or what ``check`` allows."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def rate(name: str, value: Any) -> float | Tensor:
+    """A learning rate: a number >= 0, or a tensor of one element."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise fail(name, tuple(value.shape), "a number or a tensor of one element")
+        return value
+    return number(0.0, open_high=True)(name, value)
+
+
+def _filled(name: str, value: Any, default: Sequence[float], check: Check) -> tuple[float, ...]:
+    items = list(value) if isinstance(value, Iterable) else [value]
+    if not 1 <= len(items) <= len(default):
+        raise fail(name, value, f"1 to {len(default)} numbers")
+    return tuple(check(f"{name}[{i}]", x) for i, x in enumerate([*items, *default[len(items) :]]))
+
+
+def betas(name: str, value: Any) -> tuple[float, ...]:
+    """Two or three decays; the third is the document's where only two are given."""
+    if not isinstance(value, (list, tuple)) or len(value) < 2:
+        raise fail(name, value, "two or three numbers in [0, 1)", "For example betas=(0.8, 0.99, 0.999).")
+    return _filled(name, value, (0.8, 0.99, 0.999), number(0.0, 1.0, open_high=True))
+
+
+def epsilons(name: str, value: Any) -> tuple[float, ...]:
+    """Up to three floors: squared gradient, residual, denominator; one number is the denominator's."""
+    check = number(0.0, open_high=True)
+    if not isinstance(value, (list, tuple)):
+        return (1e-30, 1e-16, check(name, value))
+    return _filled(name, value, (1e-30, 1e-16, 1e-8), check)
+
+
+def power_of_two(low: int, high: int) -> Check:
+    """A power of two between low and high."""
+    whole = integer(low, high)
+
+    def check(name: str, value: Any) -> int:
+        value = whole(name, value)
+        if value & (value - 1):
+            raise fail(name, value, f"a power of two in [{low}, {high}]", f"Use {1 << value.bit_length() - 1}.")
+        return value
+
+    return check
+
+
+def option(default: Any, check: Check, doc: str) -> Any:
+    """A field of a config: default, check, one line of explanation."""
+    metadata = {"check": check, "doc": doc}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def unknown_option(owner: str, name: str, known: Iterable[str]) -> TypeError:
+    """The complaint about a keyword that does not exist."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, 3, 0.5)
+    hint = f"Did you mean {', '.join(repr(n) for n in near)}?" if near else f"Known: {', '.join(names)}."
+    return TypeError(f"{owner} has no option {name!r}. {hint}")
+
+
+def checked(config_class: type, values: dict[str, Any], owner: str) -> dict[str, Any]:
+    """Values that were given, each checked and converted; unknown names raise TypeError."""
+    fields = {f.name: f for f in dataclasses.fields(config_class)}
+    for name in values:
+        if name not in fields:
+            raise unknown_option(owner, name, fields)
+    return {name: fields[name].metadata["check"](name, value) for name, value in values.items()}
