@@ -72,7 +72,7 @@ class OptimizerConfig:
 class OptimizerConfig8bit(OptimizerConfig):
     """Options of ``Automagic_CameAMP8bit``."""
 
-    blocksize: int = option(4096, power_of_two(64, 4096), "elements that share a scale; 256 is finer")
+    blocksize: int = option(256, power_of_two(64, 4096), "elements that share a scale")
     state_code: str = option("dynamic", choice("dynamic", "softsign"), "eight-bit code of the momentum")
 
 

@@ -14,7 +14,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -53,7 +53,7 @@ def parse_optimizer_args(args: Iterable[str]) -> dict[str, Any]:
         if not sign:
             raise OptimizerArgumentError(f"optimizer argument {arg!r} has no '='; write it as key=value")
         if not key.isidentifier():
-            raise OptimizerArgumentError(f"optimizer argument {arg!r}: {key!r} is not a name; write key=value")
+            raise OptimizerArgumentError(f"optimizer argument {arg!r}: {key!r} is not a name")
         if not value.strip():
             raise OptimizerArgumentError(f"optimizer argument {arg!r} has no value; write {key}=value")
         if key in parsed:
@@ -66,7 +66,7 @@ def our_optimizers() -> dict[str, type[torch.optim.Optimizer]]:
     """The classes of this package by name."""
     from .optimizers import OPTIMIZERS
 
-    return dict(OPTIMIZERS)
+    return {name: cast("type[torch.optim.Optimizer]", cls) for name, cls in OPTIMIZERS.items()}
 
 
 def torch_optimizers() -> dict[str, type[torch.optim.Optimizer]]:

@@ -46,7 +46,9 @@ def _configured(cls: C) -> C:
     __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     __init__.__qualname__ = f"{cls.__name__}.__init__"
     cls.__init__ = functools.wraps(__init__, assigned=("__qualname__",))(__init__)  # type: ignore[misc]
-    cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nArgs:\n    params: parameters, groups, or (name, parameter) pairs.\n" + "\n".join(lines)
+    summary = inspect.cleandoc(cls.__doc__ or "")
+    lines.insert(0, "    params: parameters, groups, or (name, parameter) pairs.")
+    cls.__doc__ = summary + "\n\nArgs:\n" + "\n".join(lines)
     return cls
 
 

@@ -117,7 +117,8 @@ def power_of_two(low: int, high: int) -> Check:
     def check(name: str, value: Any) -> int:
         value = whole(name, value)
         if value & (value - 1):
-            raise fail(name, value, f"a power of two in [{low}, {high}]", f"Use {1 << value.bit_length() - 1}.")
+            nearest = 1 << (value.bit_length() - 1)
+            raise fail(name, value, f"a power of two in [{low}, {high}]", f"Use {nearest}.")
         return value
 
     return check

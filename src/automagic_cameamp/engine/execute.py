@@ -45,8 +45,7 @@ def compute_dtype(p: Tensor) -> torch.dtype:
 def fields_of(recipe: ModuleType, layout: Layout, hp: Any, state_code: str, block_size: int) -> list[Field]:
     """Fields of a parameter of this layout under these options."""
     return [
-        Field(spec, storage.choose(spec, layout, state_code, block_size))
-        for spec in recipe.specs(layout, hp)
+        Field(spec, storage.choose(spec, layout, state_code, block_size)) for spec in recipe.specs(layout, hp)
     ]
 
 
@@ -59,7 +58,11 @@ def stack_params(params: list[Tensor], layout: Layout, compute: torch.dtype) -> 
 
 
 def create_state(
-    states: list[dict[str, Any]], params: list[Tensor], recipe: ModuleType, fields: list[Field], layout: Layout
+    states: list[dict[str, Any]],
+    params: list[Tensor],
+    recipe: ModuleType,
+    fields: list[Field],
+    layout: Layout,
 ) -> None:
     """First state of these parameters, as rows of one tensor per plane."""
     compute = compute_dtype(params[0])

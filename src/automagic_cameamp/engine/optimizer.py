@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import fields as dataclass_fields
@@ -70,8 +71,9 @@ class CameAMPOptimizer(Optimizer):
         known = {f.name for f in dataclass_fields(self.config_class)}
         group = dict(param_group)
         for name in group.keys() & set(configs.ENGINE_OPTIONS):
-            raise fail(f"group[{name!r}]", group[name], "this option belongs to the optimizer, not to a group")
-        group.update(checked(self.config_class, {k: v for k, v in group.items() if k in known}, "group"))
+            raise fail(f"group[{name!r}]", group[name], "it belongs to the optimizer, not to a group")
+        given = {k: v for k, v in group.items() if k in known}
+        group.update(checked(self.config_class, given, "parameter group"))
         for name in group.keys() - known:
             if near := difflib.get_close_matches(str(name), known, 1, 0.87):
                 raise TypeError(f"parameter group has no option {name!r}. Did you mean {near[0]!r}?")
@@ -333,10 +335,10 @@ class CameAMPOptimizer(Optimizer):
             members = [p for p in chunk.params if saved[id(p)]]
             if members:
                 fields = self._fields(chunk.layout, self._hyper(group, chunk.lora))
-                rows = [saved[id(p)] for p in members]
-                state.update(zip(members, execute.load_rows(rows, members, fields, chunk.layout), strict=True))
+                rows = execute.load_rows([saved[id(p)] for p in members], members, fields, chunk.layout)
+                state.update(zip(members, rows, strict=True))
         extra = {k: v for k, v in state_dict["state"].items() if k not in set(saved_ids)}
-        self.__setstate__({"state": _default_state({**state, **extra}), "param_groups": groups})
+        self.__setstate__({"state": defaultdict(dict, {**state, **extra}), "param_groups": groups})
         self._skipped.clear()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
@@ -357,7 +359,8 @@ class CameAMPOptimizer(Optimizer):
                     f"{len(own['params'])} here: its size doesn't match. Nothing was loaded."
                 )
             group = {**own, **deepcopy({k: v for k, v in saved.items() if k != "params"})}
-            group.update(checked(self.config_class, {k: group[k] for k in group.keys() & known}, "state dict"))
+            options = {name: group[name] for name in group.keys() & known}
+            group.update(checked(self.config_class, options, "state dict"))
             merged.append(group)
         return merged
 
@@ -371,12 +374,6 @@ class CameAMPOptimizer(Optimizer):
             }
             for i, p in zip(chunk.indices, chunk.params, strict=True):
                 checkpoint.check_state(f"parameter {i}", saved[id(p)], expected)
-
-
-def _default_state(state: dict[Any, Any]) -> Any:
-    from collections import defaultdict
-
-    return defaultdict(dict, state)
 
 
 def _gather(values: list[tuple[Tensor, int]], like: Tensor) -> Tensor:
@@ -399,8 +396,10 @@ def _check_rate(group: dict[str, Any]) -> None:
     """Warn where lr lies outside the mask's range; refuse a level rule without a start."""
     lr, low, high = group["base_lr"], group["min_lr"], group["max_lr"]
     if group["lr_level"] == "distance" and lr == 0:
-        raise fail("lr", lr, "lr_level='distance' needs a small start above 0", "For example lr=1e-6.")
+        raise fail("lr", lr, "lr_level='distance' needs a start above 0", "For example lr=1e-6.")
     if lr > high:
-        warnings.warn(f"lr={lr:g} is above max_lr={high:g}: rates are clamped to max_lr. Pass max_lr.", stacklevel=4)
+        text = f"lr={lr:g} is above max_lr={high:g}: rates are clamped to max_lr. Pass a higher max_lr."
+        warnings.warn(text, stacklevel=5)
     elif 0 < lr < low:
-        warnings.warn(f"lr={lr:g} is below min_lr={low:g}: rates are raised to min_lr. Pass min_lr.", stacklevel=4)
+        text = f"lr={lr:g} is below min_lr={low:g}: rates are raised to min_lr. Pass a lower min_lr."
+        warnings.warn(text, stacklevel=5)

@@ -18,7 +18,7 @@ from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
 
 if TYPE_CHECKING:
-    from .base import Hyper, State
+    from ._stages import Hyper, State
 
 # One number per parameter, gathered over all parameters before each step.
 LAGGED = ("lr_mask_sum", "lr_mask_vote", "lr_level", "level_r", "level_norm")
@@ -177,6 +177,7 @@ def _mask(
         total = (T.tensor_sum(mask) * shared.mask_mean).float()
         if hp.lr_mask_granularity != "element":  # one multiplier stands for several elements
             total = total * (T.numel(g) / T.numel(mask))
+        assert state.lr_mask_sum is not None
         state = state._replace(lr_mask_sum=torch.where(k.warm, total, state.lr_mask_sum))
     return mask, state
 

@@ -110,7 +110,7 @@ def geometric_mask(k: Tensor, log_mean: Tensor) -> Tensor:
 
 
 def additive_mask(k: Tensor, dtype: torch.dtype, lr: float, bump: float, low: float, high: float) -> Tensor:
-    r"""Multiplier of the additive rule: :math:`\mathrm{clamp}(\eta_0 + k b, \eta_{min}, \eta_{max}) / \eta_0`.
+    r"""Multiplier of the additive rule: :math:`\mathrm{clamp}(\eta_0 + kb, \eta_{min}, \eta_{max}) / \eta_0`.
 
     Args:
         k: integer counter, any shape.

@@ -61,12 +61,12 @@ def load_folder(folder: Path) -> PictureSet:
     """Read a folder: a caption sheet if there is one, else a .txt file beside every picture."""
     if not folder.is_dir():
         raise UserError(
-            f"--data {folder}: no such folder; give a folder of pictures with captions, or one of the shipped "
-            f"sets ({', '.join(SHIPPED)})"
+            f"--data {folder}: no such folder; give a folder of pictures with captions, or one of the "
+            f"shipped sets ({', '.join(SHIPPED)})"
         )
     sheets = [folder / name for name in SHEETS if (folder / name).is_file()]
     if len(sheets) > 1:
-        raise UserError(f"--data {folder}: two caption files, {sheets[0].name} and {sheets[1].name}; keep one")
+        raise UserError(f"--data {folder} has both {sheets[0].name} and {sheets[1].name}; keep one")
     pairs = list(_from_sheet(sheets[0]) if sheets else _from_text_files(folder))
     if not pairs:
         where = f"{sheets[0].name} lists no" if sheets else "no"
@@ -82,7 +82,7 @@ def _from_text_files(folder: Path) -> Iterator[tuple[Path, str]]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
             f"--data {folder}: no caption for {missing[0].name}{more}; write it to "
-            f"{missing[0].with_suffix('.txt').name}, or list all in captions.csv with the columns file,caption"
+            f"{missing[0].with_suffix('.txt').name}, or list all in captions.csv (columns file,caption)"
         )
     for file in files:
         yield file, _caption(_text(file.with_suffix(".txt")), file.with_suffix(".txt"))
@@ -136,7 +136,7 @@ def _caption(text: str, where: Path | str) -> str:
 
 
 def read_picture(file: Path) -> np.ndarray:
-    """Any picture as uint8 [32, 32, 3]: transparency on white, the whole picture centred in a white square."""
+    """Any picture as uint8 [32, 32, 3]: whole, centred in a white square, transparency on white."""
     from PIL import Image, UnidentifiedImageError
 
     try:

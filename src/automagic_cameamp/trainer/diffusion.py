@@ -81,9 +81,10 @@ def sample(
     seed: int,
     steps: int = SAMPLE_STEPS,
     guidance: float = GUIDANCE,
+    first: int = 0,
     on_step: Callable[[], object] = lambda: None,
 ) -> np.ndarray:
-    """Draw one picture for each row of `text`; picture i depends on (seed, i), not on its neighbours.
+    """Draw one picture for each row of `text`; picture i starts from the noise of (seed, first + i).
 
     `empty` is the embedding of the empty caption, one row.
     """
@@ -91,13 +92,18 @@ def sample(
     schedule = scheduler()
     schedule.set_timesteps(steps)
     n = len(text)
-    x = torch.stack([torch.randn(SHAPE, generator=generator(seed, "sample", i)) for i in range(n)]).to(device)
+    places = range(first, first + n)
+    x = torch.stack([torch.randn(SHAPE, generator=generator(seed, "sample", i)) for i in places]).to(device)
     both = TextEmbeddings(
         torch.cat([text.vectors, empty.vectors.expand(n, -1, -1)]),
         torch.cat([text.mask, empty.mask.expand(n, -1)]),
     )
     for t in schedule.timesteps:
-        v, v_empty = denoise(torch.cat([x, x]), t.to(device).expand(2 * n), both).float().chunk(2)
-        x = schedule.step(v_empty + guidance * (v - v_empty), t, x).prev_sample
+        if guidance == 1:  # the empty caption would cancel out
+            v = denoise(x, t.to(device).expand(n), text).float()
+        else:
+            v, v_empty = denoise(torch.cat([x, x]), t.to(device).expand(2 * n), both).float().chunk(2)
+            v = v_empty + guidance * (v - v_empty)
+        x = schedule.step(v, t, x, return_dict=False)[0]  # pyright: ignore[reportArgumentType]
         on_step()
     return to_pictures(x)

@@ -49,21 +49,11 @@ def draw(
     denoise = diffusion.denoiser(model.to(device))
     words = text.encode(["", *prompts]).to(device)
     empty, rest = words[:1], words[1:]
+    options = {"seed": how.seed, "steps": how.steps, "guidance": how.guidance, "on_step": on_step}
     parts = []
-    for start in range(0, len(prompts), CHUNK):
-        part = rest[start : start + CHUNK]
-        # a seed for each chunk, because pictures in a chunk are numbered from 0
-        parts.append(
-            diffusion.sample(
-                denoise,
-                part,
-                empty,
-                seed=how.seed + start,
-                steps=how.steps,
-                guidance=how.guidance,
-                on_step=on_step,
-            )
-        )
+    for first in range(0, len(prompts), CHUNK):
+        part = rest[first : first + CHUNK]
+        parts.append(diffusion.sample(denoise, part, empty, first=first, **options))
     return np.concatenate(parts)
 
 
@@ -112,7 +102,9 @@ def write_sheet(gallery: Gallery, path: Path, title: str, scale: int = 3) -> Non
             pen.text((margin, top), line, font=small, fill="#1c2330")
         for c, picture in enumerate(row):
             x = margin + left + c * (tile + gap)
-            pen.rounded_rectangle((x - 4, y - 4, x + tile + 3, y + tile + 3), 8, fill="white", outline="#d9dce2")
+            pen.rounded_rectangle(
+                (x - 4, y - 4, x + tile + 3, y + tile + 3), 8, fill="white", outline="#d9dce2"
+            )
             if picture is not None:
                 enlarged = Image.fromarray(picture).resize((tile, tile), Image.Resampling.NEAREST)
                 sheet.paste(enlarged, (x, y))

@@ -60,7 +60,7 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """While active, Ctrl-C and SIGTERM only ask to stop after the current step; a second one stops at once."""
+    """While active, Ctrl-C and SIGTERM ask to stop after the current step; a second one stops at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -94,7 +94,8 @@ def device_of(settings: TrainSettings) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device={name!r} is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={name!r}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
+        count = torch.cuda.device_count()
+        raise UserError(f"device={name!r}: this machine has {count} CUDA devices; use device='cpu'")
     return device
 
 
@@ -202,7 +203,9 @@ class Run:
             return
         payload = checkpoint.read(found[-1])
         if payload["data"] != checkpoint.fingerprint(self.data):
-            raise UserError(f"--resume: the pictures or captions of {self.data.name} changed since {found[-1]}")
+            raise UserError(
+                f"--resume: the pictures or captions of {self.data.name} differ from {found[-1]}'s"
+            )
         if payload["step"] > self.settings.steps:
             raise UserError(
                 f"--resume: {found[-1]} is at step {payload['step']}, past steps={self.settings.steps}; "

@@ -42,8 +42,10 @@ def new_unet(config: dict[str, Any]) -> nn.Module:
     """A U-Net with random weights."""
     try:
         from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
+        from diffusers.utils import logging
     except ImportError:
         raise UserError("the trainer needs diffusers: pip install 'automagic-cameamp[demo]'") from None
+    logging.set_verbosity_error()  # it warns about every dtype it is cast to
     return UNet2DConditionModel(**config)
 
 

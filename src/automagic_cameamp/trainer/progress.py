@@ -12,9 +12,10 @@ from rich.table import Table
 from .loop import RunResult
 from .metrics import Row
 from .report import human_bytes, optimizer_ms, state_of
+from .session import Watcher
 
 
-class Bars:
+class Bars(Watcher):
     """A rich progress display; `on_row` feeds the bar of the optimizer that is running."""
 
     def __init__(self, console: Console) -> None:

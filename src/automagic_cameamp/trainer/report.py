@@ -8,6 +8,7 @@ import io
 import platform
 from collections.abc import Sequence
 from importlib import metadata, resources
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,12 +16,15 @@ import torch
 from .gallery import Gallery
 from .loop import RunResult
 from .plots import colour, loss_plot, lr_plot
+from .presets import learning_rate
 
 PACKAGES = ("automagic-cameamp", "torch", "diffusers", "peft", "transformers", "bitsandbytes", "numpy")
 ADAM_BYTES = 8  # two fp32 moments for every parameter
 
 
-def write_report(path, title: str, gallery: Gallery, results: Sequence[RunResult], how: dict[str, str]) -> None:
+def write_report(
+    path: Path, title: str, gallery: Gallery, results: Sequence[RunResult], how: dict[str, str]
+) -> None:
     """Fill the page's template and write it."""
     template = resources.files("automagic_cameamp.trainer") / "assets" / "report.html"
     parts = {
@@ -79,7 +83,7 @@ def _card(gallery: Gallery, i: int) -> str:
     caption = html.escape(gallery.captions[i])
     cells = [("target", gallery.targets[i]), *((name, row[i]) for name, row in gallery.rows)]
     figures = "".join(
-        f'<figure><img src="{_data_uri(picture)}" width="32" height="32" alt="{html.escape(name)}: {caption}">'
+        f'<figure><img src="{_data_uri(picture)}" alt="{html.escape(name)}: {caption}">'
         f"<figcaption>{html.escape(name).replace('_', '_<wbr>')}</figcaption></figure>"
         for name, picture in cells
         if picture is not None
@@ -93,7 +97,7 @@ def _name(i: int, result: RunResult) -> str:
 
 
 def _results(results: Sequence[RunResult]) -> tuple[list[str], list[list[str]]]:
-    head = ["optimizer", "held-out loss", "optimizer state", "bytes / parameter", "of Adam", "ms / step", "run"]
+    head = ["optimizer", "held-out loss", "optimizer state", "bytes / param", "of Adam", "ms / step", "run"]
     rows = []
     for i, result in enumerate(results):
         held, per, share = state_of(result)
@@ -110,7 +114,10 @@ def _settings(results: Sequence[RunResult]) -> tuple[list[str], list[list[str]]]
     for name in names:
         values = [html.escape(str(getattr(result.settings, name))) for result in results]
         if name == "lr":
-            values = [f"{result.rows[0]['lr']:.3g}" if v == "None" else v for v, result in zip(values, results, strict=True)]
+            values = [
+                f"{learning_rate(r.settings.optimizer):g}" if r.settings.lr is None else v
+                for v, r in zip(values, results, strict=True)
+            ]
         same = len(set(values)) == 1
         rows.append([name.replace("_", " "), *(values[:1] if same else values)])
     return ["setting", *(_name(i, r) for i, r in enumerate(results))], rows

@@ -96,7 +96,7 @@ def build(values: Mapping[str, Any], source: str = "options") -> TrainSettings:
     if settings.warmup > settings.steps:
         raise UserError(f"{source}: warmup={settings.warmup} is longer than the run, steps={settings.steps}")
     if settings.schedule == "warmup" and settings.warmup == 0:
-        raise UserError(f"{source}: schedule='warmup' needs warmup, the number of rising steps; give warmup=50")
+        raise UserError(f"{source}: schedule='warmup' needs the number of rising steps: give warmup=50")
     return settings
 
 
@@ -145,7 +145,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        import tomli as tomllib
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
