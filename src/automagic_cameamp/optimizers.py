@@ -9,9 +9,12 @@ from dataclasses import MISSING
 from dataclasses import fields as dataclass_fields
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from .configs import OptimizerConfig, OptimizerConfig8bit
 from .engine import CameAMPOptimizer
 from .recipes import base
+from .storage import Policy
 from .validate import checked
 
 C = TypeVar("C", bound=type)
@@ -52,12 +55,23 @@ def _configured(cls: C) -> C:
     return cls
 
 
+def _full_precision(config: Any, p: Tensor, name: Callable[[], str]) -> Policy:
+    """Nothing is quantised."""
+    return Policy()
+
+
+def _block_coded(config: Any, p: Tensor, name: Callable[[], str]) -> Policy:
+    """One code, one block size for all."""
+    return Policy(config.state_code, config.blocksize)
+
+
 @_configured
 class Automagic_CameAMP(CameAMPOptimizer):
     """CAME with torque-aware momentum, a learned rate per element and Grams direction; fp32 state."""
 
     recipe = base
     config_class = OptimizerConfig
+    policy = staticmethod(_full_precision)
 
 
 @_configured
@@ -66,6 +80,7 @@ class Automagic_CameAMP8bit(CameAMPOptimizer):
 
     recipe = base
     config_class = OptimizerConfig8bit
+    policy = staticmethod(_block_coded)
 
 
 OPTIMIZERS: dict[str, Callable[..., CameAMPOptimizer]] = {

@@ -6,12 +6,13 @@ have a gradient today, nor on when their state was created. So a resumed run for
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..storage import Policy
 from ..types import Layout
 
 # Elements of a stack. On CPU a stack and its temporaries should stay in cache; elsewhere launches
@@ -29,6 +30,7 @@ class Chunk(NamedTuple):
         indices: position of each parameter among all parameters of the optimizer.
         layout: their view.
         lora: whether ALLoRA's row gain applies to them.
+        policy: how their state is held.
     """
 
     key: tuple[int, int]
@@ -36,6 +38,7 @@ class Chunk(NamedTuple):
     indices: list[int]
     layout: Layout
     lora: bool
+    policy: Policy
 
 
 def is_flagged(p: Tensor) -> bool:
@@ -48,8 +51,15 @@ def chunk_limit(device: torch.device) -> int:
     return CPU_CHUNK_ELEMENTS if device.type == "cpu" else DEVICE_CHUNK_ELEMENTS
 
 
-def chunks(param_groups: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Chunk]]:
-    """All chunks of all groups, with their group."""
+def chunks(
+    param_groups: list[dict[str, Any]], policy_of: Callable[[dict[str, Any], int], Policy]
+) -> Iterator[tuple[dict[str, Any], Chunk]]:
+    """All chunks of all groups, with their group.
+
+    Args:
+        param_groups: the optimizer's groups.
+        policy_of: (group, position in it) -> storage of that parameter's state.
+    """
     any_flag = any(is_flagged(p) for group in param_groups for p in group["params"])
     first = 0
     for number, group in enumerate(param_groups):
@@ -57,10 +67,11 @@ def chunks(param_groups: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any],
         params = group["params"]
         for position, p in enumerate(params):
             if p.numel():
-                key = (p.shape, p.dtype, p.device, is_flagged(p) or not any_flag)
+                lora = is_flagged(p) or not any_flag
+                key = (p.shape, p.dtype, p.device, lora, policy_of(group, position))
                 buckets.setdefault(key, []).append(position)
         count = 0
-        for (shape, _, device, lora), members in buckets.items():
+        for (shape, _, device, lora, policy), members in buckets.items():
             layout = Layout.of(tuple(shape))
             size = max(1, chunk_limit(device) // layout.numel)
             for start in range(0, len(members), size):
@@ -73,6 +84,7 @@ def chunks(param_groups: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any],
                         [first + i for i in part],
                         layout,
                         lora,
+                        policy,
                     ),
                 )
                 count += 1

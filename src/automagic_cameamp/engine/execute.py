@@ -37,16 +37,26 @@ class Gathered(NamedTuple):
     in_place: bool
 
 
+class Noise(NamedTuple):
+    """Random bits of this step for the tensors of a stack; every use has its own salt."""
+
+    keys: Tensor
+    step: Tensor
+
+    def bits(self, shape: torch.Size, salt: int) -> Tensor:
+        """int32 bits of this shape."""
+        count = shape.numel() // shape[0]
+        return random_bits(self.keys ^ salt, self.step, count).view(shape)
+
+
 def compute_dtype(p: Tensor) -> torch.dtype:
     """Type of the arithmetic: fp32, or fp64 for fp64 parameters."""
     return torch.float64 if p.dtype == torch.float64 else torch.float32
 
 
-def fields_of(recipe: ModuleType, layout: Layout, hp: Any, state_code: str, block_size: int) -> list[Field]:
-    """Fields of a parameter of this layout under these options."""
-    return [
-        Field(spec, storage.choose(spec, layout, state_code, block_size)) for spec in recipe.specs(layout, hp)
-    ]
+def fields_of(recipe: ModuleType, layout: Layout, hp: Any, policy: storage.Policy) -> list[Field]:
+    """Fields of a parameter of this layout under these options and this storage."""
+    return [Field(spec, storage.choose(spec, layout, policy)) for spec in recipe.specs(layout, hp)]
 
 
 def stack_params(params: list[Tensor], layout: Layout, compute: torch.dtype) -> Tensor:
@@ -111,20 +121,23 @@ def run(
     shared: Any,
     hp: Any,
     keys: Tensor | None,
-) -> Tensor:
+    round_params: bool,
+) -> tuple[Tensor, Any]:
     """Update the parameters and states of a chunk in place.
 
     Args:
         chunk: parameters that all have a dense gradient.
         states: ``optimizer.state[p]`` of each, complete.
-        recipe: module with ``State`` and ``update``.
+        recipe: module with ``update``.
         fields: storage of each state field.
         shared: the recipe's scalars over all parameters.
         hp: the recipe's options.
-        keys: [B] int32 random keys for stochastic rounding, or None for rounding to nearest.
+        keys: [B] int32 random keys, or None where nothing is rounded stochastically.
+        round_params: whether the weights are.
 
     Returns:
-        [B] bool, False where the gradient was not finite and nothing was changed.
+        [B] bool, False where the gradient was not finite and nothing was changed; and the
+        recipe's signals.
     """
     params, layout = chunk.params, chunk.layout
     compute = compute_dtype(params[0])
@@ -133,15 +146,17 @@ def run(
     gathered, decoded = _gather(states, fields, layout, compute)
     phase = phase_on_host(decoded["step"], hp.warmup_steps)
 
-    new_p, new_state, ok = recipe.update(p, g, recipe.State(**decoded), shared, hp, phase, layout)
+    state = recipe.make_state(decoded)
+    new_p, new_state, ok, signals = recipe.update(p, g, state, shared, hp, phase, layout)
 
     # On CPU looking at the flag is free; elsewhere it would wait for the device.
     keep = None if ok.device.type == "cpu" and bool(ok.all()) else ok
-    _scatter(gathered, fields, new_state, keep)
+    noise = None if keys is None else Noise(keys, new_state.step.flatten())
+    _scatter(gathered, fields, recipe.as_dict(new_state), keep, noise)
     if keep is not None:
         new_p = torch.where(keep, new_p, p)
-    _write_params(params, new_p, keys, new_state.step)
-    return ok.flatten()
+    _write_params(params, new_p, noise if round_params else None)
+    return ok.flatten(), signals
 
 
 def _gradient(p: Tensor) -> Tensor:
@@ -168,12 +183,22 @@ def _gather(
     return gathered, decoded
 
 
-def _scatter(gathered: dict[str, list[Gathered]], fields: list[Field], state: Any, ok: Tensor | None) -> None:
-    for spec, codec in fields:
-        value = getattr(state, spec.name)
+def _scatter(
+    gathered: dict[str, list[Gathered]],
+    fields: list[Field],
+    state: dict[str, Tensor],
+    ok: Tensor | None,
+    noise: Noise | None,
+) -> None:
+    for number, (spec, codec) in enumerate(fields):
+        value = state[spec.name]
         if codec is None and value is gathered[spec.name][0].stack:
             continue  # untouched in this phase
-        stored = codec.encode(value) if codec is not None else (value,)
+        if codec is None:
+            stored: tuple[Tensor, ...] = (value,)
+        else:
+            bits = noise.bits(value.shape, number + 1) if noise is not None and codec.random else None
+            stored = codec.encode(value, bits)
         for (rows, stack, in_place), new in zip(gathered[spec.name], stored, strict=True):
             if ok is not None:
                 flag = ok.view(-1, *[1] * (new.dim() - 1))
@@ -181,11 +206,8 @@ def _scatter(gathered: dict[str, list[Gathered]], fields: list[Field], state: An
             arena.write(rows, stack, in_place, new)
 
 
-def _write_params(params: list[Tensor], new: Tensor, keys: Tensor | None, step: Tensor) -> None:
-    dtype = params[0].dtype
-    if keys is not None:
-        count = new[0].numel()
-        bits = random_bits(keys, step.flatten(), count).view(new.shape)
-        new = stochastic_round(new, bits, dtype)
+def _write_params(params: list[Tensor], new: Tensor, noise: Noise | None) -> None:
+    if noise is not None:
+        new = stochastic_round(new, noise.bits(new.shape, 0), params[0].dtype)
     rows = [row.view(params[0].shape) for row in new.unbind(0)]
     torch._foreach_copy_(params, rows)

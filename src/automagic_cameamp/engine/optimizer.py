@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import warnings
 from collections import defaultdict
@@ -11,13 +12,14 @@ from copy import deepcopy
 from dataclasses import fields as dataclass_fields
 from itertools import chain
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import configs
+from ..storage import Policy
 from ..types import Layout
 from ..validate import checked, fail
 from . import checkpoint, execute, report
@@ -26,21 +28,35 @@ from .rounding import parameter_key
 
 logger = logging.getLogger("automagic_cameamp")
 LOG_EVERY = 100
+LOW_PRECISION = (torch.bfloat16, torch.float16)
 FORMAT_VERSION = 1
 
 
+class Controller(Protocol):
+    """Something that watches the whole model and multiplies every rate of the next step."""
+
+    def begin(self, loss: Any) -> None: ...
+    def multiplier(self, like: Tensor) -> Tensor: ...
+    def collect(self, signals: Any) -> None: ...
+    def finish(self, groups: list[dict[str, Any]]) -> None: ...
+
+
 class CameAMPOptimizer(Optimizer):
-    """Engine of the family. Final classes set ``recipe``, ``config_class`` and nothing else.
+    """Engine of the family. Final classes set ``recipe``, ``config_class``, ``policy``, nothing else.
 
     State is created at the first gradient of a parameter, from the parameter as it is then; no
     list of parameters is held; nothing adapted is ever written into ``group["lr"]``.
     """
 
+    controller: Controller | None
     recipe: ClassVar[ModuleType]
     config_class: ClassVar[type]
+    # (config, parameter, its name) -> how its state is held
+    policy: ClassVar[Callable[[Any, Tensor, Callable[[], str]], Policy]]
 
     def __init__(self, params: Iterable[Any], config: Any) -> None:
         self.config = config
+        self.controller = None
         self._reset_transient()
         values = {f.name: getattr(config, f.name) for f in dataclass_fields(config)}
         configs.check_together(values, "in the constructor")
@@ -57,7 +73,7 @@ class CameAMPOptimizer(Optimizer):
         self._skipped: dict[tuple[int, int], Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "config": self.config}
+        return {**super().__getstate__(), "config": self.config, "controller": self.controller}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -85,6 +101,7 @@ class CameAMPOptimizer(Optimizer):
         configs.check_together(merged, "in the group")
         lr = float(merged["lr"])
         group.setdefault("base_lr", lr)
+        group.setdefault("clock", 0)
         merged["base_lr"] = group["base_lr"]
         _check_rate(merged)
         self.recipe.specs(Layout.of(()), self._hyper(merged, lora=False))  # options that exclude each other
@@ -102,9 +119,16 @@ class CameAMPOptimizer(Optimizer):
         values["allora"] = lora and not group["full_finetune"]
         return self.recipe.Hyper(**values)
 
-    def _fields(self, layout: Layout, hp: Any) -> list[execute.Field]:
-        code = getattr(self.config, "state_code", "fp32")
-        return execute.fields_of(self.recipe, layout, hp, code, getattr(self.config, "blocksize", 256))
+    def _policy(self, group: dict[str, Any], position: int) -> Policy:
+        name = functools.partial(self._name, group, position)
+        return type(self).policy(self.config, group["params"][position], name)
+
+    def _chunks(self, groups: list[dict[str, Any]] | None = None) -> Iterator[tuple[dict[str, Any], Chunk]]:
+        return chunks(self.param_groups if groups is None else groups, self._policy)
+
+    def _fields(self, group: dict[str, Any], chunk: Chunk) -> list[execute.Field]:
+        hp = self._hyper(group, chunk.lora)
+        return execute.fields_of(self.recipe, chunk.layout, hp, chunk.policy)
 
     # ---------------------------------------------------------------- step
 
@@ -125,7 +149,9 @@ class CameAMPOptimizer(Optimizer):
         self._check_gradients()
         shared: dict[int, Any] = {}
         lagged = self._lagged()
-        for group, chunk in chunks(self.param_groups):
+        if self.controller is not None:
+            self.controller.begin(loss)
+        for group, chunk in self._chunks():
             active = [i for i, p in enumerate(chunk.params) if p.grad is not None]
             if not active:
                 continue
@@ -133,6 +159,10 @@ class CameAMPOptimizer(Optimizer):
             if number not in shared:
                 shared[number] = self._share(number, group, lagged, chunk.params[0])
             self._update(group, chunk, active, shared[number])
+        for group in self.param_groups:
+            group["clock"] += 1
+        if self.controller is not None:
+            self.controller.finish(self.param_groups)
         self._steps += 1
         if self.config.verbose and self._steps % LOG_EVERY == 1:
             rates = ", ".join(f"{float(g['lr']):.3g}" for g in self.param_groups)
@@ -145,7 +175,7 @@ class CameAMPOptimizer(Optimizer):
             params=[chunk.params[i] for i in active], indices=[chunk.indices[i] for i in active]
         )
         hp = self._hyper(group, chunk.lora)
-        fields = self._fields(chunk.layout, hp)
+        fields = self._fields(group, chunk)
         fresh = [p for p in part.params if not self.state[p]]
         if fresh:
             execute.create_state([self.state[p] for p in fresh], fresh, self.recipe, fields, chunk.layout)
@@ -154,14 +184,16 @@ class CameAMPOptimizer(Optimizer):
         for state in states:
             if state["step"].device != device:  # the parameter was moved after its last step
                 state.update({k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()})
-        ok = execute.run(part, states, self.recipe, fields, shared, hp, self._keys(part))
+        rounds = part.params[0].dtype in LOW_PRECISION and self.config.stochastic_rounding is not False
+        coded = any(f.codec is not None and f.codec.random for f in fields)
+        keys = self._keys(part) if rounds or coded else None
+        ok, signals = execute.run(part, states, self.recipe, fields, shared, hp, keys, rounds)
+        if self.controller is not None:
+            self.controller.collect(signals)
         self._count_skipped(chunk, active, ok)
 
-    def _keys(self, chunk: Chunk) -> Tensor | None:
-        """Random keys of the chunk's parameters, where their type is rounded stochastically."""
-        low = chunk.params[0].dtype in (torch.bfloat16, torch.float16)
-        if not low or self.config.stochastic_rounding is False:
-            return None
+    def _keys(self, chunk: Chunk) -> Tensor:
+        """Random keys of the chunk's parameters."""
         keys = [parameter_key(self.config.seed, i) for i in chunk.indices]
         return self._on_device(keys, torch.int32, chunk.params[0].device)
 
@@ -215,7 +247,10 @@ class CameAMPOptimizer(Optimizer):
             if lagged[number].get(name):
                 own[name] = _gather(lagged[number][name], like)
         hp = self._hyper(group, lora=False)
-        return self.recipe.share(every, own, masked, hp, max(self.base_lrs), like)
+        shared = self.recipe.share(every, own, masked, hp, max(self.base_lrs), like)
+        if self.controller is not None:
+            shared = shared._replace(multiplier=self.controller.multiplier(like))
+        return shared._replace(refresh=group["clock"] % group.get("sync_frequency", 1) == 0)
 
     # ---------------------------------------------------------------- what it does and holds
 
@@ -245,7 +280,7 @@ class CameAMPOptimizer(Optimizer):
             ``steps`` taken by this object, ``skipped_updates`` in all, and ``parameters``: name ->
             number of its skipped updates (names from ``named_parameters`` or ``param_<index>``).
         """
-        order = [(group, chunk) for group, chunk in chunks(self.param_groups) if chunk.key in self._skipped]
+        order = [(group, chunk) for group, chunk in self._chunks() if chunk.key in self._skipped]
         if not order:
             return {"steps": self._steps, "skipped_updates": 0, "parameters": {}}
         device = self._skipped[order[0][1].key].device
@@ -302,8 +337,8 @@ class CameAMPOptimizer(Optimizer):
         )
 
     def _parameters_with_fields(self) -> Iterator[tuple[Tensor, list[execute.Field]]]:
-        for group, chunk in chunks(self.param_groups):
-            fields = self._fields(chunk.layout, self._hyper(group, chunk.lora))
+        for group, chunk in self._chunks():
+            fields = self._fields(group, chunk)
             for p in chunk.params:
                 yield p, fields
 
@@ -331,10 +366,10 @@ class CameAMPOptimizer(Optimizer):
         self._check_saved(groups, saved)
 
         state: dict[Tensor, dict[str, Any]] = {}
-        for group, chunk in chunks(groups):
+        for group, chunk in self._chunks(groups):
             members = [p for p in chunk.params if saved[id(p)]]
             if members:
-                fields = self._fields(chunk.layout, self._hyper(group, chunk.lora))
+                fields = self._fields(group, chunk)
                 rows = execute.load_rows([saved[id(p)] for p in members], members, fields, chunk.layout)
                 state.update(zip(members, rows, strict=True))
         extra = {k: v for k, v in state_dict["state"].items() if k not in set(saved_ids)}
@@ -365,11 +400,11 @@ class CameAMPOptimizer(Optimizer):
         return merged
 
     def _check_saved(self, groups: list[dict[str, Any]], saved: dict[int, dict[str, Any]]) -> None:
-        for group, chunk in chunks(groups):
+        for group, chunk in self._chunks(groups):
             compute = execute.compute_dtype(chunk.params[0])
             expected = {
                 field.spec.name + plane.suffix: (plane.own_shape, plane.dtype)
-                for field in self._fields(chunk.layout, self._hyper(group, chunk.lora))
+                for field in self._fields(group, chunk)
                 for plane in field.planes(chunk.layout, compute)
             }
             for i, p in zip(chunk.indices, chunk.params, strict=True):
@@ -397,6 +432,8 @@ def _check_rate(group: dict[str, Any]) -> None:
     lr, low, high = group["base_lr"], group["min_lr"], group["max_lr"]
     if group["lr_level"] == "distance" and lr == 0:
         raise fail("lr", lr, "lr_level='distance' needs a start above 0", "For example lr=1e-6.")
+    if group["use_lr_mask"] and group["lr_mask_rule"] == "additive" and lr == 0:
+        raise fail("lr", lr, "lr_mask_rule='additive' needs a rate above 0 to start from")
     if lr > high:
         text = f"lr={lr:g} is above max_lr={high:g}: rates are clamped to max_lr. Pass a higher max_lr."
         warnings.warn(text, stacklevel=5)

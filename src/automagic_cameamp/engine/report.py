@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
+
+from ..types import Layout
 
 ADAM_BYTES = 8
 
@@ -21,20 +24,20 @@ def memory_stats(entries: list[tuple[Tensor, dict[str, Any], list[Any]]]) -> dic
     """
     quantized = high = as_fp32 = quantized_params = high_params = 0
     for p, state, fields in entries:
-        coded = {f.spec.name for f in fields if f.codec is not None}
+        layout = Layout.of(tuple(p.shape))
+        coded: set[str] = set()
+        for spec, codec in fields:
+            as_fp32 += 4 * math.prod(spec.own_shape(layout))
+            if codec is not None:
+                coded.update(spec.name + plane.suffix for plane in codec.planes(layout))
         for key, value in state.items():
-            if not isinstance(value, Tensor):
-                continue
-            owner = next((name for name in coded if key in (f"{name}_q", f"{name}_q_scale")), None)
-            if owner is None:
-                high += _bytes(value)
-                as_fp32 += 4 * value.numel()
-            else:
+            if key in coded:
                 quantized += _bytes(value)
-                as_fp32 += 4 * value.numel() if key.endswith("_q") else 0
-        if state:
-            quantized_params += p.numel() if coded else 0
-            high_params += 0 if coded else p.numel()
+            elif isinstance(value, Tensor):
+                high += _bytes(value)
+        eight_bit = any(spec.name == "exp_avg" and codec is not None for spec, codec in fields)
+        quantized_params += p.numel() if eight_bit else 0
+        high_params += 0 if eight_bit else p.numel()
     total, params = quantized + high, quantized_params + high_params
     return {
         "total_quantized_memory": quantized,

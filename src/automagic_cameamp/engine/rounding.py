@@ -1,4 +1,4 @@
-"""Stochastic rounding to bf16 and fp16 with counter-based random bits.
+"""Counter-based random bits for stochastic rounding.
 
 The bits are a hash of (seed, parameter, step, element): the same on every device and every rank,
 independent of how parameters are stacked, and no global random state is read or written.
@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from ..storage.rounding import stochastic_round
+
+__all__ = ["parameter_key", "random_bits", "stochastic_round"]
 
 _MASK32 = 0xFFFFFFFF
 _A, _B, _C = 0x7FEB352D, 0x846CA68B - (1 << 32), 0x9E3779B1 - (1 << 32)
@@ -46,31 +50,3 @@ def random_bits(keys: Tensor, step: Tensor, numel: int) -> Tensor:
     base = _mix(keys + step.to(torch.int32) * _C).unsqueeze(1)
     index = torch.arange(numel, dtype=torch.int32, device=keys.device)
     return _mix(base ^ index.mul_(_C))
-
-
-def stochastic_round(x: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round fp32 to one of its two neighbours in bf16 or fp16, up with the right probability.
-
-    Args:
-        x: fp32.
-        bits: int32 random bits, same shape.
-        dtype: torch.bfloat16 or torch.float16.
-
-    Returns:
-        Tensor of ``dtype`` whose mean over ``bits`` is x; a value that the type holds is exact.
-    """
-    if dtype == torch.bfloat16:
-        raw = x.contiguous().view(torch.int32)
-        # Adding below the kept mantissa carries into it with the right probability. Infinities
-        # and NaN (all exponent bits set) must not be touched.
-        special = (raw & 0x7F800000) == 0x7F800000
-        noise = (bits & 0xFFFF).masked_fill_(special, 0)
-        return (raw + noise).bitwise_and_(-65536).view(torch.float32).to(torch.bfloat16)
-    if dtype != torch.float16:
-        raise TypeError(f"stochastic rounding supports bfloat16 and float16, not {dtype}")
-    # fp16 has subnormals in fp32's normal range, so work in units of its last place instead.
-    exponent = (x.contiguous().view(torch.int32) & 0x7F800000).view(torch.float32)
-    unit = (exponent * 2.0**-10).clamp_(min=2.0**-24)
-    noise = (bits & 0x1FFF).float().mul_(2.0**-13)
-    rounded = (x / unit + noise).floor_().mul_(unit)
-    return torch.where(torch.isfinite(x), rounded, x).to(torch.float16)

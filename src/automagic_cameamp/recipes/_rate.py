@@ -32,12 +32,16 @@ class Shared(NamedTuple):
         mask_vote: sum of the sign agreements of the group (granularity 'group').
         level: d / d0 (lr_level 'distance') or the logarithm of the level ('vote').
         level_start: d0, the base rate that the level multiplies.
+        multiplier: factor of a controller over the whole model, or None.
+        refresh: whether this step renews what is only renewed every ``sync_frequency`` steps.
     """
 
     mask_mean: Tensor
     mask_vote: Tensor
     level: Tensor
     level_start: float
+    multiplier: Tensor | None = None
+    refresh: bool = False
 
 
 def mask_code(hp: Hyper) -> T.MaskCode:
@@ -134,6 +138,8 @@ def rate(
     if has_mask(hp):
         mask, state = _mask(g, state, shared, k, hp, phase)
         value = mask * level if isinstance(level, Tensor) else mask
+    if shared.multiplier is not None:
+        value = value * shared.multiplier
     value = _clamp(value, hp)
     return value, state
 
@@ -172,7 +178,7 @@ def _mask(
         counter = state.lr_mask.clone()  # type: ignore[union-attr]
     if hp.lr_mask_rule == "additive":
         return T.additive_mask(counter, g.dtype, hp.base_lr, hp.lr_bump, hp.min_lr, hp.max_lr), state
-    mask = T.geometric_mask(counter, shared.mask_mean.log2())
+    mask = T.geometric_mask(counter, shared.mask_mean)
     if phase.may_warm_up:
         total = (T.tensor_sum(mask) * shared.mask_mean).float()
         if hp.lr_mask_granularity != "element":  # one multiplier stands for several elements

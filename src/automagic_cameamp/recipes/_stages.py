@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,11 +73,29 @@ class State(NamedTuple):
 
 
 class Result(NamedTuple):
-    """New weights, new state, and [B,1,1,1] bool: False where the gradient was not usable."""
+    """What an update returns.
+
+    Args:
+        p: [B,K,m,n] new weights.
+        state: new state.
+        ok: [B,1,1,1] bool, False where the gradient was not usable.
+        signals: what a controller over the whole model wants to know.
+    """
 
     p: Tensor
     state: State
     ok: Tensor
+    signals: Any = None
+
+
+def make_state(fields: dict[str, Tensor]) -> State:
+    """State from decoded fields by name."""
+    return State(**fields)
+
+
+def as_dict(state: State) -> dict[str, Any]:
+    """Fields by name."""
+    return state._asdict()
 
 
 def moment_specs(layout: Layout, hp: Hyper) -> list[StateSpec]:
@@ -100,7 +118,7 @@ def moment_specs(layout: Layout, hp: Hyper) -> list[StateSpec]:
 
 def _moment(name: str, factored: bool) -> list[StateSpec]:
     if factored:
-        return [StateSpec(f"{name}_row", "row"), StateSpec(f"{name}_col", "col")]
+        return [StateSpec(f"{name}_row", "row", "vector"), StateSpec(f"{name}_col", "col", "vector")]
     return [StateSpec(name, "full", "positive")]
 
 

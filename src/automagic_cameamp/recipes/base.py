@@ -26,9 +26,32 @@ from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
 from . import _rate
 from ._rate import LAGGED, Shared, share
-from ._stages import Hyper, Result, State, accumulate, belief, confidence, moment_specs, normalise
+from ._stages import (
+    Hyper,
+    Result,
+    State,
+    accumulate,
+    as_dict,
+    belief,
+    confidence,
+    make_state,
+    moment_specs,
+    normalise,
+)
 
-__all__ = ["LAGGED", "Hyper", "Result", "Shared", "State", "initial", "share", "specs", "update"]
+__all__ = [
+    "LAGGED",
+    "Hyper",
+    "Result",
+    "Shared",
+    "State",
+    "as_dict",
+    "initial",
+    "make_state",
+    "share",
+    "specs",
+    "update",
+]
 
 
 def specs(layout: Layout, hp: Hyper) -> tuple[StateSpec, ...]:

@@ -2,35 +2,78 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ..types import Layout
+from .affine8 import Affine8
 from .codec import Codec, Log8, Plane, Softsign8
 from .dynamic8 import Dynamic8, dynamic_map
+from .residual import ErrorCorrected
+from .small import BFloat16, Unit4
 from .spec import StateSpec
-
-# Codes cost a scale and a launch; below this many elements they save nothing worth having.
-MIN_QUANTIZED = 1024
-SIGNED_CODES = {"dynamic": Dynamic8, "softsign": Softsign8}
 
 __all__ = [
     "MIN_QUANTIZED",
     "SIGNED_CODES",
+    "Affine8",
+    "BFloat16",
     "Codec",
     "Dynamic8",
+    "ErrorCorrected",
     "Log8",
     "Plane",
+    "Policy",
     "Softsign8",
     "StateSpec",
+    "Unit4",
     "choose",
     "dynamic_map",
 ]
 
+# Codes cost a scale and a launch; below this many elements they save nothing worth having.
+MIN_QUANTIZED = 1024
+SIGNED_CODES = {"affine": Affine8, "dynamic": Dynamic8, "softsign": Softsign8}
+# A row or column statistic costs 4 / side bytes per parameter; only thin matrices feel it.
+THIN_SIDE = 16
 
-def choose(spec: StateSpec, layout: Layout, state_code: str, block_size: int) -> Codec | None:
+
+class Policy(NamedTuple):
+    """How the state of one parameter is held.
+
+    Args:
+        code: code of running means: 'fp32' (nothing is quantised), 'dynamic', 'softsign', 'affine'.
+        block_size: elements per scale; 0 for one scale per tensor.
+        error_bits: bits of error correction, 0, 4 or 8 (not with 'dynamic').
+        min_size: tensors with fewer elements are not quantised.
+        vectors: 'fp32', 'bf16', or 'thin': bf16 where the matrix has a side of at most 16.
+    """
+
+    code: str = "fp32"
+    block_size: int = 256
+    error_bits: int = 0
+    min_size: int = MIN_QUANTIZED
+    vectors: str = "fp32"
+
+
+def choose(spec: StateSpec, layout: Layout, policy: Policy) -> Codec | None:
     """Codec of a field, or None where it is held as it is.
 
     Vectors (biases, norms) and tiny tensors stay in fp32: they are a rounding error of the
     memory and the most sensitive weights of a model.
     """
-    if state_code == "fp32" or spec.domain == "plain" or not layout.matrix or layout.numel < MIN_QUANTIZED:
+    quantized = policy.code != "fp32" and layout.matrix and layout.numel >= policy.min_size
+    if spec.domain == "plain" or not quantized:
         return None
-    return Log8(block_size) if spec.domain == "positive" else SIGNED_CODES[state_code](block_size)
+    if spec.domain == "vector":
+        thin = min(layout.rows, layout.cols) <= THIN_SIDE
+        bf16 = policy.vectors == "bf16" or (policy.vectors == "thin" and thin)
+        return BFloat16(spec, layout) if bf16 else None
+    if spec.domain == "unit":
+        return Unit4(layout)
+    block = policy.block_size or layout.numel
+    if spec.domain == "positive":
+        return Log8(block)
+    code = SIGNED_CODES[policy.code](block)
+    if policy.error_bits and not isinstance(code, Dynamic8):
+        return ErrorCorrected(code, policy.error_bits)
+    return code

@@ -6,6 +6,7 @@ whatever the stack. It decides no arithmetic; recipes never see it.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -35,13 +36,14 @@ class Codec(Protocol):
     """Storage of one full-size state."""
 
     name: str
+    random: bool  # whether encode wants random bits
 
     def planes(self, layout: Layout) -> tuple[Plane, ...]:
         """Stored tensors of one parameter."""
         ...
 
-    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """[B,K,m,n] fp32 -> planes, each [B, *plane.shape]."""
+    def encode(self, x: Tensor, bits: Tensor | None = None) -> tuple[Tensor, ...]:
+        """[B,K,m,n] fp32 and int32 random bits of that shape -> planes, each [B, *plane.shape]."""
         ...
 
     def decode(self, planes: tuple[Tensor, ...]) -> Tensor:
@@ -84,6 +86,7 @@ class Softsign8:
     """
 
     name = "softsign"
+    random = False
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
@@ -91,7 +94,7 @@ class Softsign8:
     def planes(self, layout: Layout) -> tuple[Plane, ...]:
         return _coded_planes(layout, self.block_size, torch.int8, 1)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+    def encode(self, x: Tensor, bits: Tensor | None = None) -> tuple[Tensor, ...]:
         blocks = to_blocks(x.float(), min(self.block_size, max(1, x[0].numel())))
         scale = _absmax(blocks)
         v = blocks / _divisor(scale)
@@ -105,12 +108,20 @@ class Softsign8:
         v = (2 - y.abs()).reciprocal_().mul_(y).mul_(scale.unsqueeze(-1))
         return from_blocks(v, tuple(codes.shape[1:]))
 
+    def half_step(self, planes: tuple[Tensor, ...]) -> Tensor:
+        """Largest rounding error of each element: half a code, in the value's own units."""
+        codes, scale = planes
+        blocks = to_blocks(codes, min(self.block_size, max(1, codes[0].numel())))
+        y = blocks.float().abs_().add_(0.5).div_(127).clamp_(max=1.0)  # outer edge: the wider half
+        width = (2 - y).square_().reciprocal_().mul_(scale.unsqueeze(-1) / 127)
+        return from_blocks(width, tuple(codes.shape[1:]))
+
 
 class Log8:
     r"""Eight-bit logarithmic code for denominators: relative error bounded, never 0.
 
-    .. math:: q = \mathrm{round}\left(255\, \frac{\log_2 x - a}{b - a}\right), \quad
-              b = \max_{block} \log_2 x, \; a = \max(\min_{block} \log_2 x, b - 28)
+    .. math:: q = \mathrm{round}\left(255\, \frac{\ln x - a}{b - a}\right), \quad
+              b = \max_{block} \ln x, \; a = \max(\min_{block} \ln x, b - 28 \ln 2)
 
     An element more than 28 octaves below its block is raised to that floor, which can only make
     its update smaller. An affine code would multiply such an update by thousands.
@@ -122,6 +133,7 @@ class Log8:
     """
 
     name = "log"
+    random = False
     octaves = 28.0
     least = 2.0**-126
 
@@ -131,15 +143,15 @@ class Log8:
     def planes(self, layout: Layout) -> tuple[Plane, ...]:
         return _coded_planes(layout, self.block_size, torch.uint8, 2)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+    def encode(self, x: Tensor, bits: Tensor | None = None) -> tuple[Tensor, ...]:
         shape, block = tuple(x.shape[1:]), min(self.block_size, max(1, x[0].numel()))
-        flat = x.float().reshape(x.shape[0], -1).clamp(min=self.least).log2_()
+        flat = x.float().reshape(x.shape[0], -1).clamp(min=self.least).log_()
         rest = -flat.shape[1] % block
         if rest:  # repeat the last element: a filling of zeros would stretch the range of its block
             flat = torch.cat([flat, flat[:, -1:].expand(-1, rest)], 1)
         blocks = flat.unflatten(1, (-1, block))
         high = blocks.amax(-1)
-        low = torch.maximum(blocks.amin(-1), high - self.octaves)
+        low = torch.maximum(blocks.amin(-1), high - self.octaves * math.log(2))
         step = (high - low) / 255
         q = (blocks - low.unsqueeze(-1)) / _divisor(step)
         q = q.round_().clamp_(0, 255).to(torch.uint8)
@@ -149,7 +161,7 @@ class Log8:
         codes, scale = planes
         blocks = to_blocks(codes, min(self.block_size, max(1, codes[0].numel())))
         low, step = scale[..., 0:1], scale[..., 1:2]
-        return from_blocks((blocks.float() * step + low).exp2_(), tuple(codes.shape[1:]))
+        return from_blocks((blocks.float() * step + low).exp_(), tuple(codes.shape[1:]))
 
 
 __all__ = ["Codec", "Log8", "Plane", "Softsign8", "block_of"]

@@ -60,6 +60,7 @@ class Dynamic8:
     """
 
     name = "dynamic"
+    random = False
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
@@ -67,7 +68,7 @@ class Dynamic8:
     def planes(self, layout: Layout) -> tuple[Plane, ...]:
         return _coded_planes(layout, self.block_size, torch.uint8, 1)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+    def encode(self, x: Tensor, bits: Tensor | None = None) -> tuple[Tensor, ...]:
         blocks = to_blocks(x.float(), min(self.block_size, max(1, x[0].numel())))
         scale = _absmax(blocks)
         v = blocks * _divisor(scale).reciprocal()

@@ -18,8 +18,9 @@ class StateSpec(NamedTuple):
         name: key in ``optimizer.state[p]``.
         extent: 'full' one value per element; 'row' (K, m, 1); 'col' (K, 1, n); 'tensor' one
             number; 'bits' one bit per element; 'sample' ``count`` numbers.
-        domain: 'signed' (a running mean), 'positive' (a denominator: codes must never reach 0),
-            'plain' (kept as it is, never quantised).
+        domain: what a codec may assume: 'signed' (a running mean), 'positive' (a denominator: codes
+            must never reach 0), 'unit' (a running mean in [0, 1]), 'vector' (row or column
+            statistics), 'plain' (kept as it is).
         dtype: type of a plain field; None means the type of the arithmetic (fp32 or fp64).
         initial: value of a fresh field.
         count: length of a 'sample' or 'bits' field.
@@ -27,7 +28,7 @@ class StateSpec(NamedTuple):
 
     name: str
     extent: Extent = "full"
-    domain: Literal["signed", "positive", "plain"] = "plain"
+    domain: Literal["signed", "positive", "unit", "vector", "plain"] = "plain"
     dtype: torch.dtype | None = None
     initial: float = 0.0
     count: int = 0

@@ -5,7 +5,7 @@ knows a state, a group or a step counter, and none writes into its arguments.
 """
 
 from ._bits import pack_bits, packed_size, unpack_bits
-from ._reduce import all_finite, numel, rms, row_mean, row_sum, tensor_mean, tensor_sum
+from ._reduce import all_finite, mean_of_rows, numel, rms, row_mean, row_sum, tensor_mean, tensor_sum
 from .decay import adaptive_decay
 from .direction import cautious, grams, orthograd
 from .gradient import agr
@@ -59,6 +59,7 @@ __all__ = [
     "grams",
     "join_word",
     "majority",
+    "mean_of_rows",
     "numel",
     "orthograd",
     "pack_bits",

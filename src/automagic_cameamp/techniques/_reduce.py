@@ -10,17 +10,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_SPLIT = 1024  # a row longer than four of these, alone in its tensor, is summed in pieces of this length
+_SPLIT = 1024  # a sum of more than four of these goes through pieces of this length
+
+
+def sum_last(x: Tensor) -> Tensor:
+    """[..., n] -> [..., 1]; long rows in pieces, so that no thread ever gets a part of a sum."""
+    n = x.shape[-1]
+    if n <= 4 * _SPLIT:
+        return x.sum(-1, keepdim=True)
+    whole = n - n % _SPLIT
+    pieces = x[..., :whole].unflatten(-1, (-1, _SPLIT)).sum(-1)
+    total = sum_last(pieces)
+    return total + x[..., whole:].sum(-1, keepdim=True) if whole < n else total
 
 
 def row_sum(x: Tensor) -> Tensor:
     """[B,K,m,n] -> [B,K,m,1]."""
-    n = x.shape[-1]
-    if x.shape[-2] * x.shape[-3] > 1 or n <= 4 * _SPLIT:
-        return x.sum(-1, keepdim=True)
-    whole = n - n % _SPLIT
-    pieces = x[..., :whole].unflatten(-1, (-1, _SPLIT)).sum(-1).sum(-1, keepdim=True)
-    return pieces + x[..., whole:].sum(-1, keepdim=True)
+    return x.sum(-1, keepdim=True) if x.shape[-2] * x.shape[-3] > 1 else sum_last(x)
 
 
 def row_mean(x: Tensor) -> Tensor:
@@ -30,12 +36,19 @@ def row_mean(x: Tensor) -> Tensor:
 
 def col_mean(x: Tensor) -> Tensor:
     """[B,K,m,n] -> [B,K,1,n]."""
-    return x.mean(-2, keepdim=True)
+    if x.shape[-1] * x.shape[-3] > 1:
+        return x.mean(-2, keepdim=True)
+    return sum_last(x.transpose(-1, -2)) / x.shape[-2]
+
+
+def mean_of_rows(row: Tensor) -> Tensor:
+    """Mean of a row statistic over the rows of each matrix: [B,K,m,1] -> [B,K,1,1]."""
+    return sum_last(row.transpose(-1, -2)) / row.shape[-2]
 
 
 def tensor_sum(x: Tensor) -> Tensor:
     """[B,K,m,n] -> [B,1,1,1]."""
-    return row_sum(x).sum((1, 2), keepdim=True)
+    return sum_last(row_sum(x).flatten(1)).view(-1, 1, 1, 1)
 
 
 def tensor_mean(x: Tensor) -> Tensor:

@@ -91,22 +91,26 @@ def count(k: Tensor, bump: Tensor, code: MaskCode) -> Tensor:
     return (k + bump).clamp(code.low, code.high)
 
 
-def geometric_mask(k: Tensor, log_mean: Tensor) -> Tensor:
+def geometric_mask(k: Tensor, mean: Tensor) -> Tensor:
     r"""Multiplier of the geometric rule, divided by its mean over all parameters.
 
     .. math:: \mu = 64^{k / 127} / \bar\mu \in [1/16, 4] / \bar\mu
 
     Args:
         k: integer counter, any shape.
-        log_mean: base-2 logarithm of the mean multiplier; broadcasts.
+        mean: mean multiplier, one number.
 
     Returns:
-        Multipliers in the dtype of ``log_mean``.
+        Multipliers in the dtype of ``mean``.
 
     Source: Automagic, ostris/ai-toolkit (MIT), sign agreement per element; the geometric counter
     and the division by the mean are ours.
     """
-    return k.to(log_mean.dtype).mul_(GEOMETRIC_STEP).sub_(log_mean).exp2_()
+    # A table of 127 values: faster than an exponential, and the same bits wherever an element stands.
+    codes = torch.arange(GEOMETRIC.low, GEOMETRIC.high + 1, dtype=mean.dtype, device=mean.device)
+    table = torch.exp2(codes * GEOMETRIC_STEP) / mean
+    index = k.to(torch.int32).sub_(GEOMETRIC.low).flatten()
+    return table.index_select(0, index).view(k.shape)
 
 
 def additive_mask(k: Tensor, dtype: torch.dtype, lr: float, bump: float, low: float, high: float) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._reduce import sum_last
+
 DISTANCE_BETA = 0.9995
 DISTANCE_GAIN = 0.25
 DISTANCE_STRIDE = 11
@@ -44,9 +46,9 @@ def distance_evidence(
     Source: Mishchenko & Defazio 2023 (Prodigy), arXiv 2306.06101, algorithm 4 (code read).
     Deviations: one d for all parameters, on a strided sample, applied at a quarter.
     """
-    r = DISTANCE_BETA * r + weight * (g * travelled).sum(-1)
+    r = DISTANCE_BETA * r + weight * sum_last(g * travelled).squeeze(-1)
     s = DISTANCE_BETA * s + weight * g
-    return r, s, s.abs().sum(-1)
+    return r, s, sum_last(s.abs()).squeeze(-1)
 
 
 def distance_level(level: Tensor, r: Tensor, s_norm: Tensor, start: float) -> Tensor:
@@ -81,4 +83,4 @@ def sign_vote(history: Tensor, u: Tensor, enough: Tensor) -> tuple[Tensor, Tenso
     weight = u.abs()
     signed = weight * (equal.to(u.dtype) - alternate.to(u.dtype))
     gate = enough.to(u.dtype)
-    return signed.flatten(1).sum(-1) * gate, weight.flatten(1).sum(-1)
+    return sum_last(signed.flatten(1)).squeeze(-1) * gate, sum_last(weight.flatten(1)).squeeze(-1)

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from ..types import Locality, local
-from ._reduce import col_mean, rms, row_mean
+from ._reduce import col_mean, mean_of_rows, rms, row_mean
 from .momentum import ema
 
 
@@ -52,7 +52,7 @@ def factored_rsqrt(x: Tensor, row: Tensor, col: Tensor) -> Tensor:
 
     Source: CAME, arXiv 2307.02047, algorithm 1 (used for the gradient and for the confidence).
     """
-    return (x * (row / row.mean(-2, keepdim=True)).rsqrt()).mul_(col.rsqrt())
+    return (x * (row / mean_of_rows(row)).rsqrt()).mul_(col.rsqrt())
 
 
 def rms_gain(x: Tensor, threshold: float) -> Tensor:

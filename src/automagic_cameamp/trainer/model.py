@@ -67,7 +67,8 @@ def add_lora(unet: nn.Module, rank: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # without autocast_adapter_dtype the LoRA has the base's dtype: bf16 training is bf16 throughout
-        return get_peft_model(unet, config, autocast_adapter_dtype=False)  # pyright: ignore[reportArgumentType]
+        model: Any = unet  # PEFT declares transformers' base class, but takes any module
+        return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def save_adapter(model: Any, folder: Path) -> None:
@@ -101,6 +102,7 @@ def load_adapter(unet: nn.Module, path: Path) -> nn.Module:
     try:
         weights = load_file(str(file))
         config = LoraConfig.from_pretrained(str(file.parent))
+        config.base_model_name_or_path = None  # PEFT would warn: a U-Net has none
     except Exception as error:  # safetensors, JSON and PEFT each raise their own kinds
         raise UserError(f"{path} is not a readable adapter: {str(error).splitlines()[0]}") from None
     model = get_peft_model(unet, config)  # pyright: ignore[reportArgumentType]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -58,8 +59,8 @@ class Bars(Watcher):
 
 def summary(console: Console, out: Path, results: Sequence[RunResult], again: str) -> None:
     """The closing table, and where to look next."""
-    table = Table(title=None, header_style="bold", border_style="dim")
-    table.add_column("optimizer")
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("optimizer", overflow="fold", min_width=min(24, max(len(r.label) for r in results)))
     for name in ("held-out loss", "state", "of Adam", "ms/step", "time"):
         table.add_column(name, justify="right")
     for result in results:

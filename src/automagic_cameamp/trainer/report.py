@@ -17,6 +17,7 @@ from .gallery import Gallery
 from .loop import RunResult
 from .plots import colour, loss_plot, lr_plot
 from .presets import learning_rate
+from .settings import TrainSettings
 
 PACKAGES = ("automagic-cameamp", "torch", "diffusers", "peft", "transformers", "bitsandbytes", "numpy")
 ADAM_BYTES = 8  # two fp32 moments for every parameter
@@ -92,8 +93,8 @@ def _card(gallery: Gallery, i: int) -> str:
 
 
 def _name(i: int, result: RunResult) -> str:
-    label = html.escape(result.label).replace("_", "_<wbr>")
-    return f'<span class="dot" style="background:{colour(i)}"></span>{label}'
+    dot = f'<span class="dot" style="background:{colour(i)}"></span>'
+    return f'<span class="name">{dot}{html.escape(result.label)}</span>'
 
 
 def _results(results: Sequence[RunResult]) -> tuple[list[str], list[list[str]]]:
@@ -101,7 +102,7 @@ def _results(results: Sequence[RunResult]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for i, result in enumerate(results):
         held, per, share = state_of(result)
-        loss = f"{result.before:.4f} → <b>{result.after:.4f}</b>"
+        loss = f'<span class="name">{result.before:.4f} → <b>{result.after:.4f}</b></span>'
         took = f"{result.rows[-1]['seconds']:.0f} s"
         ms = f"{optimizer_ms(result):.2f}"
         rows.append([_name(i, result), loss, human_bytes(held), f"{per:.2f}", f"{share:.0%}", ms, took])
@@ -112,15 +113,19 @@ def _settings(results: Sequence[RunResult]) -> tuple[list[str], list[list[str]]]
     names = [name for name in vars(results[0].settings) if name != "out"]
     rows = []
     for name in names:
-        values = [html.escape(str(getattr(result.settings, name))) for result in results]
-        if name == "lr":
-            values = [
-                f"{learning_rate(r.settings.optimizer):g}" if r.settings.lr is None else v
-                for v, r in zip(values, results, strict=True)
-            ]
+        values = [html.escape(_shown(result.settings, name)) for result in results]
         same = len(set(values)) == 1
         rows.append([name.replace("_", " "), *(values[:1] if same else values)])
     return ["setting", *(_name(i, r) for i, r in enumerate(results))], rows
+
+
+def _shown(settings: TrainSettings, name: str) -> str:
+    value = getattr(settings, name)
+    if name == "optimizer_args":
+        return ", ".join(f"{k}={v}" for k, v in value.items()) or "none"
+    if name == "lr" and value is None:
+        return f"{settings.optimizer_args.get('lr', learning_rate(settings.optimizer)):g}"
+    return str(value)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

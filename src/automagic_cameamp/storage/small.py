@@ -1,0 +1,56 @@
+"""Codes without a block scale: four bits of [0, 1], and bf16."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..types import Layout
+from .codec import Plane
+from .residual import pack_nibbles, unpack_nibbles
+from .rounding import round_to_grid, stochastic_round
+from .spec import StateSpec
+
+
+class Unit4:
+    """Four bits for a running mean in [0, 1]; rounded stochastically, or it would freeze near 0."""
+
+    name = "unit4"
+    random = True
+
+    def planes(self, layout: Layout) -> tuple[Plane, ...]:
+        shape = ((layout.numel + 1) // 2,)
+        return (Plane("_q", shape, shape, torch.uint8),)
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def encode(self, x: Tensor, bits: Tensor | None = None) -> tuple[Tensor, ...]:
+        x = x.float() * 15
+        q = x.round() if bits is None else round_to_grid(x, bits)
+        return (pack_nibbles(q.clamp_(0, 15).to(torch.int8).view(torch.uint8).flatten(1)),)
+
+    def decode(self, planes: tuple[Tensor, ...]) -> Tensor:
+        flat = unpack_nibbles(planes[0], self.layout.numel).to(torch.float32).div_(15)
+        return flat.view(-1, *self.layout.view)
+
+
+class BFloat16:
+    """bf16 for a slow running mean; rounded stochastically, or steps below 1/256 would be lost."""
+
+    name = "bf16"
+    random = True
+
+    def __init__(self, spec: StateSpec, layout: Layout) -> None:
+        self.spec = spec
+        self.shape = spec.stack_shape(layout)
+
+    def planes(self, layout: Layout) -> tuple[Plane, ...]:
+        return (Plane("", self.shape, self.spec.own_shape(layout), torch.bfloat16),)
+
+    def encode(self, x: Tensor, bits: Tensor | None = None) -> tuple[Tensor, ...]:
+        x = x.float()
+        return (x.bfloat16() if bits is None else stochastic_round(x, bits, torch.bfloat16),)
+
+    def decode(self, planes: tuple[Tensor, ...]) -> Tensor:
+        return planes[0].float()
