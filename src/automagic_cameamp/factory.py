@@ -91,7 +91,7 @@ def resolve_optimizer(name: str) -> type[torch.optim.Optimizer]:
     lowered = {key.lower(): key for key in known}
     if name.lower() in lowered:
         return known[lowered[name.lower()]]
-    near = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), lowered, n=4, cutoff=0.5)
     hint = f"did you mean {' or '.join(lowered[n] for n in near)}?" if near else "see `automagic optimizers`"
     if name.lower().endswith("8bit"):
         hint += f" (bitsandbytes' classes are written bitsandbytes.{name})"
@@ -112,7 +112,7 @@ def _dotted(path: str) -> type[torch.optim.Optimizer]:
     value = getattr(module, class_name, None)
     if not (isinstance(value, type) and issubclass(value, torch.optim.Optimizer)):
         classes = [n for n, v in vars(module).items() if isinstance(v, type)]
-        near = difflib.get_close_matches(class_name, classes, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(class_name, classes, n=4, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "check the spelling"
         what = "has no" if value is None else "holds no torch optimizer class"
         raise OptimizerArgumentError(f"optimizer {path!r}: {module_name} {what} {class_name}; {hint}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,7 @@ def scalars(t: Tensor, beta1: float, beta1_decay: float, warmup_steps: int) -> S
     Deviations: a coefficient below the floor from the start (beta1 < 0.4) is kept as it is.
     """
     early, warm = t < warmup_steps / 2, t < warmup_steps
-    decay = torch.pow(torch.full_like(t, beta1_decay), t)
+    decay = (t * math.log(beta1_decay)).exp()  # torch.pow rounds by position in the stack
     floor = min(BETA1_FLOOR, beta1)
     later = (decay * beta1).clamp(min=floor)
     return Scalars(t, torch.where(early, torch.full_like(t, beta1), later), decay, early, warm)

@@ -247,7 +247,7 @@ class CameAMPOptimizer(Optimizer):
             if lagged[number].get(name):
                 own[name] = _gather(lagged[number][name], like)
         hp = self._hyper(group, lora=False)
-        shared = self.recipe.share(every, own, masked, hp, max(self.base_lrs), like)
+        shared = self.recipe.share(every, own, masked, group["clock"], hp, max(self.base_lrs), like)
         if self.controller is not None:
             shared = shared._replace(multiplier=self.controller.multiplier(like))
         return shared._replace(refresh=group["clock"] % group.get("sync_frequency", 1) == 0)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ._stages import Hyper, State
 
 # One number per parameter, gathered over all parameters before each step.
-LAGGED = ("lr_mask_sum", "lr_mask_vote", "lr_level", "level_r", "level_norm")
+LAGGED = ("lr_mask_sum", "lr_mask_vote", "lr_level", "level_r", "level_norm", "vote_clock")
 
 
 class Shared(NamedTuple):
@@ -33,6 +33,7 @@ class Shared(NamedTuple):
         level: d / d0 (lr_level 'distance') or the logarithm of the level ('vote').
         level_start: d0, the base rate that the level multiplies.
         multiplier: factor of a controller over the whole model, or None.
+        clock: number of steps that the group has taken before this one.
         refresh: whether this step renews what is only renewed every ``sync_frequency`` steps.
     """
 
@@ -41,6 +42,7 @@ class Shared(NamedTuple):
     level: Tensor
     level_start: float
     multiplier: Tensor | None = None
+    clock: int = 0
     refresh: bool = False
 
 
@@ -70,6 +72,7 @@ def specs(layout: Layout, hp: Hyper) -> list[StateSpec]:
             fields.append(StateSpec("last_polarity", "bits", dtype=torch.uint8, count=bits))
         if hp.lr_mask_granularity == "group":
             fields.append(StateSpec("lr_mask_vote", "tensor", dtype=torch.float32))
+            fields.append(_CLOCK)
         if hp.lr_mask_rule == "geometric":
             fields.append(StateSpec("lr_mask_sum", "tensor", dtype=torch.float32, initial=layout.numel))
     if hp.lr_level == "distance":
@@ -87,12 +90,23 @@ def specs(layout: Layout, hp: Hyper) -> list[StateSpec]:
             StateSpec("sign_history", "full", dtype=torch.uint8),
             StateSpec("level_r", "tensor", dtype=torch.float32),
             StateSpec("level_norm", "tensor", dtype=torch.float32),
+            _CLOCK,
         ]
     return fields
 
 
+# The group's clock at the parameter's last vote: an old vote must not be counted again.
+_CLOCK = StateSpec("vote_clock", "tensor", dtype=torch.float32, initial=-1.0)
+
+
 def share(
-    every: dict[str, Tensor], group: dict[str, Tensor], masked: int, hp: Hyper, start: float, like: Tensor
+    every: dict[str, Tensor],
+    group: dict[str, Tensor],
+    masked: int,
+    clock: int,
+    hp: Hyper,
+    start: float,
+    like: Tensor,
 ) -> Shared:
     """Combine the numbers that the parameters keep.
 
@@ -100,6 +114,7 @@ def share(
         every: field name -> [N] values over all parameters that keep it.
         group: the same over the parameters of one group.
         masked: number of elements of the parameters behind ``every['lr_mask_sum']``.
+        clock: steps that the group has taken.
         hp: options of the group.
         start: d0, the largest base rate of all groups.
         like: a tensor of the wanted device and type.
@@ -108,60 +123,69 @@ def share(
     mean, vote, level = one, one * 0, one if hp.lr_level == "distance" else one * 0
     if "lr_mask_sum" in every:
         mean = (every["lr_mask_sum"].sum() / masked).to(like.dtype)
+    fresh = (group["vote_clock"] == clock - 1).float() if "vote_clock" in group else one
     if "lr_mask_vote" in group:
-        vote = group["lr_mask_vote"].sum().to(like.dtype)
+        vote = (group["lr_mask_vote"] * fresh).sum().to(like.dtype)
     if hp.lr_level == "distance" and "lr_level" in every:
         r, norm = every["level_r"].sum(), every["level_norm"].sum()
         level = T.distance_level(every["lr_level"].max(), r, norm, start).to(like.dtype)
     elif hp.lr_level == "vote" and "lr_level" in group:
-        norm = group["level_norm"].sum()
-        step = torch.where(norm > 0, group["level_r"].sum() / norm, 0.0)
-        level = (group["lr_level"].max() + step).to(like.dtype)
-    return Shared(mean, vote, level, start)
+        norm = (group["level_norm"] * fresh).sum()
+        step = torch.where(norm > 0, (group["level_r"] * fresh).sum() / norm, 0.0)
+        # Every parameter keeps the level of its own last step; the latest one counts.
+        latest = (group["vote_clock"] == group["vote_clock"].max()).float()
+        level = ((group["lr_level"] * latest).sum() / latest.sum() + step).to(like.dtype)
+    return Shared(mean, vote, level, start, clock=clock)
 
 
 def rate(
-    g: Tensor, u: Tensor, p: Tensor, state: State, shared: Shared, k: Scalars, hp: Hyper, phase: Phase
-) -> tuple[Tensor | float, State]:
+    g: Tensor,
+    u: Tensor,
+    p: Tensor,
+    gain: Tensor,
+    state: State,
+    shared: Shared,
+    k: Scalars,
+    hp: Hyper,
+    phase: Phase,
+) -> tuple[Tensor, State]:
     """Rate of every element, relative to the group's lr, and the state that follows.
 
     Args:
         g: [B,K,m,n] raw gradient.
         u: [B,K,m,n] normalised update.
         p: [B,K,m,n] weights before the step.
+        gain: gains that belong to the rate (ALLoRA's), broadcast to [B,K,m,n].
 
     Returns:
-        A number or a tensor that broadcasts to [B,K,m,n].
+        A tensor that broadcasts to [B,K,m,n].
     """
     level, state = _level(g, u, p, state, shared, k, hp)
-    value: Tensor | float = level
-    if has_mask(hp):
-        mask, state = _mask(g, state, shared, k, hp, phase)
-        value = mask * level if isinstance(level, Tensor) else mask
+    value = gain * level
     if shared.multiplier is not None:
         value = value * shared.multiplier
-    value = _clamp(value, hp)
-    return value, state
+    if has_mask(hp):
+        mask, state = _mask(g, state, shared, k, hp, phase)
+        value = mask * value
+    return _clamp(value, hp), state
 
 
-def _clamp(value: Tensor | float, hp: Hyper) -> Tensor | float:
+def _clamp(value: Tensor, hp: Hyper) -> Tensor:
     """Keep lr * value inside [min_lr, max_lr] x schedule (schedule = lr / base_lr)."""
     if hp.base_lr > 0:
         low, high = hp.min_lr / hp.base_lr, hp.max_lr / hp.base_lr
-        value = value.clamp(low, high) if isinstance(value, Tensor) else min(max(value, low), high)
+        value = value.clamp(low, high)
     if hp.hard_min_lr:
         value = _absolute_floor(value, hp)
     return value
 
 
-def _absolute_floor(value: Tensor | float, hp: Hyper) -> Tensor | float:
+def _absolute_floor(value: Tensor, hp: Hyper) -> Tensor:
     """Keep lr * value above min_lr whatever the scheduler does, except at lr = 0."""
     if isinstance(hp.lr, Tensor):
         floor = torch.where(hp.lr > 0, hp.min_lr / hp.lr, 0.0)
-        value = value if isinstance(value, Tensor) else torch.full_like(floor, value)
         return torch.maximum(value, floor.to(value.dtype))
-    floor = hp.min_lr / hp.lr if hp.lr > 0 else 0.0
-    return value.clamp(min=floor) if isinstance(value, Tensor) else max(value, floor)
+    return value.clamp(min=hp.min_lr / hp.lr if hp.lr > 0 else 0.0)
 
 
 def _mask(
@@ -204,9 +228,13 @@ def _count(g: Tensor, state: State, shared: Shared, k: Scalars, hp: Hyper, code:
     granularity = "row" if hp.lr_mask_granularity == "row" else "tensor"
     total, move = T.majority(bump, granularity)
     if hp.lr_mask_granularity == "group":
-        vote = torch.where(k.warm, total, torch.zeros_like(total))
         move = shared.mask_vote.sign().to(code.counter) * k.warm.to(code.counter)
-        state = state._replace(lr_mask_vote=vote)
+        assert state.lr_mask_vote is not None and state.vote_clock is not None
+        now = torch.full_like(state.vote_clock, shared.clock)
+        state = state._replace(
+            lr_mask_vote=torch.where(k.warm, total, state.lr_mask_vote),
+            vote_clock=torch.where(k.warm, now, state.vote_clock),
+        )
     return state._replace(lr_mask=T.count(state.lr_mask, move, code))  # type: ignore[arg-type]
 
 
@@ -232,7 +260,8 @@ def _level(
         history = T.push_sign(state.sign_history, g)
         enough = (k.t >= T.VOTE_HISTORY).flatten()
         r, norm = T.sign_vote(history, u, enough)
-        state = state._replace(sign_history=history)
+        clock = torch.full_like(copy, shared.clock)
+        state = state._replace(sign_history=history, vote_clock=clock)
         level = shared.level.exp()
     state = state._replace(
         lr_level=copy, level_r=r.float().reshape(flat), level_norm=norm.float().reshape(flat)

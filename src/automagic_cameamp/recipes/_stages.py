@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -69,6 +70,7 @@ class State(NamedTuple):
     level_sum: Tensor | None = None
     level_r: Tensor | None = None
     level_norm: Tensor | None = None
+    vote_clock: Tensor | None = None
     sign_history: Tensor | None = None
 
 
@@ -175,6 +177,7 @@ def belief(g: Tensor, state: State, k: Scalars, hp: Hyper) -> tuple[Tensor, Stat
     assert state.exp_avg_var is not None and state.beta1_product is not None
     var = T.ema(state.exp_avg_var, T.belief_residual(g, state.exp_avg), hp.betas[1]) + hp.eps[1]
     product = state.beta1_product * k.beta1
-    corrected = var / (1 - hp.betas[1] ** k.t)
+    decayed = (k.t * math.log(hp.betas[1])).exp() if hp.betas[1] else torch.zeros_like(k.t)
+    corrected = var / (1 - decayed)
     out = state.exp_avg / (1 - product) / (corrected.sqrt() + hp.eps[2])
     return out, state._replace(exp_avg_var=var, beta1_product=product), T.all_finite(var)

@@ -95,19 +95,19 @@ def update(
     if hp.use_grams:
         out = T.grams(out, raw, k.grams_mix)
 
-    rate, state = _rate.rate(raw, u, p, state, shared, k, hp, phase)
     gain = T.allora_gain(p, hp.eta) if hp.allora and layout.matrix else torch.ones_like(k.t)
+    rate, state = _rate.rate(raw, u, p, gain, state, shared, k, hp, phase)
     clip = T.rms_gain(out, hp.final_clip) if not math.isinf(hp.final_clip) else torch.ones_like(k.t)
-    d = out * (gain * clip * hp.lr) * rate
+    d = out * rate * (clip * hp.lr)
     if hp.use_orthograd and phase.may_be_early:
         d = torch.where(k.early, T.orthograd(d, p), d)
 
-    mean_rate = T.tensor_mean((gain * rate).expand_as(p)) * hp.lr
+    mean_rate = T.tensor_mean(rate.expand_as(p)) * hp.lr
     p = _decay(p, raw, rate, k, hp, phase) - d
     return Result(p, state._replace(step=state.step + 1, avg_lr=mean_rate.float()), ok)
 
 
-def _decay(p: Tensor, g: Tensor, rate: Tensor | float, k: Scalars, hp: Hyper, phase: Phase) -> Tensor:
+def _decay(p: Tensor, g: Tensor, rate: Tensor, k: Scalars, hp: Hyper, phase: Phase) -> Tensor:
     """Decoupled weight decay, stronger where the gradient is large; early phase only by default."""
     early_only = hp.weight_decay_phase == "early"
     if hp.weight_decay == 0 or (early_only and not phase.may_be_early):

@@ -24,7 +24,7 @@ def adaptive_decay(g: Tensor, alpha: float = 4.0) -> Tensor:
         [B,K,m,n] in (0, 2); 1 for a tensor of one element. Its mean is about .88 for Gaussian g.
 
     Source: Nakamura & Hong 2019 (AdaDecay), arXiv 1907.08931 (abstract only).
-    Deviations: the standard deviation has a floor of 1e-6 of the mean, so that equal magnitudes
+    Deviations: the standard deviation has a floor of 1e-4 of the mean, so that equal magnitudes
     give 1 instead of rounding noise.
     """
     if numel(g) < 2:
@@ -34,5 +34,5 @@ def adaptive_decay(g: Tensor, alpha: float = 4.0) -> Tensor:
     offset = magnitude - mean
     std = tensor_mean(offset.square()).sqrt()
     # 2 / (1 + e^-x) spelled out: torch's sigmoid is slower and rounds by position in memory.
-    slope = -alpha / (std + 1e-6 * mean + 1e-30)
+    slope = -alpha / (std + 1e-4 * mean + 1e-30)
     return (offset * slope).exp_().add_(1).reciprocal_().mul_(2)

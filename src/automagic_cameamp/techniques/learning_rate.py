@@ -91,6 +91,7 @@ def count(k: Tensor, bump: Tensor, code: MaskCode) -> Tensor:
     return (k + bump).clamp(code.low, code.high)
 
 
+@local(Locality.ELEMENT)
 def geometric_mask(k: Tensor, mean: Tensor) -> Tensor:
     r"""Multiplier of the geometric rule, divided by its mean over all parameters.
 
@@ -113,6 +114,7 @@ def geometric_mask(k: Tensor, mean: Tensor) -> Tensor:
     return table.index_select(0, index).view(k.shape)
 
 
+@local(Locality.ELEMENT)
 def additive_mask(k: Tensor, dtype: torch.dtype, lr: float, bump: float, low: float, high: float) -> Tensor:
     r"""Multiplier of the additive rule: :math:`\mathrm{clamp}(\eta_0 + kb, \eta_{min}, \eta_{max}) / \eta_0`.
 
@@ -149,6 +151,7 @@ def allora_gain(p: Tensor, eta: float) -> Tensor:
     return (row_sum(p.square()).sqrt() + 1 / eta**2).rsqrt()
 
 
+@local(Locality.TENSOR)
 def majority(bump: Tensor, granularity: str) -> tuple[Tensor, Tensor]:
     """Sum of the bumps of a row or of a tensor, and the sign of that sum.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..types import Locality, local
 from ._reduce import sum_last
 
 DISTANCE_BETA = 0.9995
@@ -25,6 +26,7 @@ def sample(x: Tensor) -> Tensor:
     return flat if flat.shape[1] < DISTANCE_WHOLE else flat[:, ::DISTANCE_STRIDE]
 
 
+@local(Locality.TENSOR)
 def distance_evidence(
     r: Tensor, s: Tensor, g: Tensor, travelled: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,11 +59,13 @@ def distance_level(level: Tensor, r: Tensor, s_norm: Tensor, start: float) -> Te
     return torch.maximum(level, estimate)
 
 
+@local(Locality.ELEMENT)
 def push_sign(history: Tensor, g: Tensor) -> Tensor:
     """[B,K,m,n] uint8 of the last eight signs (1 = negative), newest in the lowest bit."""
     return (history << 1) | (g < 0).to(torch.uint8)
 
 
+@local(Locality.TENSOR)
 def sign_vote(history: Tensor, u: Tensor, enough: Tensor) -> tuple[Tensor, Tensor]:
     r"""Weight of the elements whose last eight signs agree, less those that alternate.
 

@@ -36,7 +36,7 @@ def factored_moment(
     return ema(row, row_mean(square) + eps, beta), ema(col, col_mean(square) + eps, beta)
 
 
-@local(Locality.CROSS)
+@local(Locality.TENSOR)
 def factored_rsqrt(x: Tensor, row: Tensor, col: Tensor) -> Tensor:
     r"""Divide by the square root of the rank-one second moment.
 
@@ -55,6 +55,7 @@ def factored_rsqrt(x: Tensor, row: Tensor, col: Tensor) -> Tensor:
     return (x * (row / mean_of_rows(row)).rsqrt()).mul_(col.rsqrt())
 
 
+@local(Locality.TENSOR)
 def rms_gain(x: Tensor, threshold: float) -> Tensor:
     r"""Factor that brings the root mean square of each tensor down to ``threshold``.
 

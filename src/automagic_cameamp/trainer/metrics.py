@@ -61,13 +61,12 @@ class MetricsFile:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of all tensors in the optimizer's state; memory that two views share counts once."""
-    seen: dict[tuple[str, int], int] = {}
+    """Bytes of all tensors in the optimizer's state; one that appears twice counts once."""
+    seen: dict[tuple[str, int, int], int] = {}
 
     def walk(value: Any) -> None:
         if isinstance(value, torch.Tensor):
-            storage = value.untyped_storage()
-            seen[(str(value.device), storage.data_ptr())] = storage.nbytes()
+            seen[(str(value.device), value.data_ptr(), value.nbytes)] = value.nbytes
         elif isinstance(value, dict):
             for inner in value.values():
                 walk(inner)
