@@ -1,17 +1,42 @@
 """Automagic CameAMP: memory-efficient optimizers for fine-tuning on small GPUs."""
 
 from ._version import __version__
-from .configs import OptimizerConfig, OptimizerConfig8bit
+from .configs import (
+    Improved8BitOptimizerConfig,
+    ImprovedOptimizerConfig,
+    Optimizer8BitConfig,
+    OptimizerConfig,
+    OptimizerConfig8bit,
+)
 from .engine import CameAMPOptimizer, CheckpointError
-from .optimizers import OPTIMIZERS, Automagic_CameAMP, Automagic_CameAMP8bit
+from .optimizers import (
+    OPTIMIZERS,
+    Automagic_CameAMP,
+    Automagic_CameAMP8bit,
+    Automagic_CameAMP_8Bit,
+    Automagic_CameAMP_Improved,
+    Automagic_CameAMP_Improved_8Bit,
+    create_improved_8bit_optimizer,
+)
+from .policies import BITSANDBYTES_AVAILABLE
+from .profiles import OptimizationProfiles
 
 __all__ = [
+    "BITSANDBYTES_AVAILABLE",
     "OPTIMIZERS",
     "Automagic_CameAMP",
     "Automagic_CameAMP8bit",
+    "Automagic_CameAMP_8Bit",
+    "Automagic_CameAMP_Improved",
+    "Automagic_CameAMP_Improved_8Bit",
     "CameAMPOptimizer",
     "CheckpointError",
+    "Improved8BitOptimizerConfig",
+    "ImprovedOptimizerConfig",
+    "OptimizationProfiles",
+    "Optimizer8BitConfig",
     "OptimizerConfig",
     "OptimizerConfig8bit",
     "__version__",
+    "create_improved_8bit_optimizer",
 ]

@@ -122,7 +122,7 @@ def _sample_parser(commands: Any) -> None:
     p.add_argument("--out", default="sample.png", metavar="FILE", help="the picture to write (sample.png)")
     p.add_argument("--seed", metavar="N", help="the noise to start from (0)")
     p.add_argument("--steps", metavar="N", help="DDIM steps (25)")
-    p.add_argument("--guidance", metavar="X", help="how strictly to follow the words; 1 is not at all (3)")
+    p.add_argument("--guidance", metavar="X", help="push towards the words; 1 is none (1)")
     p.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (auto)")
     _threads(p)
 

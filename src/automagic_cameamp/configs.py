@@ -5,6 +5,7 @@ The dataclasses are plain and mutable, and ``Cls(params, **config.__dict__)`` wo
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,8 @@ from .validate import (
 
 
 @dataclass
-class OptimizerConfig:
-    """Options of ``Automagic_CameAMP``; all but those under "engine" may be set per group."""
+class SharedConfig:
+    """Options of every optimizer of the family; all but the engine's may be set per group."""
 
     lr: Any = option(1e-6, rate, "base learning rate; the scheduler's, and the start of the mask")
     min_lr: float = option(1e-7, number(0), "lowest rate of any element, at the schedule's start")
@@ -55,7 +56,6 @@ class OptimizerConfig:
     use_orthograd: bool = option(False, flag, "project the early displacement off the weights")
     use_lr_mask: bool = option(True, flag, "the Automagic mask")
     tam_granularity: str = option("tensor", choice("tensor", "row"), "one torque per tensor or per row")
-    weight_decay_phase: str = option("early", choice("early", "always"), "when weights decay")
     hard_min_lr: bool = option(False, flag, "min_lr also when the scheduler goes below it")
     lr_mask_rule: str = option("geometric", choice("geometric", "additive", "none"), "how the mask moves")
     lr_mask_granularity: str = option(
@@ -69,6 +69,13 @@ class OptimizerConfig:
 
 
 @dataclass
+class OptimizerConfig(SharedConfig):
+    """Options of ``Automagic_CameAMP``."""
+
+    weight_decay_phase: str = option("early", choice("early", "always"), "when weights decay")
+
+
+@dataclass
 class OptimizerConfig8bit(OptimizerConfig):
     """Options of ``Automagic_CameAMP8bit``."""
 
@@ -76,8 +83,151 @@ class OptimizerConfig8bit(OptimizerConfig):
     state_code: str = option("dynamic", choice("dynamic", "softsign"), "eight-bit code of the momentum")
 
 
+def _no_effect(default: Any) -> Any:
+    """An option of the public original that ours does not need: accepted, said once if used."""
+
+    def check(name: str, value: Any) -> Any:
+        if value != default and name not in _SAID:
+            _SAID.add(name)
+            text = f"{name}={value!r} has no effect: it is accepted so that old configurations load."
+            warnings.warn(text, stacklevel=6)
+        return value
+
+    return option(default, check, "accepted for old configurations, no effect")
+
+
+def _never(name: str, value: Any) -> bool:
+    """Dual momentum is not part of this library."""
+    if value:
+        raise fail(name, value, "only False", "Dual momentum is not in the documents and not implemented.")
+    return False
+
+
+def strategy(name: str, value: Any) -> Any:
+    """None, or an object with should_quantize(name, shape, type) and get_block_size(shape)."""
+    methods = ("should_quantize", "get_block_size")
+    if value is not None and not all(callable(getattr(value, m, None)) for m in methods):
+        raise fail(name, value, "None, or an object with " + " and ".join(f"{m}(...)" for m in methods))
+    return value
+
+
+_SAID: set[str] = set()
+COMPATIBILITY = (
+    "enable_cache",
+    "max_cache_size",
+    "use_approximate_svd",
+    "enable_dual_momentum",
+    "long_term_beta",
+    "alpha_mix_ratio",
+    "tam_correlation_method",
+    "tam_large_tensor_threshold",
+    "tam_use_inplace_ops",
+    "fused_adam",
+)
+
+
+@dataclass
+class RegularizedConfig(SharedConfig):
+    """Options of the improved recipe."""
+
+    edge_suppression: bool = option(True, flag, "damp the update where the gradient has edges")
+    edge_penalty: float = option(0.1, number(0, 1), "strength of the edge damping")
+    edge_threshold: float = option(
+        0.6, number(0, 1, open_low=True, open_high=True), "how sharp an edge must be; .6 is 1.5 RMS"
+    )
+    background_regularization: bool = option(True, flag, "damp rows that receive almost no gradient")
+    spatial_awareness: bool = option(True, flag, "larger steps for rows with more detail")
+    detail_preservation: float = option(0.8, number(0, 1), "strength of the row detail gain")
+    frequency_penalty: float = option(
+        0.05, number(0, 1), "damping of the gradient's highest frequency; 0: off"
+    )
+    lora_rank_penalty: bool = option(True, flag, "shrink directions beyond the kept rank, lean to the others")
+    rank_penalty_strength: float = option(0.01, number(0, 1), "strength of that shrinking")
+    low_rank_emphasis: float = option(1.2, number(1, open_high=True), "lean to the kept directions; 1: off")
+    rank_keep: int = option(10, integer(1), "directions that are kept")
+    d_coef: int = option(2, integer(1, 40), "mask bumps are this large where early descent grows weights")
+    spatial_mode: str = option(
+        "all", choice("all", "conv"), "what counts as a picture: matrices too, or kernels"
+    )
+    use_cautious: bool = option(True, flag, "Cautious signs after the early phase")
+    use_spd: bool = option(True, flag, "Selective Projection Decay in the warm-up")
+    sync_frequency: int = option(100, integer(1), "steps between two searches for the kept directions")
+
+
+@dataclass
+class ImprovedOptimizerConfig(RegularizedConfig):
+    """Options of ``Automagic_CameAMP_Improved``."""
+
+    enable_cache: bool = _no_effect(True)
+    max_cache_size: int = _no_effect(100)
+    use_approximate_svd: bool = _no_effect(True)
+    enable_dual_momentum: bool = option(False, _never, "not implemented; only False is accepted")
+    long_term_beta: float = _no_effect(0.99)
+    alpha_mix_ratio: float | None = _no_effect(None)
+    tam_correlation_method: str = _no_effect("auto")
+    tam_large_tensor_threshold: int = _no_effect(1000)
+    tam_use_inplace_ops: bool = _no_effect(True)
+
+
+@dataclass
+class Optimizer8BitConfig(RegularizedConfig):
+    """Options of ``Automagic_CameAMP_8Bit``."""
+
+    quantize_states: bool = option(True, flag, "False: exact 32-bit state")
+    error_correction: bool = option(True, flag, "keep what the code rounds away in a second plane")
+    error_bits: int = option(4, choice(4, 8), "bits of that plane")
+    block_size: int = option(256, power_of_two(32, 4096), "elements that share a scale")
+    mixed_precision: bool = option(True, flag, "fp32 row and column statistics; False: bf16")
+    adaptive_block_size: bool = option(False, flag, "block size from the tensor's size")
+    min_block_size: int = option(64, power_of_two(32, 4096), "least adaptive block size")
+    max_block_size: int = option(1024, power_of_two(32, 4096), "largest adaptive block size")
+    quantization_strategy: Any = option(None, strategy, "object that decides per parameter")
+    state_code: str = option("affine", choice("affine", "softsign", "dynamic"), "code of the momentum")
+
+
+@dataclass
+class Improved8BitOptimizerConfig(RegularizedConfig):
+    """Options of ``Automagic_CameAMP_Improved_8Bit``."""
+
+    optim_bits: int = option(8, choice(8, 32), "32: exact 32-bit state")
+    min_8bit_size: int = option(4096, integer(0), "smaller tensors keep fp32 state")
+    force_8bit: bool = option(False, flag, "quantise vectors and embeddings too")
+    percentile_clipping: int = option(100, integer(1, 100), "clip to this percentile of 100 gradient norms")
+    block_wise: bool = option(True, flag, "False: one scale per tensor")
+    stable_emb: bool = option(False, flag, "fp32 state for parameters marked _is_embedding")
+    fused_adam: bool = _no_effect(False)
+    adaptation_rate: float = _no_effect(0.1)
+    profile: str | None = option(
+        None,
+        optional(choice("memory_optimized", "quality_optimized", "balanced")),
+        "named set of options; explicit options win",
+    )
+
+
 # Options that belong to the optimizer as a whole; all others live in the parameter groups.
-ENGINE_OPTIONS = ("verbose", "stochastic_rounding", "seed", "blocksize", "state_code")
+ENGINE_OPTIONS = (
+    "verbose",
+    "stochastic_rounding",
+    "seed",
+    "blocksize",
+    "state_code",
+    "quantize_states",
+    "error_correction",
+    "error_bits",
+    "block_size",
+    "mixed_precision",
+    "adaptive_block_size",
+    "min_block_size",
+    "max_block_size",
+    "quantization_strategy",
+    "optim_bits",
+    "min_8bit_size",
+    "force_8bit",
+    "block_wise",
+    "stable_emb",
+    "profile",
+    *COMPATIBILITY,
+)
 
 
 def check_together(values: dict[str, Any], where: str) -> None:
@@ -85,5 +235,8 @@ def check_together(values: dict[str, Any], where: str) -> None:
     if values["min_lr"] >= values["max_lr"]:
         allowed = f"it must be below max_lr={values['max_lr']!r}"
         raise fail("min_lr", values["min_lr"], allowed, f"Set both {where}.")
-    if values["lr_mask_granularity"] != "element" and values["lr_level"] == "vote":
-        raise fail("lr_level", "vote", "only with lr_mask_granularity='element' or lr_mask_rule='none'")
+    if values["lr_mask_granularity"] == "group" and values["lr_level"] == "vote":
+        raise fail("lr_level", "vote", "it cannot go with lr_mask_granularity='group'", "Use 'element'.")
+    if values.get("min_block_size", 0) > values.get("max_block_size", 0):
+        allowed = f"it must not exceed max_block_size={values['max_block_size']!r}"
+        raise fail("min_block_size", values["min_block_size"], allowed)

@@ -9,15 +9,21 @@ from dataclasses import MISSING
 from dataclasses import fields as dataclass_fields
 from typing import Any, TypeVar
 
-from torch import Tensor
-
-from .configs import OptimizerConfig, OptimizerConfig8bit
+from . import policies
+from .configs import (
+    Improved8BitOptimizerConfig,
+    ImprovedOptimizerConfig,
+    Optimizer8BitConfig,
+    OptimizerConfig,
+    OptimizerConfig8bit,
+)
 from .engine import CameAMPOptimizer
-from .recipes import base
-from .storage import Policy
+from .profiles import PROFILES
+from .recipes import base, improved
 from .validate import checked
 
 C = TypeVar("C", bound=type)
+ALIASES = {"came_enabled": "came"}
 
 
 def _configured(cls: C) -> C:
@@ -35,7 +41,13 @@ def _configured(cls: C) -> C:
             if "lr" in options:
                 raise TypeError(f"{cls.__name__} got lr twice: by position and by name.")
             options["lr"] = args[0]
-        config = config_class(**checked(config_class, options, cls.__name__))
+        for alias, name in ALIASES.items():
+            if alias in options:
+                options[name] = options.pop(alias)
+        options = checked(config_class, options, cls.__name__)
+        if options.get("profile"):
+            options = {**PROFILES[options["profile"]], **options}
+        config = config_class(**options)
         CameAMPOptimizer.__init__(self, params, config)
 
     kinds = inspect.Parameter
@@ -55,23 +67,13 @@ def _configured(cls: C) -> C:
     return cls
 
 
-def _full_precision(config: Any, p: Tensor, name: Callable[[], str]) -> Policy:
-    """Nothing is quantised."""
-    return Policy()
-
-
-def _block_coded(config: Any, p: Tensor, name: Callable[[], str]) -> Policy:
-    """One code, one block size for all."""
-    return Policy(config.state_code, config.blocksize)
-
-
 @_configured
 class Automagic_CameAMP(CameAMPOptimizer):
     """CAME with torque-aware momentum, a learned rate per element and Grams direction; fp32 state."""
 
     recipe = base
     config_class = OptimizerConfig
-    policy = staticmethod(_full_precision)
+    policy = staticmethod(policies.full_precision)
 
 
 @_configured
@@ -80,9 +82,50 @@ class Automagic_CameAMP8bit(CameAMPOptimizer):
 
     recipe = base
     config_class = OptimizerConfig8bit
-    policy = staticmethod(_block_coded)
+    policy = staticmethod(policies.block_coded)
+
+
+@_configured
+class Automagic_CameAMP_Improved(CameAMPOptimizer):
+    """``Automagic_CameAMP`` with regularisers for small data and LoRA; fp32 state."""
+
+    recipe = improved
+    config_class = ImprovedOptimizerConfig
+    policy = staticmethod(policies.full_precision)
+
+
+@_configured
+class Automagic_CameAMP_8Bit(CameAMPOptimizer):
+    """``Automagic_CameAMP_Improved`` with the documents' affine code and error correction."""
+
+    recipe = improved
+    config_class = Optimizer8BitConfig
+    policy = staticmethod(policies.error_corrected)
+
+
+@_configured
+class Automagic_CameAMP_Improved_8Bit(CameAMPOptimizer):
+    """``Automagic_CameAMP_Improved`` with bitsandbytes' code, from ``min_8bit_size`` elements on."""
+
+    recipe = improved
+    config_class = Improved8BitOptimizerConfig
+    policy = staticmethod(policies.sized)
+
+
+def create_improved_8bit_optimizer(
+    params: Iterable[Any], profile: str | None = None, **options: Any
+) -> Automagic_CameAMP_Improved_8Bit:
+    """``Automagic_CameAMP_Improved_8Bit`` with a profile ('balanced' if none is named)."""
+    return Automagic_CameAMP_Improved_8Bit(params, **{"profile": profile or "balanced", **options})
 
 
 OPTIMIZERS: dict[str, Callable[..., CameAMPOptimizer]] = {
-    cls.__name__: cls for cls in (Automagic_CameAMP, Automagic_CameAMP8bit)
+    cls.__name__: cls
+    for cls in (
+        Automagic_CameAMP,
+        Automagic_CameAMP8bit,
+        Automagic_CameAMP_Improved,
+        Automagic_CameAMP_8Bit,
+        Automagic_CameAMP_Improved_8Bit,
+    )
 }

@@ -40,7 +40,7 @@ def scalars(t: Tensor, beta1: float, beta1_decay: float, warmup_steps: int) -> S
     Returns:
         Scalars, each [B,1,1,1].
 
-    Source: momentum schedule after Chen et al. 2024, arXiv 2404.07946 (abstract only).
+    Source: momentum schedule after Xu et al. 2024, arXiv 2404.07946 (abstract only).
     Deviations: a coefficient below the floor from the start (beta1 < 0.4) is kept as it is.
     """
     early, warm = t < warmup_steps / 2, t < warmup_steps

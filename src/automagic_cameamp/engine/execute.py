@@ -79,7 +79,9 @@ def create_state(
     device, count = params[0].device, len(params)
     for spec, codec in fields:
         value = recipe.initial(spec.name, stack_params(params, layout, compute))
-        if value is None:
+        if value is not None:
+            value = value.clone()  # the stack of a single tensor is the parameter itself
+        else:
             dtype = spec.dtype or compute
             shape = (count, *spec.stack_shape(layout))
             value = torch.full(shape, spec.initial, dtype=dtype, device=device)

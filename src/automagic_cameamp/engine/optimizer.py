@@ -22,8 +22,9 @@ from .. import configs
 from ..storage import Policy
 from ..types import Layout
 from ..validate import checked, fail
-from . import checkpoint, execute, report
+from . import checkpoint, execute
 from .buckets import Chunk, chunks
+from .reports import Reports
 from .rounding import parameter_key
 
 logger = logging.getLogger("automagic_cameamp")
@@ -41,7 +42,7 @@ class Controller(Protocol):
     def finish(self, groups: list[dict[str, Any]]) -> None: ...
 
 
-class CameAMPOptimizer(Optimizer):
+class CameAMPOptimizer(Reports, Optimizer):
     """Engine of the family. Final classes set ``recipe``, ``config_class``, ``policy``, nothing else.
 
     State is created at the first gradient of a parameter, from the parameter as it is then; no
@@ -117,6 +118,8 @@ class CameAMPOptimizer(Optimizer):
         if values.get("final_clip") is None:
             values["final_clip"] = group["clip_threshold"]
         values["allora"] = lora and not group["full_finetune"]
+        if "lora" in self.recipe.Hyper._fields:
+            values["lora"] = lora
         return self.recipe.Hyper(**values)
 
     def _policy(self, group: dict[str, Any], position: int) -> Policy:
@@ -262,85 +265,6 @@ class CameAMPOptimizer(Optimizer):
             counts += bad
         else:
             counts.index_add_(0, self._on_device(active, torch.int64, ok.device), bad)
-
-    def _name(self, group: dict[str, Any], position: int) -> str:
-        if "param_names" in group:
-            return str(group["param_names"][position])
-        before = 0
-        for other in self.param_groups:
-            if other is group:
-                break
-            before += len(other["params"])
-        return f"param_{before + position}"
-
-    def health(self) -> dict[str, Any]:
-        """Updates that were skipped because a gradient was not finite. One synchronisation.
-
-        Returns:
-            ``steps`` taken by this object, ``skipped_updates`` in all, and ``parameters``: name ->
-            number of its skipped updates (names from ``named_parameters`` or ``param_<index>``).
-        """
-        order = [(group, chunk) for group, chunk in self._chunks() if chunk.key in self._skipped]
-        if not order:
-            return {"steps": self._steps, "skipped_updates": 0, "parameters": {}}
-        device = self._skipped[order[0][1].key].device
-        joined = torch.cat([self._skipped[chunk.key].to(device) for _, chunk in order]).tolist()
-        names: list[str] = []
-        for group, chunk in order:
-            first = sum(len(g["params"]) for g in self.param_groups[: chunk.key[0]])
-            names += [self._name(group, i - first) for i in chunk.indices]
-        bad = {name: count for name, count in zip(names, joined, strict=True) if count}
-        return {"steps": self._steps, "skipped_updates": sum(bad.values()), "parameters": bad}
-
-    def get_learning_rates(self) -> list[float]:
-        """Mean rate really applied in each group at its last step: schedule, level, mask and row gain.
-
-        One synchronisation. A group without any update yet reports its ``lr``.
-        """
-        sums: list[Tensor] = []
-        counts: list[int] = []
-        for group in self.param_groups:
-            values = [(self.state[p]["avg_lr"], p.numel()) for p in group["params"] if self.state.get(p)]
-            if values:
-                rates = torch.stack([v.to(values[0][0].device) for v, _ in values])
-                weights = [n for _, n in values]
-                sums.append((rates * self._on_device(weights, torch.float32, rates.device)).sum())
-                counts.append(sum(weights))
-            else:
-                sums.append(torch.as_tensor(group["lr"], dtype=torch.float32))
-                counts.append(1)
-        device = sums[0].device if sums else torch.device("cpu")
-        totals = torch.stack([s.to(device) for s in sums]).tolist()
-        return [total / count for total, count in zip(totals, counts, strict=True)]
-
-    def get_avg_learning_rate(self) -> float:
-        """Mean of ``get_learning_rates`` over all elements of all groups. One synchronisation."""
-        sizes = [max(1, sum(p.numel() for p in g["params"])) for g in self.param_groups]
-        rates = self.get_learning_rates()
-        return sum(r * n for r, n in zip(rates, sizes, strict=True)) / sum(sizes)
-
-    def _get_group_lr(self, group: dict[str, Any]) -> float:
-        """Mean rate really applied in this group."""
-        return self.get_learning_rates()[next(i for i, g in enumerate(self.param_groups) if g is group)]
-
-    def get_memory_stats(self) -> dict[str, int | float]:
-        """Bytes of state really held, counted from the tensors; zeros before the first step.
-
-        Returns:
-            ``total_quantized_memory`` (codes and scales) and ``total_high_precision_memory`` in
-            bytes; ``quantized_params`` and ``high_precision_params`` in elements;
-            ``compression_ratio`` = bytes held / bytes of the same states in fp32 (smaller is
-            better); ``bytes_per_parameter``; ``fraction_of_adam`` (Adam holds 8 bytes).
-        """
-        return report.memory_stats(
-            [(p, self.state[p], fields) for p, fields in self._parameters_with_fields() if self.state.get(p)]
-        )
-
-    def _parameters_with_fields(self) -> Iterator[tuple[Tensor, list[execute.Field]]]:
-        for group, chunk in self._chunks():
-            fields = self._fields(group, chunk)
-            for p in chunk.params:
-                yield p, fields
 
     # ---------------------------------------------------------------- checkpoints
 

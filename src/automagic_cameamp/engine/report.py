@@ -48,3 +48,29 @@ def memory_stats(entries: list[tuple[Tensor, dict[str, Any], list[Any]]]) -> dic
         "bytes_per_parameter": total / params if params else 0.0,
         "fraction_of_adam": total / (ADAM_BYTES * params) if params else 0.0,
     }
+
+
+def efficiency(entries: list[tuple[Tensor, dict[str, Any], list[Any]]]) -> dict[str, Any]:
+    """Parameters with eight-bit state, and the bytes of every state."""
+    eight = total = held = as_fp32 = 0
+    breakdown: dict[str, int] = {}
+    for p, state, fields in entries:
+        layout = Layout.of(tuple(p.shape))
+        total += p.numel()
+        for spec, codec in fields:
+            eight += p.numel() if spec.name == "exp_avg" and codec is not None else 0
+            planes = codec.planes(layout) if codec is not None else ()
+            keys = [spec.name + plane.suffix for plane in planes] or [spec.name]
+            size = sum(_bytes(state[key]) for key in keys if key in state)
+            if state:
+                held += size
+                as_fp32 += 4 * math.prod(spec.own_shape(layout))
+                breakdown[spec.name] = breakdown.get(spec.name, 0) + size
+    return {
+        "total_parameters": total,
+        "8bit_parameters": eight,
+        "32bit_parameters": total - eight,
+        "memory_saved_mb": (as_fp32 - held) / 2**20,
+        "compression_ratio": eight / total if total else 0.0,
+        "states_breakdown": breakdown,
+    }

@@ -165,7 +165,7 @@ def rate(
     if shared.multiplier is not None:
         value = value * shared.multiplier
     if has_mask(hp):
-        mask, state = _mask(g, state, shared, k, hp, phase)
+        mask, state = _mask(g, p, state, shared, k, hp, phase)
         value = mask * value
     return _clamp(value, hp), state
 
@@ -189,13 +189,13 @@ def _absolute_floor(value: Tensor, hp: Hyper) -> Tensor:
 
 
 def _mask(
-    g: Tensor, state: State, shared: Shared, k: Scalars, hp: Hyper, phase: Phase
+    g: Tensor, p: Tensor, state: State, shared: Shared, k: Scalars, hp: Hyper, phase: Phase
 ) -> tuple[Tensor, State]:
     """Multiplier of the mask; counters move in the warm-up and are frozen afterwards."""
     assert state.lr_mask is not None
     code = mask_code(hp)
     if phase.may_warm_up:
-        state = _count(g, state, shared, k, hp, code)
+        state = _count(g, p, state, shared, k, hp, code)
     if hp.lr_mask_granularity == "element":
         counter = T.split_word(state.lr_mask, code)[0]  # type: ignore[arg-type]
     else:
@@ -212,12 +212,15 @@ def _mask(
     return mask, state
 
 
-def _count(g: Tensor, state: State, shared: Shared, k: Scalars, hp: Hyper, code: T.MaskCode) -> State:
+def _count(
+    g: Tensor, p: Tensor, state: State, shared: Shared, k: Scalars, hp: Hyper, code: T.MaskCode
+) -> State:
     """Move the counters by sign agreement. Frozen tensors of a MIXED stack keep every bit."""
     live = k.warm & (k.t > 1)
     if hp.lr_mask_granularity == "element":
         counter, last = T.split_word(state.lr_mask, code)  # type: ignore[arg-type]
         bump, new_last = T.agreement(g, last, live)
+        bump = _boost(bump, g, p, k, hp)
         last = last + (new_last - last) * k.warm.to(last.dtype)
         return state._replace(lr_mask=T.join_word(T.count(counter, bump, code), last, code))
 
@@ -227,6 +230,7 @@ def _count(g: Tensor, state: State, shared: Shared, k: Scalars, hp: Hyper, code:
     state = state._replace(last_polarity=T.pack_bits(last < 0))
     granularity = "row" if hp.lr_mask_granularity == "row" else "tensor"
     total, move = T.majority(bump, granularity)
+    move = _boost(move, g, p, k, hp)
     if hp.lr_mask_granularity == "group":
         move = shared.mask_vote.sign().to(code.counter) * k.warm.to(code.counter)
         assert state.lr_mask_vote is not None and state.vote_clock is not None
@@ -236,6 +240,15 @@ def _count(g: Tensor, state: State, shared: Shared, k: Scalars, hp: Hyper, code:
             vote_clock=torch.where(k.warm, now, state.vote_clock),
         )
     return state._replace(lr_mask=T.count(state.lr_mask, move, code))  # type: ignore[arg-type]
+
+
+def _boost(bump: Tensor, g: Tensor, p: Tensor, k: Scalars, hp: Hyper) -> Tensor:
+    """Bumps d_coef times as large in the early phase, where descent makes the weights grow."""
+    factor = getattr(hp, "d_coef", 1)
+    if factor == 1:
+        return bump
+    grows = (T.tensor_sum(g * p) < 0) & k.early
+    return bump * (1 + (factor - 1) * grows.to(bump.dtype))
 
 
 def _level(

@@ -71,6 +71,11 @@ class State(NamedTuple):
     level_r: Tensor | None = None
     level_norm: Tensor | None = None
     vote_clock: Tensor | None = None
+    edge_history: Tensor | None = None
+    spatial_variance: Tensor | None = None
+    lowrank_projector: Tensor | None = None
+    lowrank_rate: Tensor | None = None
+    gnorm_history: Tensor | None = None
     sign_history: Tensor | None = None
 
 

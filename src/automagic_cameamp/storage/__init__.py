@@ -42,10 +42,11 @@ class Policy(NamedTuple):
 
     Args:
         code: code of running means: 'fp32' (nothing is quantised), 'dynamic', 'softsign', 'affine'.
-        block_size: elements per scale; 0 for one scale per tensor.
+        block_size: elements per scale.
         error_bits: bits of error correction, 0, 4 or 8 (not with 'dynamic').
         min_size: tensors with fewer elements are not quantised.
         vectors: 'fp32', 'bf16', or 'thin': bf16 where the matrix has a side of at most 16.
+        force: quantise vectors (biases, norms) too.
     """
 
     code: str = "fp32"
@@ -53,6 +54,7 @@ class Policy(NamedTuple):
     error_bits: int = 0
     min_size: int = MIN_QUANTIZED
     vectors: str = "fp32"
+    force: bool = False
 
 
 def choose(spec: StateSpec, layout: Layout, policy: Policy) -> Codec | None:
@@ -61,7 +63,8 @@ def choose(spec: StateSpec, layout: Layout, policy: Policy) -> Codec | None:
     Vectors (biases, norms) and tiny tensors stay in fp32: they are a rounding error of the
     memory and the most sensitive weights of a model.
     """
-    quantized = policy.code != "fp32" and layout.matrix and layout.numel >= policy.min_size
+    wanted = layout.matrix or policy.force
+    quantized = policy.code != "fp32" and wanted and layout.numel >= policy.min_size
     if spec.domain == "plain" or not quantized:
         return None
     if spec.domain == "vector":
@@ -70,7 +73,7 @@ def choose(spec: StateSpec, layout: Layout, policy: Policy) -> Codec | None:
         return BFloat16(spec, layout) if bf16 else None
     if spec.domain == "unit":
         return Unit4(layout)
-    block = policy.block_size or layout.numel
+    block = policy.block_size
     if spec.domain == "positive":
         return Log8(block)
     code = SIGNED_CODES[policy.code](block)

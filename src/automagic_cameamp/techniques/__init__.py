@@ -6,7 +6,7 @@ knows a state, a group or a step counter, and none writes into its arguments.
 
 from ._bits import pack_bits, packed_size, unpack_bits
 from ._reduce import all_finite, mean_of_rows, numel, rms, row_mean, row_sum, tensor_mean, tensor_sum
-from .decay import adaptive_decay
+from .decay import adaptive_decay, spd
 from .direction import cautious, grams, orthograd
 from .gradient import agr
 from .learning_rate import (
@@ -32,10 +32,28 @@ from .level import (
     sample_size,
     sign_vote,
 )
+from .lowrank import emphasise, has_tail, shrink_tail, top_projector
 from .momentum import ema, torque
 from .scaling import belief_residual, factored_moment, factored_rsqrt, rms_clip, rms_gain
+from .spatial import SPATIAL_BETA, background_gain, row_variance, spatial_gain
+from .stencil import EDGE_BETA, edge_hits, frequency_filter, laplacian, picture, second_difference
 
 __all__ = [
+    "EDGE_BETA",
+    "SPATIAL_BETA",
+    "background_gain",
+    "edge_hits",
+    "emphasise",
+    "frequency_filter",
+    "has_tail",
+    "laplacian",
+    "picture",
+    "row_variance",
+    "second_difference",
+    "shrink_tail",
+    "spatial_gain",
+    "spd",
+    "top_projector",
     "DISTANCE_GAIN",
     "GEOMETRIC",
     "VOTE_HISTORY",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..types import Locality, local
-from ._reduce import numel, tensor_mean
+from ._reduce import numel, tensor_mean, tensor_sum
 
 
 @local(Locality.TENSOR)
@@ -36,3 +36,28 @@ def adaptive_decay(g: Tensor, alpha: float = 4.0) -> Tensor:
     # 2 / (1 + e^-x) spelled out: torch's sigmoid is slower and rounds by position in memory.
     slope = -alpha / (std + 1e-4 * mean + 1e-30)
     return (offset * slope).exp_().add_(1).reciprocal_().mul_(2)
+
+
+@local(Locality.TENSOR)
+def spd(p: Tensor, new: Tensor, g: Tensor, strength: float) -> Tensor:
+    r"""Selective projection decay: pull back only what moved away from the origin for nothing.
+
+    .. math:: c = -\langle g, p\rangle; \quad c < 0: \; p' = \tilde p\,(1 - \lambda r), \qquad
+              r = \mathrm{clamp}\left(1 - \|p\| / \|\tilde p\|, 0, 1\right)
+
+    Args:
+        p: [B,K,m,n] weights before the step.
+        new: [B,K,m,n] weights after the step.
+        g: [B,K,m,n] raw gradient.
+        strength: lambda = weight_decay.
+
+    Returns:
+        [B,K,m,n]; ``new`` where the step shrinks the norm or c >= 0; never a larger norm.
+
+    Source: Tian et al. 2024 (SPD), arXiv 2411.01713, section 3 (code read).
+    Deviations: the anchor is 0, which for a LoRA is its initial product.
+    """
+    before, after = tensor_sum(p.square()).sqrt(), tensor_sum(new.square()).sqrt()
+    ratio = torch.where(after > 0, 1 - before / after, 0.0).clamp_(0.0, 1.0)
+    along = (tensor_sum(g * p) > 0).to(p.dtype)  # c < 0
+    return new * (1 - strength * along * ratio)

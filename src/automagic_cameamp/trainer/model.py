@@ -105,8 +105,13 @@ def load_adapter(unet: nn.Module, path: Path) -> nn.Module:
         config.base_model_name_or_path = None  # PEFT would warn: a U-Net has none
     except Exception as error:  # safetensors, JSON and PEFT each raise their own kinds
         raise UserError(f"{path} is not a readable adapter: {str(error).splitlines()[0]}") from None
-    model = get_peft_model(unet, config)  # pyright: ignore[reportArgumentType]
-    result = set_peft_model_state_dict(model, weights)
+    wrapped: Any = unet
+    try:
+        model = get_peft_model(wrapped, config)
+        result = set_peft_model_state_dict(model, weights)
+    except (RuntimeError, ValueError) as error:  # another shape; modules that the base has not
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{path} does not fit the base model {BASE_NAME}: {reason}") from None
     lost = [k for k in result.missing_keys if "lora_" in k]
     if result.unexpected_keys or lost:
         name = (result.unexpected_keys or lost)[0]

@@ -32,7 +32,7 @@ class TrainSettings:
     schedule: str = "constant"
     warmup: int = 0
     rank: int = 8
-    caption_dropout: float = 0.1
+    caption_dropout: float = 0.0
     seed: int = 0
     precision: str = "fp32"
     device: str = "auto"
@@ -55,7 +55,7 @@ HELP = {
     "schedule": "constant, cosine (falls to zero at the last step) or warmup (rises, then constant)",
     "warmup": "steps over which the rate rises from zero, with any schedule",
     "rank": "rank of the LoRA matrices",
-    "caption_dropout": "share of captions replaced by the empty one, which guidance needs",
+    "caption_dropout": "share of captions replaced by the empty one, for guidance above 1",
     "seed": "decides the noise, the order of the pictures and the first LoRA matrices",
     "precision": "fp32, or bf16 (model, LoRA and arithmetic in bfloat16)",
     "device": "auto, cpu, cuda or cuda:N",

@@ -43,7 +43,7 @@ class LoraTask:
         precision: str = "fp32",
         rank: int = 8,
         batch: int = 16,
-        caption_dropout: float = 0.1,
+        caption_dropout: float = 0.0,
         text_cache: Path | None = None,
     ) -> None:
         self.data, self.seed, self.device = data, seed, torch.device(device)

@@ -1,0 +1,54 @@
+# make help  lists the targets.   Variables you may set: PYTHON, TORCH, TORCH_INDEX, EXTRAS, PY, ARGS.
+
+PYTHON      ?= python3
+TORCH       ?= torch==2.13.0
+TORCH_INDEX ?=
+EXTRAS      ?= demo,bnb,bench,dev
+VENV        := .venv
+ARGS        ?=
+
+# PY=/some/python runs a target with an environment of your own; then .venv is not built.
+ifeq ($(origin PY),undefined)
+PY    := $(VENV)/bin/python
+READY := setup
+else
+READY :=
+endif
+
+# One thread per process: results repeat, and two runs on a small machine do not fight for cores.
+RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test lint types tests test-gpu bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
+
+setup: ## build .venv (does nothing when it is up to date)
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" TORCH_INDEX="$(TORCH_INDEX)" EXTRAS="$(EXTRAS)" \
+	    scripts/setup_env.sh "$(VENV)"
+
+demo: $(READY) ## teach a diffusion model to draw cat faces; results in runs/demo
+	@PYTHONPATH=src $(PY) -m automagic_cameamp demo $(ARGS)
+
+test: lint types tests ## everything CI runs: lint, type check, tests, README code blocks
+
+lint: $(READY) ## ruff
+	@$(PY) -m ruff check . && echo "lint: ok"
+
+types: $(READY) ## pyright
+	@$(PY) -m pyright --pythonpath "$$($(PY) -c 'import sys; print(sys.executable)')"
+
+tests: $(READY)
+	@$(RUN) -m pytest $(ARGS)
+
+test-gpu: $(READY) ## the tests that need a CUDA device
+	@$(RUN) -m pytest -m gpu $(ARGS)
+
+bench: $(READY) ## every benchmark, briefly (ARGS=--full: the rows that the documentation quotes)
+	@PYTHONPATH=src $(PY) benchmarks/run_all.py $(ARGS)
+
+clean: ## remove .venv, caches, builds and runs
+	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

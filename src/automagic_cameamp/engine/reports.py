@@ -1,0 +1,157 @@
+"""What the optimizer does and holds, on request. Reading costs at most one synchronisation."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..policies import BITSANDBYTES_AVAILABLE
+from . import execute, report, views
+from .buckets import Chunk
+
+
+class Reports:
+    """The reading half of the engine's optimizer; it changes nothing."""
+
+    param_groups: list[dict[str, Any]]
+    state: defaultdict[Tensor, Any]
+    _steps: int
+    _skipped: dict[tuple[int, int], Tensor]
+
+    if TYPE_CHECKING:  # the working half's
+
+        def _chunks(self) -> Iterator[tuple[dict[str, Any], Chunk]]: ...  # type: ignore[empty-body]
+        def _fields(self, group: dict[str, Any], chunk: Chunk) -> list[execute.Field]: ...  # type: ignore[empty-body]
+        def _hyper(self, group: dict[str, Any], lora: bool) -> Any: ...
+        def _on_device(self, values: list[int], dtype: torch.dtype, device: torch.device) -> Tensor: ...  # type: ignore[empty-body]
+
+    def _name(self, group: dict[str, Any], position: int) -> str:
+        if "param_names" in group:
+            return str(group["param_names"][position])
+        before = 0
+        for other in self.param_groups:
+            if other is group:
+                break
+            before += len(other["params"])
+        return f"param_{before + position}"
+
+    def health(self) -> dict[str, Any]:
+        """Updates that were skipped because a gradient was not finite. One synchronisation.
+
+        Returns:
+            ``steps`` taken by this object, ``skipped_updates`` in all, and ``parameters``: name ->
+            number of its skipped updates (names from ``named_parameters`` or ``param_<index>``).
+        """
+        order = [(group, chunk) for group, chunk in self._chunks() if chunk.key in self._skipped]
+        if not order:
+            return {"steps": self._steps, "skipped_updates": 0, "parameters": {}}
+        device = self._skipped[order[0][1].key].device
+        joined = torch.cat([self._skipped[chunk.key].to(device) for _, chunk in order]).tolist()
+        names: list[str] = []
+        for group, chunk in order:
+            first = sum(len(g["params"]) for g in self.param_groups[: chunk.key[0]])
+            names += [self._name(group, i - first) for i in chunk.indices]
+        bad = {name: count for name, count in zip(names, joined, strict=True) if count}
+        return {"steps": self._steps, "skipped_updates": sum(bad.values()), "parameters": bad}
+
+    def get_learning_rates(self) -> list[float]:
+        """Mean rate really applied in each group at its last step: schedule, level, mask and row gain.
+
+        One synchronisation. A group without any update yet reports its ``lr``.
+        """
+        sums: list[Tensor] = []
+        counts: list[int] = []
+        for group in self.param_groups:
+            values = [(self.state[p]["avg_lr"], p.numel()) for p in group["params"] if self.state.get(p)]
+            if values:
+                rates = torch.stack([v.to(values[0][0].device) for v, _ in values])
+                weights = [n for _, n in values]
+                sums.append((rates * self._on_device(weights, torch.float32, rates.device)).sum())
+                counts.append(sum(weights))
+            else:
+                sums.append(torch.as_tensor(group["lr"], dtype=torch.float32))
+                counts.append(1)
+        device = sums[0].device if sums else torch.device("cpu")
+        totals = torch.stack([s.to(device) for s in sums]).tolist()
+        return [total / count for total, count in zip(totals, counts, strict=True)]
+
+    def get_avg_learning_rate(self) -> float:
+        """Mean of ``get_learning_rates`` over all elements of all groups. One synchronisation."""
+        sizes = [max(1, sum(p.numel() for p in g["params"])) for g in self.param_groups]
+        rates = self.get_learning_rates()
+        return sum(r * n for r, n in zip(rates, sizes, strict=True)) / sum(sizes)
+
+    def _get_group_lr(self, group: dict[str, Any]) -> float:
+        """Mean rate really applied in this group."""
+        return self.get_learning_rates()[next(i for i, g in enumerate(self.param_groups) if g is group)]
+
+    def get_memory_stats(self) -> dict[str, int | float]:
+        """Bytes of state really held, counted from the tensors; zeros before the first step.
+
+        Returns:
+            ``total_quantized_memory`` (codes and scales) and ``total_high_precision_memory`` in
+            bytes; ``quantized_params`` and ``high_precision_params`` in elements;
+            ``compression_ratio`` = bytes held / bytes of the same states in fp32 (smaller is
+            better); ``bytes_per_parameter``; ``fraction_of_adam`` (Adam holds 8 bytes).
+        """
+        return report.memory_stats(
+            [(p, self.state[p], fields) for p, fields in self._parameters_with_fields() if self.state.get(p)]
+        )
+
+    def get_memory_efficiency_report(self) -> dict[str, Any]:
+        """How many parameters have eight-bit state and what that saves.
+
+        Returns:
+            ``bitsandbytes_available``; ``total_parameters``, ``8bit_parameters``,
+            ``32bit_parameters`` in elements; ``memory_saved_mb`` = fp32 bytes of the states held
+            less bytes held, in MiB; ``compression_ratio`` = 8bit_parameters / total_parameters:
+            here larger is better, unlike the key of that name in ``get_memory_stats``;
+            ``states_breakdown``: state name -> bytes held.
+        """
+        report_ = report.efficiency(
+            [(p, self.state.get(p, {}), fields) for p, fields in self._parameters_with_fields()]
+        )
+        return {"bitsandbytes_available": BITSANDBYTES_AVAILABLE, **report_}
+
+    @property
+    def quantized_states(self) -> views.StateView:
+        """Parameter index -> state name -> codes, scales, zeros, dequantize(), error_accumulator."""
+        return views.StateView(
+            {
+                i: views.quantized(p, self.state[p], self._fields(group, chunk))
+                for group, chunk in self._chunks()
+                for i, p in zip(chunk.indices, chunk.params, strict=True)
+                if self.state.get(p)
+            }
+        )
+
+    @property
+    def high_precision_states(self) -> views.StateView:
+        """Parameter index -> state name -> tensor; ``lr_mask`` as rates, ``last_polarity`` as signs."""
+        sums = [
+            (float(self.state[p]["lr_mask_sum"]), p.numel())
+            for group in self.param_groups
+            for p in group["params"]
+            if "lr_mask_sum" in self.state.get(p, {})
+        ]
+        mean = sum(s for s, _ in sums) / sum(n for _, n in sums) if sums else 1.0
+        entries: dict[int, Any] = {}
+        for group, chunk in self._chunks():
+            hp, fields = self._hyper(group, chunk.lora), self._fields(group, chunk)
+            for i, p in zip(chunk.indices, chunk.params, strict=True):
+                if self.state.get(p):
+                    entries[i] = views.high_precision(p, self.state[p], fields, hp, mean)
+        return views.StateView(entries)
+
+    def clear_cache(self) -> None:
+        """Nothing is cached that would need clearing; kept because old scripts call it."""
+
+    def _parameters_with_fields(self) -> Iterator[tuple[Tensor, list[execute.Field]]]:
+        for group, chunk in self._chunks():
+            fields = self._fields(group, chunk)
+            for p in chunk.params:
+                yield p, fields

@@ -1,0 +1,236 @@
+"""Automagic CameAMP Improved: the base recipe with regularisers for small data and LoRA.
+
+What is added to ``base``: high frequencies of the gradient are damped before any statistics see
+them; the update leans to the strongest directions of the weights; edges, empty rows and plain
+rows move less; signs follow Grams in the early phase and Cautious after it; Selective Projection
+Decay takes the place of weight decay; and directions beyond the kept rank shrink slowly.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import schedule
+from .. import techniques as T
+from ..storage.spec import StateSpec
+from ..types import Layout, Phase, Scalars
+from . import _rate
+from ._rate import LAGGED, Shared, share
+from ._stages import (
+    Result,
+    State,
+    accumulate,
+    as_dict,
+    belief,
+    confidence,
+    make_state,
+    moment_specs,
+    normalise,
+)
+
+__all__ = [
+    "LAGGED",
+    "Hyper",
+    "Result",
+    "Shared",
+    "State",
+    "as_dict",
+    "initial",
+    "make_state",
+    "share",
+    "specs",
+    "update",
+]
+
+CLIP_HISTORY = 100
+
+
+class Hyper(NamedTuple):
+    """Options of one parameter group: those of ``base`` and the regularisers'."""
+
+    lr: float | Tensor
+    base_lr: float
+    min_lr: float
+    max_lr: float
+    lr_bump: float
+    eps: tuple[float, float, float]
+    clip_threshold: float
+    betas: tuple[float, float, float]
+    beta1_decay: float
+    eta: float
+    weight_decay: float
+    warmup_steps: int
+    came: bool
+    allora: bool
+    lora: bool
+    factored: bool
+    confidence_1d: bool
+    final_clip: float
+    use_agr: bool
+    use_tam: bool
+    use_grams: bool
+    use_cautious: bool
+    use_spd: bool
+    use_orthograd: bool
+    use_lr_mask: bool
+    tam_granularity: str
+    hard_min_lr: bool
+    lr_mask_rule: str
+    lr_mask_granularity: str
+    lr_level: str
+    edge_suppression: bool
+    edge_penalty: float
+    edge_threshold: float
+    background_regularization: bool
+    spatial_awareness: bool
+    detail_preservation: float
+    frequency_penalty: float
+    lora_rank_penalty: bool
+    rank_penalty_strength: float
+    low_rank_emphasis: float
+    rank_keep: int
+    d_coef: int
+    spatial_mode: str
+    percentile_clipping: int = 100
+
+
+def specs(layout: Layout, hp: Any) -> tuple[StateSpec, ...]:
+    """Fields that a parameter of this layout keeps under these options."""
+    fields = [*moment_specs(layout, hp), *_rate.specs(layout, hp)]
+    if hp.edge_suppression and hp.edge_penalty > 0 and _has_picture(layout, hp):
+        fields.append(StateSpec("edge_history", "full", "unit"))
+    if hp.spatial_awareness and hp.detail_preservation > 0 and layout.matrix:
+        side = "row" if layout.rows <= layout.cols else "col"  # the short side costs least
+        fields.append(StateSpec("spatial_variance", side, "vector"))
+    if _has_low_rank(layout, hp):
+        side = min(layout.rows, layout.cols)
+        fields.append(StateSpec("lowrank_projector", "square", dtype=torch.bfloat16, count=side))
+        fields.append(StateSpec("lowrank_rate", "tensor", dtype=torch.float32))
+    if hp.percentile_clipping < 100:
+        fields.append(StateSpec("gnorm_history", "sample", dtype=torch.float32, count=CLIP_HISTORY))
+    return tuple(fields)
+
+
+def _has_picture(layout: Layout, hp: Any) -> bool:
+    return T.picture(torch.empty(1, *layout.view, device="meta"), layout, hp.spatial_mode) is not None
+
+
+def _has_low_rank(layout: Layout, hp: Any) -> bool:
+    active = hp.rank_penalty_strength > 0 or hp.low_rank_emphasis > 1
+    return hp.lora_rank_penalty and active and hp.lora and T.has_tail(layout, hp.rank_keep)
+
+
+def initial(name: str, p: Tensor) -> Tensor | None:
+    """First value of a field that depends on the weights [B,K,m,n]; None for all others."""
+    return T.sample(p).float() if name == "level_anchor" else None
+
+
+def update(
+    p: Tensor, g: Tensor, state: State, shared: Shared, hp: Any, phase: Phase, layout: Layout
+) -> Result:
+    """One step of a stack; arguments and result as in ``base.update``."""
+    k = schedule.scalars(state.step.to(p.dtype) + 1, hp.betas[0], hp.beta1_decay, hp.warmup_steps)
+    g, state = _clip_percentile(g, state, k, hp)
+    raw = g
+    view = T.picture(g, layout, hp.spatial_mode)
+    if view is not None and hp.frequency_penalty > 0:
+        g = T.frequency_filter(view, hp.frequency_penalty).reshape(p.shape)
+    if hp.use_agr:
+        g = T.agr(g)
+
+    if hp.came:
+        u, state = normalise(g, state, hp)
+    else:
+        u = g
+    if state.lowrank_projector is not None:
+        u = T.emphasise(u, state.lowrank_projector.to(p.dtype), hp.low_rank_emphasis)
+    state = accumulate(u, state, k, hp, phase)
+    out, state, ok = confidence(u, state, hp) if hp.came else belief(g, state, k, hp)
+    out = _signs(out, raw, k, hp, phase)
+
+    gain, state = _gains(raw, u, view, state, layout, hp)
+    clip = T.rms_gain(out, hp.final_clip) if not math.isinf(hp.final_clip) else torch.ones_like(k.t)
+    row_gain = T.allora_gain(p, hp.eta) if hp.allora and layout.matrix else torch.ones_like(k.t)
+    rate, state = _rate.rate(raw, u, p, row_gain, state, shared, k, hp, phase)
+    d = out * rate * (clip * hp.lr)
+    if gain is not None:
+        d = d * gain
+    if hp.use_orthograd and phase.may_be_early:
+        d = torch.where(k.early, T.orthograd(d, p), d)
+
+    new = p - d
+    if hp.use_spd and hp.weight_decay > 0 and phase.may_warm_up:
+        pulled = T.spd(p, new, raw, hp.weight_decay)
+        new = pulled if phase is not Phase.MIXED else torch.where(k.warm, pulled, new)
+    mean_rate = T.tensor_mean(rate.expand_as(p)) * hp.lr
+    new, state = _shrink_rank(new, state, shared, mean_rate, hp)
+    return Result(new, state._replace(step=state.step + 1, avg_lr=mean_rate.float()), ok)
+
+
+def _clip_percentile(g: Tensor, state: State, k: Scalars, hp: Any) -> tuple[Tensor, State]:
+    """Scale a gradient whose norm exceeds the p-th percentile of its last 100 norms down to it."""
+    history = state.gnorm_history
+    if history is None:
+        return g, state
+    norm = T.tensor_sum(g.square()).sqrt().flatten().float()
+    count = k.t.flatten().clamp(max=CLIP_HISTORY)
+    history = torch.cat([norm.unsqueeze(1), history[:, :-1]], 1)  # newest first; 0 where none yet
+    ordered = history.sort(1, descending=True).values
+    # The value that p% of the norms seen so far do not exceed, nearest rank.
+    rank = ((100 - hp.percentile_clipping) / 100 * count).floor().long().clamp(max=CLIP_HISTORY - 1)
+    limit = ordered.gather(1, rank.unsqueeze(1)).squeeze(1)
+    scale = torch.where(norm > limit, limit / norm, 1.0).to(g.dtype)
+    return g * scale.view(-1, 1, 1, 1), state._replace(gnorm_history=history)
+
+
+def _signs(out: Tensor, g: Tensor, k: Scalars, hp: Any, phase: Phase) -> Tensor:
+    """Grams in the early phase, Cautious after it."""
+    early = T.grams(out, g, 1.0) if hp.use_grams and phase.may_be_early else out
+    if phase is Phase.EARLY:
+        return early
+    late = T.cautious(out, g) if hp.use_cautious else out
+    return late if phase is not Phase.MIXED else torch.where(k.early, early, late)
+
+
+def _gains(
+    g: Tensor, u: Tensor, view: Tensor | None, state: State, layout: Layout, hp: Any
+) -> tuple[Tensor | None, State]:
+    """Edges, empty rows, plain rows: what makes an element move less."""
+    gains: list[Tensor] = []
+    if hp.background_regularization and layout.matrix:
+        energy = state.exp_avg_sq_row if state.exp_avg_sq_row is not None else T.row_mean(g.square())
+        gains.append(T.background_gain(energy))
+    if state.spatial_variance is not None:
+        rows = layout.rows <= layout.cols
+        now = T.row_variance(u) if rows else T.row_variance(u.mT).mT
+        variance = T.ema(state.spatial_variance, now, T.SPATIAL_BETA)
+        state = state._replace(spatial_variance=variance)
+        gain = T.spatial_gain(variance if rows else variance.mT, hp.detail_preservation)
+        gains.append(gain if rows else gain.mT)
+    if state.edge_history is not None and view is not None:
+        hits = T.edge_hits(T.picture(g, layout, hp.spatial_mode), g, hp.edge_threshold)  # type: ignore[arg-type]
+        history = T.ema(state.edge_history, hits, T.EDGE_BETA)
+        state = state._replace(edge_history=history)
+        gains.append(1 - hp.edge_penalty * history)
+    if not gains:
+        return None, state
+    product = gains[0]
+    for gain in gains[1:]:
+        product = product * gain
+    return product, state
+
+
+def _shrink_rank(p: Tensor, state: State, shared: Shared, mean_rate: Tensor, hp: Any) -> tuple[Tensor, State]:
+    """Every ``sync_frequency`` steps: find the strongest directions anew, shrink the others."""
+    if state.lowrank_projector is None or state.lowrank_rate is None:
+        return p, state
+    owed = state.lowrank_rate + mean_rate.float() * hp.rank_penalty_strength
+    if not shared.refresh:
+        return p, state._replace(lowrank_rate=owed)
+    projector = T.top_projector(p, hp.rank_keep)
+    p = T.shrink_tail(p, projector, owed.to(p.dtype))
+    return p, state._replace(lowrank_projector=projector.bfloat16(), lowrank_rate=torch.zeros_like(owed))

@@ -1,0 +1,75 @@
+"""Low-rank structure of the weights: keep the strongest directions, let the rest shrink."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..types import Layout, Locality, local
+from ._reduce import tensor_sum
+
+LARGEST_SIDE = 128  # a larger Gram matrix costs more than the penalty is worth
+
+
+def has_tail(layout: Layout, rank_keep: int) -> bool:
+    """Whether a parameter has directions beyond the kept ones, and a side small enough to find them."""
+    return layout.matrix and rank_keep < min(layout.rows, layout.cols) <= LARGEST_SIDE
+
+
+def _on_short_side(projector: Tensor, x: Tensor) -> Tensor:
+    """Apply a projector of the short side to [B,K,m,n]."""
+    return projector @ x if x.shape[-2] <= x.shape[-1] else x @ projector
+
+
+def top_projector(w: Tensor, rank_keep: int) -> Tensor:
+    """Projector on the strongest directions of the short side.
+
+    Args:
+        w: [B,K,m,n] weights.
+        rank_keep: directions to keep.
+
+    Returns:
+        [B,K,r,r], r = min(m, n), from the Gram matrix of that side.
+    """
+    gram = w @ w.mT if w.shape[-2] <= w.shape[-1] else w.mT @ w
+    _, vectors = torch.linalg.eigh(gram)
+    top = vectors[..., -rank_keep:]
+    return top @ top.mT
+
+
+@local(Locality.TENSOR)
+def shrink_tail(w: Tensor, projector: Tensor, strength: Tensor) -> Tensor:
+    r"""Shrink what lies outside the kept directions: :math:`W - s\,(W - W_k)`.
+
+    Args:
+        w: [B,K,m,n] weights.
+        projector: [B,K,r,r] on the kept directions.
+        strength: [B,1,1,1], the rate accumulated since the last time, clamped to 1.
+
+    Returns:
+        [B,K,m,n]; the kept singular values are unchanged, the others scaled by 1 - s.
+
+    Source: ours (the documents' penalty multiplies every singular value, which is plain decay).
+    """
+    return w - strength.clamp(max=1.0) * (w - _on_short_side(projector, w))
+
+
+@local(Locality.TENSOR)
+def emphasise(u: Tensor, projector: Tensor, emphasis: float) -> Tensor:
+    r"""Turn an update towards the kept directions without changing its length.
+
+    .. math:: u' = \|u\| \frac{u + (e - 1) P u}{\|u + (e - 1) P u\|}
+
+    Args:
+        u: [B,K,m,n] update.
+        projector: [B,K,r,r] on the kept directions; 0 before the first one was found.
+        emphasis: e >= 1; 1 is the identity.
+
+    Returns:
+        [B,K,m,n] with the norm of u.
+    """
+    if emphasis == 1:
+        return u
+    turned = u + (emphasis - 1) * _on_short_side(projector, u)
+    before, after = tensor_sum(u.square()), tensor_sum(turned.square())
+    return turned * torch.where(after > 0, (before / after).sqrt(), 1.0)

@@ -1,0 +1,97 @@
+"""Neighbourhoods: edges and frequencies of a gradient seen as a picture.
+
+The last two dimensions are the picture: the kernel of a convolution, or a whole matrix. The
+neighbouring rows of a linear layer have no geometry; that the documents treat them as pictures
+is why ``spatial_mode='all'`` exists, not a reason to expect anything of it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..types import Layout, Locality, local
+from ._reduce import rms
+
+EDGE_BETA = 0.9
+
+
+def picture(x: Tensor, layout: Layout, mode: str) -> Tensor | None:
+    """View [B,K,m,n] as pictures [B,*,h,w], or None where the parameter is none.
+
+    Args:
+        x: [B,K,m,n] stack.
+        layout: its view.
+        mode: 'all' (kernels and matrices) or 'conv' (kernels of at least 3 x 3 only).
+    """
+    if not layout.matrix:
+        return None
+    height, width = layout.shape[-2:]
+    kernel = len(layout.shape) >= 4
+    if mode == "conv" and not (kernel and min(height, width) >= 3):
+        return None
+    return x.reshape(x.shape[0], -1, height, width)
+
+
+def second_difference(x: Tensor, dim: int) -> Tensor:
+    """x[i-1] - 2 x[i] + x[i+1] along ``dim`` (-1 or -2), the border repeated."""
+    step = x.diff(dim=dim)
+    after = (0, 1) if dim == -1 else (0, 0, 0, 1)
+    before = (1, 0) if dim == -1 else (0, 0, 1, 0)
+    return torch.nn.functional.pad(step, after) - torch.nn.functional.pad(step, before)
+
+
+def laplacian(x: Tensor) -> Tensor:
+    """Five-point Laplacian on the last two dimensions, the border repeated."""
+    return second_difference(x, -1) + second_difference(x, -2)
+
+
+@local(Locality.TENSOR)
+def edge_hits(picture: Tensor, like: Tensor, threshold: float) -> Tensor:
+    r"""How much of an edge the gradient has at each element.
+
+    .. math:: e = \frac{|L|}{|L| + \mathrm{RMS}(L)}, \qquad \mathrm{hit} = [e > \theta]\, e
+
+    Args:
+        picture: [B,*,h,w] gradient.
+        like: [B,K,m,n], the shape of the result.
+        threshold: theta in (0, 1); .6 means |L| > 1.5 RMS, 13% of white noise.
+
+    Returns:
+        [B,K,m,n] in [0, 1); unchanged by a rescaling of the gradient.
+
+    Source: ours (the documents name a Laplacian detector with an absolute threshold, which fires
+    never or always depending on the scale of the gradient).
+    """
+    edge = laplacian(picture).reshape(like.shape).abs_()
+    scale = rms(edge)
+    e = edge / (edge + scale + 1e-38)
+    return e * (e - threshold).sign_().clamp_(min=0.0)
+
+
+@local(Locality.STENCIL)
+def frequency_filter(picture: Tensor, penalty: float) -> Tensor:
+    r"""Damp the high frequencies of a gradient.
+
+    .. math:: g' = g - p\,(g - B g), \qquad
+              \mathrm{gain} = 1 - p\left(1 - \cos^2\tfrac{\omega_x}{2} \cos^2\tfrac{\omega_y}{2}\right)
+
+    B is the binomial [1 2 1] x [1 2 1] / 16 with the border repeated; its eigenvectors are the
+    DCT-II modes, with :math:`\omega = \pi j / \text{size}`.
+
+    Args:
+        picture: [B,*,h,w] gradient.
+        penalty: p in [0, 1]; 0 is the identity.
+
+    Returns:
+        [B,*,h,w]; constants and the sum are kept, the norm never grows; the identity for
+        pictures below 3 x 3.
+
+    Source: ours (the documents' FFT mask keeps magnitudes only and, unshifted, damps the low
+    frequencies).
+    """
+    if penalty == 0 or max(picture.shape[-2:]) < 3:
+        return picture
+    smooth = picture + 0.25 * second_difference(picture, -1)
+    smooth = smooth + 0.25 * second_difference(smooth, -2)
+    return torch.lerp(picture, smooth, penalty)
