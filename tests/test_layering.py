@@ -22,12 +22,12 @@ SRC = ROOT / "src" / PACKAGE
 # Layer -> the layers it may import, besides itself. The longest matching name counts.
 # "*" stands for every layer below the public surface (PUBLIC and TOOLS are the exceptions).
 PUBLIC = {"", "optimizers", "factory"}
-TOOLS = {"trainer", "cli", "kohya", "__main__"}
+TOOLS = {"trainer", "cli", "kohya", "monitor", "__main__"}
 LAYERS: dict[str, set[str]] = {
     "_version": set(),
     "types": set(),
     "schedule": {"types"},
-    "control": {"types"},
+    "control": {"types", "techniques"},
     "validate": {"types", "schedule"},
     "configs": {"types", "validate"},
     "techniques": {"types"},
@@ -42,8 +42,14 @@ LAYERS: dict[str, set[str]] = {
     "": {"*", "optimizers", "factory", "_version"},
     # The tools are customers: they see what `import automagic_cameamp` and its factory show, nothing more.
     "trainer": {"", "_version", "factory"},
-    "kohya": {"", "_version"},
-    "cli": {"", "_version", "factory", "trainer"},
+    "presets": {"optimizers", "profiles"},
+    "memory_optimized": {"presets"},
+    "balanced": {"presets"},
+    "quality_optimized": {"presets"},
+    "lora": set(),
+    "monitor": {"", "_version"},
+    "kohya": {"", "_version", "presets"},
+    "cli": {"", "_version", "factory", "trainer", "kohya"},
     "__main__": {"cli"},
 }
 

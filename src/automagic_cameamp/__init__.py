@@ -2,6 +2,8 @@
 
 from ._version import __version__
 from .configs import (
+    ContextualConfig,
+    ContextualConfig8bit,
     Improved8BitOptimizerConfig,
     ImprovedOptimizerConfig,
     Optimizer8BitConfig,
@@ -14,6 +16,8 @@ from .optimizers import (
     Automagic_CameAMP,
     Automagic_CameAMP8bit,
     Automagic_CameAMP_8Bit,
+    Automagic_CameAMP_COptim,
+    Automagic_CameAMP_COptim8bit,
     Automagic_CameAMP_Improved,
     Automagic_CameAMP_Improved_8Bit,
     create_improved_8bit_optimizer,
@@ -27,10 +31,14 @@ __all__ = [
     "Automagic_CameAMP",
     "Automagic_CameAMP8bit",
     "Automagic_CameAMP_8Bit",
+    "Automagic_CameAMP_COptim",
+    "Automagic_CameAMP_COptim8bit",
     "Automagic_CameAMP_Improved",
     "Automagic_CameAMP_Improved_8Bit",
     "CameAMPOptimizer",
     "CheckpointError",
+    "ContextualConfig",
+    "ContextualConfig8bit",
     "Improved8BitOptimizerConfig",
     "ImprovedOptimizerConfig",
     "OptimizationProfiles",

@@ -1,4 +1,4 @@
-"""The command ``automagic``: demo, train, sample, optimizers.
+"""The command ``automagic``: demo, train, sample, sd-scripts, optimizers.
 
 Nothing heavy is imported before a subcommand runs, so that ``automagic --help`` answers at once.
 """
@@ -64,6 +64,8 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """The whole command line."""
+    from .kohya import shims
+
     top = Parser(
         prog="automagic", description="Automagic CameAMP: optimizers, a trainer, a demo.", epilog=EPILOG
     )
@@ -72,6 +74,7 @@ def parser() -> Parser:
     _demo_parser(commands)
     _train_parser(commands)
     _sample_parser(commands)
+    shims.add_parser(commands)
     listing = commands.add_parser(
         "optimizers", help="list the optimizers", description="List the optimizers."
     )
@@ -213,6 +216,7 @@ def _demo(options: dict[str, Any]) -> int:
 
 def _train(options: dict[str, Any]) -> int:
     from .trainer.gallery import Drawing
+    from .trainer.presets import filled
     from .trainer.session import Session, resumed
     from .trainer.settings import build, read_toml
 
@@ -232,7 +236,7 @@ def _train(options: dict[str, Any]) -> int:
         out = values.pop("out", None) or build({}).out
         session = resumed("train", Path(out), values)
     else:
-        settings = build(values, "automagic train")
+        settings = filled(build(values, "automagic train"))
         session = Session("train", [settings], prompts, Drawing(seed=settings.seed))
     name = Path(session.runs[0].data).name
     return _run(session, f"A LoRA for {name}: before and after", resume=resume, overwrite=overwrite)
@@ -313,6 +317,12 @@ def _sample(options: dict[str, Any]) -> int:
     return 0
 
 
+def _sd_scripts(options: dict[str, Any]) -> int:
+    from .kohya.shims import run
+
+    return run(options)
+
+
 def _optimizers(options: dict[str, Any]) -> int:
     from .factory import list_optimizers
 
@@ -337,7 +347,13 @@ DEMO_PACKAGES = {
     "PIL",
     "tomli",
 }
-COMMANDS = {"demo": _demo, "train": _train, "sample": _sample, "optimizers": _optimizers}
+COMMANDS = {
+    "demo": _demo,
+    "train": _train,
+    "sample": _sample,
+    "sd-scripts": _sd_scripts,
+    "optimizers": _optimizers,
+}
 
 
 if __name__ == "__main__":

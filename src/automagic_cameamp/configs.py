@@ -6,11 +6,13 @@ The dataclasses are plain and mutable, and ``Cls(params, **config.__dict__)`` wo
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .validate import (
     betas,
+    callers_depth,
     choice,
     epsilons,
     fail,
@@ -30,12 +32,14 @@ class SharedConfig:
 
     lr: Any = option(1e-6, rate, "base learning rate; the scheduler's, and the start of the mask")
     min_lr: float = option(1e-7, number(0), "lowest rate of any element, at the schedule's start")
-    max_lr: float = option(1e-3, number(0, open_low=True), "highest rate of any element")
+    max_lr: float = option(1e-3, number(0, open_low=True, infinite=True), "highest rate of any element")
     lr_bump: float = option(3e-6, number(0), "step of the additive mask rule")
     eps: tuple[float, ...] = option(
         (1e-30, 1e-16, 1e-8), epsilons, "floors of squared gradient, residual, denominator"
     )
-    clip_threshold: float = option(1.0, number(0, open_low=True), "RMS limit of the normalised update")
+    clip_threshold: float = option(
+        1.0, number(0, open_low=True, infinite=True), "RMS limit of the normalised update"
+    )
     betas: tuple[float, ...] = option((0.8, 0.99, 0.999), betas, "decays of momentum, moment, confidence")
     beta1_decay: float = option(0.9995, number(0, 1, open_low=True), "decay of beta1 and of the Grams mix")
     eta: float = option(2.0, number(0, open_low=True), "ALLoRA: gain of a zero row")
@@ -48,7 +52,9 @@ class SharedConfig:
     factored: bool = option(True, flag, "row and column second moments (CAME); False: full size")
     confidence_1d: bool = option(False, flag, "CAME confidence for vectors too")
     final_clip: float | None = option(
-        None, optional(number(0, open_low=True)), "RMS limit of the final update; None: clip_threshold"
+        None,
+        optional(number(0, open_low=True, infinite=True)),
+        "RMS limit of the final update; None: clip_threshold",
     )
     use_agr: bool = option(False, flag, "adaptive gradient regularisation")
     use_tam: bool = option(True, flag, "torque-aware momentum in the early phase")
@@ -90,7 +96,7 @@ def _no_effect(default: Any) -> Any:
         if value != default and name not in _SAID:
             _SAID.add(name)
             text = f"{name}={value!r} has no effect: it is accepted so that old configurations load."
-            warnings.warn(text, stacklevel=6)
+            warnings.warn(text, stacklevel=callers_depth())
         return value
 
     return option(default, check, "accepted for old configurations, no effect")
@@ -230,6 +236,11 @@ ENGINE_OPTIONS = (
 )
 
 
+def engine_options(config: Any) -> tuple[str, ...]:
+    """Options of this config, or class of configs, that no parameter group has."""
+    return (*ENGINE_OPTIONS, *getattr(config, "CONTROLLER_OPTIONS", ()))
+
+
 def check_together(values: dict[str, Any], where: str) -> None:
     """Rules between options."""
     if values["min_lr"] >= values["max_lr"]:
@@ -240,3 +251,57 @@ def check_together(values: dict[str, Any], where: str) -> None:
     if values.get("min_block_size", 0) > values.get("max_block_size", 0):
         allowed = f"it must not exceed max_block_size={values['max_block_size']!r}"
         raise fail("min_block_size", values["min_block_size"], allowed)
+
+
+def _scales(name: str, value: Any) -> list[int] | None:
+    """Lengths of momentum in steps, each once, or None."""
+    if value is None:
+        return None
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise fail(name, value, "a list of whole numbers >= 1, or None", "For example [1, 5, 10, 25].")
+    scales = [integer(1, 1_000_000)(f"{name}[{i}]", s) for i, s in enumerate(value)]
+    if not scales or len(set(scales)) < len(scales):
+        raise fail(name, value, "a list of different whole numbers >= 1, or None", "Use None for one scale.")
+    return scales
+
+
+def _multiplier_bounds(name: str, value: Any) -> tuple[float, float]:
+    """Lowest and highest multiplier; 1 lies between them."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise fail(name, value, "two numbers", "For example (0.5, 2.0).")
+    low = number(0, 1, open_low=True)(f"{name}[0]", value[0])
+    return low, number(1, open_high=True)(f"{name}[1]", value[1])
+
+
+@dataclass
+class ContextualConfig(OptimizerConfig):
+    """Options of ``Automagic_CameAMP_COptim``; those of the controller hold for the whole optimizer."""
+
+    CONTROLLER_OPTIONS: ClassVar[tuple[str, ...]] = (
+        "context_window",
+        "edge_threshold",
+        "adaptation_rate",
+        "context_lr_bounds",
+    )
+
+    context_window: int = option(100, integer(2), "controller: steps of its slow means and histories")
+    edge_threshold: float = option(
+        0.95, number(0, 1, open_low=True, open_high=True), "controller: lower means fewer edge cases"
+    )
+    adaptation_rate: float = option(
+        0.1, number(0, 1), "controller: speed of its fast means and of the multiplier; 0: always 1"
+    )
+    context_lr_bounds: tuple[float, float] = option(
+        (0.5, 2.0), _multiplier_bounds, "controller: lowest and highest multiplier of the rates"
+    )
+    momentum_scales: list[int] | None = option(
+        [1, 5, 10, 25], _scales, "lengths of momentum in steps, weighted 1/length; None: beta1's alone"
+    )
+
+
+@dataclass
+class ContextualConfig8bit(ContextualConfig):
+    """Options of ``Automagic_CameAMP_COptim8bit``."""
+
+    blocksize: int = option(4096, power_of_two(64, 4096), "elements that share a scale")
+    state_code: str = option("dynamic", choice("dynamic", "softsign"), "eight-bit code of the momentum")

@@ -9,17 +9,22 @@ from dataclasses import MISSING
 from dataclasses import fields as dataclass_fields
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from . import policies
 from .configs import (
+    ContextualConfig,
+    ContextualConfig8bit,
     Improved8BitOptimizerConfig,
     ImprovedOptimizerConfig,
     Optimizer8BitConfig,
     OptimizerConfig,
     OptimizerConfig8bit,
 )
+from .control import ContextualController
 from .engine import CameAMPOptimizer
 from .profiles import PROFILES
-from .recipes import base, improved
+from .recipes import base, contextual, improved
 from .validate import checked
 
 C = TypeVar("C", bound=type)
@@ -112,6 +117,43 @@ class Automagic_CameAMP_Improved_8Bit(CameAMPOptimizer):
     policy = staticmethod(policies.sized)
 
 
+def _contextual_controller(config: Any) -> ContextualController:
+    return ContextualController(**{name: getattr(config, name) for name in config.CONTROLLER_OPTIONS})
+
+
+class _Contextual(CameAMPOptimizer):
+    """What the two contextual classes share."""
+
+    recipe = contextual
+    controller_of = staticmethod(_contextual_controller)
+
+    @property
+    def c_optim(self) -> ContextualController:
+        """The controller: edge cases, multiplier, consistency, histories."""
+        assert isinstance(self.controller, ContextualController)
+        return self.controller
+
+    def record_loss(self, loss: float | Tensor) -> None:
+        """Tell the controller the loss of the coming step; the same as ``c_optim.record_loss``."""
+        self.c_optim.record_loss(loss)
+
+
+@_configured
+class Automagic_CameAMP_COptim(_Contextual):
+    """``Automagic_CameAMP`` with momentum of several lengths and a contextual controller; fp32 state."""
+
+    config_class = ContextualConfig
+    policy = staticmethod(policies.full_precision)
+
+
+@_configured
+class Automagic_CameAMP_COptim8bit(_Contextual):
+    """``Automagic_CameAMP_COptim`` with its momenta in eight bits per element; the same arithmetic."""
+
+    config_class = ContextualConfig8bit
+    policy = staticmethod(policies.block_coded)
+
+
 def create_improved_8bit_optimizer(
     params: Iterable[Any], profile: str | None = None, **options: Any
 ) -> Automagic_CameAMP_Improved_8Bit:
@@ -124,6 +166,8 @@ OPTIMIZERS: dict[str, Callable[..., CameAMPOptimizer]] = {
     for cls in (
         Automagic_CameAMP,
         Automagic_CameAMP8bit,
+        Automagic_CameAMP_COptim,
+        Automagic_CameAMP_COptim8bit,
         Automagic_CameAMP_Improved,
         Automagic_CameAMP_8Bit,
         Automagic_CameAMP_Improved_8Bit,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,9 +24,15 @@ def _is_number(value: object) -> bool:
 
 
 def number(
-    low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False, advice: str = ""
+    low: float,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+    infinite: bool = False,
 ) -> Check:
-    """A real number between low and high; an end is excluded where it is open."""
+    """A real number between low and high; an end is excluded where it is open, infinity mostly."""
+    open_high = open_high or (math.isinf(high) and not infinite)
     left, right = "(" if open_low else "[", ")" if open_high else "]"
     allowed = f"a number in {left}{low:g}, {high:g}{right}"
 
@@ -34,7 +41,7 @@ def number(
         good = good and (value > low if open_low else value >= low)
         good = good and (value < high if open_high else value <= high)
         if not good:
-            raise fail(name, value, allowed, advice)
+            raise fail(name, value, allowed)
         return float(value)
 
     return check
@@ -65,8 +72,9 @@ def choice(*allowed: object) -> Check:
     """One of a few values."""
 
     def check(name: str, value: Any) -> Any:
-        if value in allowed:
-            return value
+        for item in allowed:
+            if type(value) is type(item) and value == item:
+                return item
         near = difflib.get_close_matches(str(value), [str(a) for a in allowed], 1)
         hint = f"Did you mean {near[0]!r}?" if near else ""
         raise fail(name, value, "one of " + ", ".join(repr(a) for a in allowed), hint)
@@ -84,8 +92,9 @@ def rate(name: str, value: Any) -> float | Tensor:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise fail(name, tuple(value.shape), "a number or a tensor of one element")
-        return value
-    return number(0.0, open_high=True)(name, value)
+        number(0.0)(name, float(value))
+        return value if value.dim() == 0 else value.reshape(())
+    return number(0.0)(name, value)
 
 
 def _filled(name: str, value: Any, default: Sequence[float], check: Check) -> tuple[float, ...]:
@@ -103,11 +112,15 @@ def betas(name: str, value: Any) -> tuple[float, ...]:
 
 
 def epsilons(name: str, value: Any) -> tuple[float, ...]:
-    """Up to three floors: squared gradient, residual, denominator; one number is the denominator's."""
-    check = number(0.0, open_high=True)
+    """Up to three floors: squared gradient, residual, denominator; one number is the denominator's.
+
+    The first two stand under a square root in a denominator: 0 would divide an absent gradient by 0.
+    """
     if not isinstance(value, (list, tuple)):
-        return (1e-30, 1e-16, check(name, value))
-    return _filled(name, value, (1e-30, 1e-16, 1e-8), check)
+        return (1e-30, 1e-16, number(0.0)(name, value))
+    first, second, third = _filled(name, value, (1e-30, 1e-16, 1e-8), number(0.0))
+    under_root = number(1e-38)
+    return (under_root(f"{name}[0]", first), under_root(f"{name}[1]", second), third)
 
 
 def power_of_two(low: int, high: int) -> Check:
@@ -130,6 +143,15 @@ def option(default: Any, check: Check, doc: str) -> Any:
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def callers_depth() -> int:
+    """Stack level of the nearest frame outside this package, for warnings."""
+    depth, frame = 1, sys._getframe(1)
+    package = __name__.partition(".")[0]
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        depth, frame = depth + 1, frame.f_back
+    return depth
 
 
 def unknown_option(owner: str, name: str, known: Iterable[str]) -> TypeError:

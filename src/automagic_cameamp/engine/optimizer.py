@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 from .. import configs
 from ..storage import Policy
 from ..types import Layout
-from ..validate import checked, fail
-from . import checkpoint, execute
+from ..validate import callers_depth, checked, fail
+from . import checkpoint, execute, memory
 from .buckets import Chunk, chunks
 from .reports import Reports
 from .rounding import parameter_key
@@ -36,10 +36,14 @@ FORMAT_VERSION = 1
 class Controller(Protocol):
     """Something that watches the whole model and multiplies every rate of the next step."""
 
+    memory: Tensor | None
+
     def begin(self, loss: Any) -> None: ...
     def multiplier(self, like: Tensor) -> Tensor: ...
-    def collect(self, signals: Any) -> None: ...
+    def collect(self, signals: Any, key: tuple[int, int], rows: Tensor | None, count: int) -> None: ...
     def finish(self, groups: list[dict[str, Any]]) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load(self, memory: Tensor | None) -> None: ...
 
 
 class CameAMPOptimizer(Reports, Optimizer):
@@ -54,14 +58,18 @@ class CameAMPOptimizer(Reports, Optimizer):
     config_class: ClassVar[type]
     # (config, parameter, its name) -> how its state is held
     policy: ClassVar[Callable[[Any, Tensor, Callable[[], str]], Policy]]
+    # config -> controller, for the classes that have one
+    controller_of: ClassVar[Callable[[Any], Controller | None]] = staticmethod(lambda config: None)
 
     def __init__(self, params: Iterable[Any], config: Any) -> None:
+        if isinstance(params, (set, frozenset)):
+            raise TypeError("parameters in a set have no order that a checkpoint could keep: pass a list.")
         self.config = config
-        self.controller = None
+        self.controller = type(self).controller_of(config)
         self._reset_transient()
         values = {f.name: getattr(config, f.name) for f in dataclass_fields(config)}
         configs.check_together(values, "in the constructor")
-        defaults = {k: v for k, v in values.items() if k not in configs.ENGINE_OPTIONS}
+        defaults = {k: v for k, v in values.items() if k not in configs.engine_options(config)}
         super().__init__(params, defaults)
         if config.verbose:
             options = ", ".join(f"{k}={v!r}" for k, v in values.items())
@@ -71,7 +79,7 @@ class CameAMPOptimizer(Reports, Optimizer):
         """Caches and counters that no checkpoint needs."""
         self._steps = 0
         self._device_lists: dict[tuple[Any, ...], Tensor] = {}
-        self._skipped: dict[tuple[int, int], Tensor] = {}
+        self._skipped: dict[torch.device, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "config": self.config, "controller": self.controller}
@@ -87,14 +95,18 @@ class CameAMPOptimizer(Reports, Optimizer):
         """Add a group; its options are checked like the constructor's. Allowed at any time."""
         known = {f.name for f in dataclass_fields(self.config_class)}
         group = dict(param_group)
-        for name in group.keys() & set(configs.ENGINE_OPTIONS):
+        for name in group.keys() & set(configs.engine_options(self.config_class)):
             raise fail(f"group[{name!r}]", group[name], "it belongs to the optimizer, not to a group")
         given = {k: v for k, v in group.items() if k in known}
         group.update(checked(self.config_class, given, "parameter group"))
         for name in group.keys() - known:
             if near := difflib.get_close_matches(str(name), known, 1, 0.87):
                 raise TypeError(f"parameter group has no option {name!r}. Did you mean {near[0]!r}?")
-        params = group.get("params", [])
+        if "params" not in group:
+            raise ValueError("a parameter group needs a 'params' entry: {'params': model.parameters()}.")
+        params = group["params"]
+        if isinstance(params, (set, frozenset)):
+            raise TypeError("parameters in a set have no order that a checkpoint could keep: pass a list.")
         group["params"] = [params] if isinstance(params, Tensor) else list(params)
         for p in group["params"]:
             _check_parameter(p[1] if isinstance(p, tuple) else p)
@@ -150,22 +162,21 @@ class CameAMPOptimizer(Reports, Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_gradients()
-        shared: dict[int, Any] = {}
         lagged = self._lagged()
         if self.controller is not None:
             self.controller.begin(loss)
+        # All groups look at the model as the last step left it, so before any of them moves.
+        shared = [self._share(number, group, lagged) for number, group in enumerate(self.param_groups)]
         for group, chunk in self._chunks():
             active = [i for i, p in enumerate(chunk.params) if p.grad is not None]
-            if not active:
-                continue
-            number = chunk.key[0]
-            if number not in shared:
-                shared[number] = self._share(number, group, lagged, chunk.params[0])
-            self._update(group, chunk, active, shared[number])
+            if active:
+                self._update(group, chunk, active, shared[chunk.key[0]])
         for group in self.param_groups:
             group["clock"] += 1
         if self.controller is not None:
             self.controller.finish(self.param_groups)
+            params = chain.from_iterable(group["params"] for group in self.param_groups)
+            memory.keep(self.state, params, self.controller.memory)
         self._steps += 1
         if self.config.verbose and self._steps % LOG_EVERY == 1:
             rates = ", ".join(f"{float(g['lr']):.3g}" for g in self.param_groups)
@@ -192,8 +203,11 @@ class CameAMPOptimizer(Reports, Optimizer):
         keys = self._keys(part) if rounds or coded else None
         ok, signals = execute.run(part, states, self.recipe, fields, shared, hp, keys, rounds)
         if self.controller is not None:
-            self.controller.collect(signals)
-        self._count_skipped(chunk, active, ok)
+            count, rows = len(chunk.params), None
+            if len(active) < count:
+                rows = self._on_device(active, torch.int64, device)
+            self.controller.collect(signals, chunk.key, rows, count)
+        self._count_skipped(part, ok)
 
     def _keys(self, chunk: Chunk) -> Tensor:
         """Random keys of the chunk's parameters."""
@@ -236,8 +250,11 @@ class CameAMPOptimizer(Reports, Optimizer):
             result.append(found)
         return result
 
-    def _share(self, number: int, group: dict[str, Any], lagged: list[Any], p: Tensor) -> Any:
-        """The recipe's shared scalars for one group."""
+    def _share(self, number: int, group: dict[str, Any], lagged: list[Any]) -> Any:
+        """The recipe's shared scalars for one group, None where nothing has a gradient."""
+        p = next((p for p in group["params"] if p.grad is not None), None)
+        if p is None:
+            return None
         like = torch.empty((), dtype=execute.compute_dtype(p), device=p.device)
         every: dict[str, Tensor] = {}
         own: dict[str, Tensor] = {}
@@ -255,22 +272,12 @@ class CameAMPOptimizer(Reports, Optimizer):
             shared = shared._replace(multiplier=self.controller.multiplier(like))
         return shared._replace(refresh=group["clock"] % group.get("sync_frequency", 1) == 0)
 
-    # ---------------------------------------------------------------- what it does and holds
-
-    def _count_skipped(self, chunk: Chunk, active: list[int], ok: Tensor) -> None:
-        if chunk.key not in self._skipped or self._skipped[chunk.key].device != ok.device:
-            self._skipped[chunk.key] = torch.zeros(len(chunk.params), dtype=torch.int32, device=ok.device)
-        counts, bad = self._skipped[chunk.key], (~ok).to(torch.int32)
-        if len(active) == len(chunk.params):
-            counts += bad
-        else:
-            counts.index_add_(0, self._on_device(active, torch.int64, ok.device), bad)
-
     # ---------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """State as plain tensors and numbers, readable with ``torch.load(weights_only=True)``."""
-        return {**super().state_dict(), "magic_version": FORMAT_VERSION}
+        extra = {} if self.controller is None else {memory.KEY: self.controller.state_dict()}
+        return {**super().state_dict(), "magic_version": FORMAT_VERSION, **extra}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
         """Load what ``state_dict`` gave: bit for bit, types included, or not at all.
@@ -287,6 +294,9 @@ class CameAMPOptimizer(Reports, Optimizer):
         saved_ids = list(chain.from_iterable(g["params"] for g in state_dict["param_groups"]))
         params = list(chain.from_iterable(g["params"] for g in self.param_groups))
         saved = {id(p): state_dict["state"].get(k, {}) for k, p in zip(saved_ids, params, strict=True)}
+        home = remembered = None
+        if self.controller is not None:
+            home, remembered = memory.take(saved, state_dict, self.controller)
         self._check_saved(groups, saved)
 
         state: dict[Tensor, dict[str, Any]] = {}
@@ -299,6 +309,9 @@ class CameAMPOptimizer(Reports, Optimizer):
         extra = {k: v for k, v in state_dict["state"].items() if k not in set(saved_ids)}
         self.__setstate__({"state": defaultdict(dict, {**state, **extra}), "param_groups": groups})
         self._skipped.clear()
+        if self.controller is not None:
+            self.controller.load(remembered)
+            memory.keep(state, (p for p in params if home in (None, id(p))), self.controller.memory)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -360,7 +373,7 @@ def _check_rate(group: dict[str, Any]) -> None:
         raise fail("lr", lr, "lr_mask_rule='additive' needs a rate above 0 to start from")
     if lr > high:
         text = f"lr={lr:g} is above max_lr={high:g}: rates are clamped to max_lr. Pass a higher max_lr."
-        warnings.warn(text, stacklevel=5)
+        warnings.warn(text, stacklevel=callers_depth())
     elif 0 < lr < low:
         text = f"lr={lr:g} is below min_lr={low:g}: rates are raised to min_lr. Pass a lower min_lr."
-        warnings.warn(text, stacklevel=5)
+        warnings.warn(text, stacklevel=callers_depth())

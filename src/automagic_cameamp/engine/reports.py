@@ -20,7 +20,7 @@ class Reports:
     param_groups: list[dict[str, Any]]
     state: defaultdict[Tensor, Any]
     _steps: int
-    _skipped: dict[tuple[int, int], Tensor]
+    _skipped: dict[torch.device, Tensor]
 
     if TYPE_CHECKING:  # the working half's
 
@@ -39,6 +39,17 @@ class Reports:
             before += len(other["params"])
         return f"param_{before + position}"
 
+    def _count_skipped(self, chunk: Chunk, ok: Tensor) -> None:
+        """Add to the counters of these parameters, without looking at them."""
+        device, total = ok.device, sum(len(group["params"]) for group in self.param_groups)
+        counts = self._skipped.get(device)
+        if counts is None or len(counts) < total:
+            grown = torch.zeros(total, dtype=torch.int32, device=device)
+            if counts is not None:
+                grown[: len(counts)] = counts
+            counts = self._skipped[device] = grown
+        counts.index_add_(0, self._on_device(chunk.indices, torch.int64, device), (~ok).to(torch.int32))
+
     def health(self) -> dict[str, Any]:
         """Updates that were skipped because a gradient was not finite. One synchronisation.
 
@@ -46,16 +57,12 @@ class Reports:
             ``steps`` taken by this object, ``skipped_updates`` in all, and ``parameters``: name ->
             number of its skipped updates (names from ``named_parameters`` or ``param_<index>``).
         """
-        order = [(group, chunk) for group, chunk in self._chunks() if chunk.key in self._skipped]
-        if not order:
-            return {"steps": self._steps, "skipped_updates": 0, "parameters": {}}
-        device = self._skipped[order[0][1].key].device
-        joined = torch.cat([self._skipped[chunk.key].to(device) for _, chunk in order]).tolist()
-        names: list[str] = []
-        for group, chunk in order:
-            first = sum(len(g["params"]) for g in self.param_groups[: chunk.key[0]])
-            names += [self._name(group, i - first) for i in chunk.indices]
-        bad = {name: count for name, count in zip(names, joined, strict=True) if count}
+        bad: dict[str, int] = {}
+        names = [self._name(g, i) for g in self.param_groups for i in range(len(g["params"]))]
+        for counts in self._skipped.values():
+            for name, count in zip(names, counts.tolist(), strict=False):
+                if count:
+                    bad[name] = bad.get(name, 0) + count
         return {"steps": self._steps, "skipped_updates": sum(bad.values()), "parameters": bad}
 
     def get_learning_rates(self) -> list[float]:

@@ -33,7 +33,8 @@ class Shared(NamedTuple):
         level: d / d0 (lr_level 'distance') or the logarithm of the level ('vote').
         level_start: d0, the base rate that the level multiplies.
         multiplier: factor of a controller over the whole model, or None.
-        clock: number of steps that the group has taken before this one.
+        clock: number of steps that the group has taken before this one, as a tensor: a number
+            would be traced anew at every step.
         refresh: whether this step renews what is only renewed every ``sync_frequency`` steps.
     """
 
@@ -42,7 +43,7 @@ class Shared(NamedTuple):
     level: Tensor
     level_start: float
     multiplier: Tensor | None = None
-    clock: int = 0
+    clock: Tensor | None = None
     refresh: bool = False
 
 
@@ -135,7 +136,8 @@ def share(
         # Every parameter keeps the level of its own last step; the latest one counts.
         latest = (group["vote_clock"] == group["vote_clock"].max()).float()
         level = ((group["lr_level"] * latest).sum() / latest.sum() + step).to(like.dtype)
-    return Shared(mean, vote, level, start, clock=clock)
+    now = torch.full((), float(clock), device=like.device)
+    return Shared(mean, vote, level, start, clock=now)
 
 
 def rate(
@@ -195,11 +197,11 @@ def _mask(
     assert state.lr_mask is not None
     code = mask_code(hp)
     if phase.may_warm_up:
-        state = _count(g, p, state, shared, k, hp, code)
-    if hp.lr_mask_granularity == "element":
-        counter = T.split_word(state.lr_mask, code)[0]  # type: ignore[arg-type]
+        counter, state = _count(g, p, state, shared, k, hp, code, phase)
+    elif hp.lr_mask_granularity == "element":
+        counter = T.split_word(state.lr_mask, code)[0]
     else:
-        counter = state.lr_mask.clone()  # type: ignore[union-attr]
+        counter = state.lr_mask
     if hp.lr_mask_rule == "additive":
         return T.additive_mask(counter, g.dtype, hp.base_lr, hp.lr_bump, hp.min_lr, hp.max_lr), state
     mask = T.geometric_mask(counter, shared.mask_mean)
@@ -213,33 +215,47 @@ def _mask(
 
 
 def _count(
-    g: Tensor, p: Tensor, state: State, shared: Shared, k: Scalars, hp: Hyper, code: T.MaskCode
-) -> State:
+    g: Tensor,
+    p: Tensor,
+    state: State,
+    shared: Shared,
+    k: Scalars,
+    hp: Hyper,
+    code: T.MaskCode,
+    phase: Phase,
+) -> tuple[Tensor, State]:
     """Move the counters by sign agreement. Frozen tensors of a MIXED stack keep every bit."""
     live = k.warm & (k.t > 1)
-    if hp.lr_mask_granularity == "element":
-        counter, last = T.split_word(state.lr_mask, code)  # type: ignore[arg-type]
-        bump, new_last = T.agreement(g, last, live)
-        bump = _boost(bump, g, p, k, hp)
-        last = last + (new_last - last) * k.warm.to(last.dtype)
-        return state._replace(lr_mask=T.join_word(T.count(counter, bump, code), last, code))
-
-    last = 1 - 2 * T.unpack_bits(state.last_polarity, tuple(g.shape[1:])).to(code.counter)  # type: ignore[arg-type]
+    elements = hp.lr_mask_granularity == "element"
+    assert state.lr_mask is not None
+    if elements:
+        counter, last = T.split_word(state.lr_mask, code)
+    else:
+        assert state.last_polarity is not None
+        counter = state.lr_mask
+        bits = T.unpack_bits(state.last_polarity, tuple(g.shape[1:]))
+        last = bits.to(code.counter).mul_(-2).add_(1)
     bump, new_last = T.agreement(g, last, live)
-    last = last + (new_last - last) * k.warm.to(last.dtype)
-    state = state._replace(last_polarity=T.pack_bits(last < 0))
-    granularity = "row" if hp.lr_mask_granularity == "row" else "tensor"
-    total, move = T.majority(bump, granularity)
+    if phase is Phase.MIXED:
+        new_last = last + (new_last - last) * k.warm.to(last.dtype)
+    if elements:
+        counter = T.count(counter, _boost(bump, g, p, k, hp), code)
+        return counter, state._replace(lr_mask=T.join_word(counter, new_last, code))
+
+    state = state._replace(last_polarity=T.pack_bits(new_last < 0))
+    total, move = T.majority(bump, "row" if hp.lr_mask_granularity == "row" else "tensor")
     move = _boost(move, g, p, k, hp)
     if hp.lr_mask_granularity == "group":
         move = shared.mask_vote.sign().to(code.counter) * k.warm.to(code.counter)
         assert state.lr_mask_vote is not None and state.vote_clock is not None
-        now = torch.full_like(state.vote_clock, shared.clock)
+        assert shared.clock is not None
+        now = shared.clock.expand_as(state.vote_clock)
         state = state._replace(
             lr_mask_vote=torch.where(k.warm, total, state.lr_mask_vote),
             vote_clock=torch.where(k.warm, now, state.vote_clock),
         )
-    return state._replace(lr_mask=T.count(state.lr_mask, move, code))  # type: ignore[arg-type]
+    counter = T.count(counter, move, code)
+    return counter, state._replace(lr_mask=counter)
 
 
 def _boost(bump: Tensor, g: Tensor, p: Tensor, k: Scalars, hp: Hyper) -> Tensor:
@@ -273,7 +289,8 @@ def _level(
         history = T.push_sign(state.sign_history, g)
         enough = (k.t >= T.VOTE_HISTORY).flatten()
         r, norm = T.sign_vote(history, u, enough)
-        clock = torch.full_like(copy, shared.clock)
+        assert shared.clock is not None
+        clock = shared.clock.expand_as(copy)
         state = state._replace(sign_history=history, vote_clock=clock)
         level = shared.level.exp()
     state = state._replace(

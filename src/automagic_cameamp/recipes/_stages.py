@@ -73,7 +73,7 @@ class State(NamedTuple):
     vote_clock: Tensor | None = None
     edge_history: Tensor | None = None
     spatial_variance: Tensor | None = None
-    lowrank_projector: Tensor | None = None
+    lowrank_basis: Tensor | None = None
     lowrank_rate: Tensor | None = None
     gnorm_history: Tensor | None = None
     sign_history: Tensor | None = None
@@ -119,7 +119,7 @@ def moment_specs(layout: Layout, hp: Hyper) -> list[StateSpec]:
     if hp.use_tam and hp.warmup_steps > 0:
         per_row = hp.tam_granularity == "row" and layout.matrix
         fields.append(StateSpec("s", "row" if per_row else "tensor"))
-    fields.append(StateSpec("avg_lr", "tensor", dtype=torch.float32))
+    fields.append(StateSpec("avg_lr", "tensor", dtype=torch.float32, initial=hp.base_lr))
     return fields
 
 
@@ -172,9 +172,10 @@ def confidence(u: Tensor, state: State, hp: Hyper) -> tuple[Tensor, State, Tenso
         out = m * full.rsqrt()
     else:
         out = m
-    moment = state.exp_avg_sq_row if state.exp_avg_sq_row is not None else state.exp_avg_sq
-    assert moment is not None
-    return out, state, T.all_finite(moment)
+    if state.exp_avg_sq_row is not None and state.exp_avg_sq_col is not None:
+        return out, state, T.all_finite(state.exp_avg_sq_row) & T.all_finite(state.exp_avg_sq_col)
+    assert state.exp_avg_sq is not None
+    return out, state, T.all_finite(state.exp_avg_sq)
 
 
 def belief(g: Tensor, state: State, k: Scalars, hp: Hyper) -> tuple[Tensor, State, Tensor]:

@@ -102,7 +102,7 @@ def update(
     if hp.use_orthograd and phase.may_be_early:
         d = torch.where(k.early, T.orthograd(d, p), d)
 
-    mean_rate = T.tensor_mean(rate.expand_as(p)) * hp.lr
+    mean_rate = T.tensor_mean(rate) * hp.lr
     p = _decay(p, raw, rate, k, hp, phase) - d
     return Result(p, state._replace(step=state.step + 1, avg_lr=mean_rate.float()), ok)
 

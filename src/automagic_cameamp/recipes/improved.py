@@ -107,8 +107,7 @@ def specs(layout: Layout, hp: Any) -> tuple[StateSpec, ...]:
         side = "row" if layout.rows <= layout.cols else "col"  # the short side costs least
         fields.append(StateSpec("spatial_variance", side, "vector"))
     if _has_low_rank(layout, hp):
-        side = min(layout.rows, layout.cols)
-        fields.append(StateSpec("lowrank_projector", "square", dtype=torch.bfloat16, count=side))
+        fields.append(StateSpec("lowrank_basis", "basis", dtype=torch.bfloat16, count=hp.rank_keep))
         fields.append(StateSpec("lowrank_rate", "tensor", dtype=torch.float32))
     if hp.percentile_clipping < 100:
         fields.append(StateSpec("gnorm_history", "sample", dtype=torch.float32, count=CLIP_HISTORY))
@@ -146,8 +145,8 @@ def update(
         u, state = normalise(g, state, hp)
     else:
         u = g
-    if state.lowrank_projector is not None:
-        u = T.emphasise(u, state.lowrank_projector.to(p.dtype), hp.low_rank_emphasis)
+    if state.lowrank_basis is not None:
+        u = T.emphasise(u, state.lowrank_basis.to(p.dtype), hp.low_rank_emphasis)
     state = accumulate(u, state, k, hp, phase)
     out, state, ok = confidence(u, state, hp) if hp.came else belief(g, state, k, hp)
     out = _signs(out, raw, k, hp, phase)
@@ -166,7 +165,7 @@ def update(
     if hp.use_spd and hp.weight_decay > 0 and phase.may_warm_up:
         pulled = T.spd(p, new, raw, hp.weight_decay)
         new = pulled if phase is not Phase.MIXED else torch.where(k.warm, pulled, new)
-    mean_rate = T.tensor_mean(rate.expand_as(p)) * hp.lr
+    mean_rate = T.tensor_mean(rate) * hp.lr
     new, state = _shrink_rank(new, state, shared, mean_rate, hp)
     return Result(new, state._replace(step=state.step + 1, avg_lr=mean_rate.float()), ok)
 
@@ -226,11 +225,11 @@ def _gains(
 
 def _shrink_rank(p: Tensor, state: State, shared: Shared, mean_rate: Tensor, hp: Any) -> tuple[Tensor, State]:
     """Every ``sync_frequency`` steps: find the strongest directions anew, shrink the others."""
-    if state.lowrank_projector is None or state.lowrank_rate is None:
+    if state.lowrank_basis is None or state.lowrank_rate is None:
         return p, state
     owed = state.lowrank_rate + mean_rate.float() * hp.rank_penalty_strength
     if not shared.refresh:
         return p, state._replace(lowrank_rate=owed)
-    projector = T.top_projector(p, hp.rank_keep)
-    p = T.shrink_tail(p, projector, owed.to(p.dtype))
-    return p, state._replace(lowrank_projector=projector.bfloat16(), lowrank_rate=torch.zeros_like(owed))
+    basis = T.top_basis(p, hp.rank_keep)
+    p = T.shrink_tail(p, basis, owed.to(p.dtype))
+    return p, state._replace(lowrank_basis=basis.bfloat16(), lowrank_rate=torch.zeros_like(owed))

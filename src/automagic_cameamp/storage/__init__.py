@@ -34,7 +34,7 @@ __all__ = [
 MIN_QUANTIZED = 1024
 SIGNED_CODES = {"affine": Affine8, "dynamic": Dynamic8, "softsign": Softsign8}
 # A row or column statistic costs 4 / side bytes per parameter; only thin matrices feel it.
-THIN_SIDE = 16
+THIN_SIDE = 64
 
 
 class Policy(NamedTuple):
@@ -45,7 +45,7 @@ class Policy(NamedTuple):
         block_size: elements per scale.
         error_bits: bits of error correction, 0, 4 or 8 (not with 'dynamic').
         min_size: tensors with fewer elements are not quantised.
-        vectors: 'fp32', 'bf16', or 'thin': bf16 where the matrix has a side of at most 16.
+        vectors: 'fp32', 'bf16', or 'thin': bf16 where the matrix has a side of at most 64.
         force: quantise vectors (biases, norms) too.
     """
 

@@ -19,17 +19,21 @@ def stochastic_round(x: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if dtype == torch.bfloat16:
         raw = x.contiguous().view(torch.int32)
-        # Adding below the kept mantissa carries into it with the right probability. Infinities
-        # and NaN (all exponent bits set) must not be touched.
-        special = (raw & 0x7F800000) == 0x7F800000
-        noise = (bits & 0xFFFF).masked_fill_(special, 0)
-        return (raw + noise).bitwise_and_(-65536).view(torch.float32).to(torch.bfloat16)
+        size = raw & 0x7FFFFFFF
+        # Adding below the kept mantissa carries into it with the right probability; the limit
+        # keeps the largest finite numbers finite, and infinities and NaN what they are.
+        limit = size.clamp(min=0x7F7F0000).bitwise_or_(0xFFFF)
+        size = torch.minimum(size + (bits & 0xFFFF), limit).bitwise_and_(-65536)
+        return size.bitwise_or_(raw & -0x80000000).view(torch.float32).to(torch.bfloat16)
     if dtype != torch.float16:
         raise TypeError(f"stochastic rounding supports bfloat16 and float16, not {dtype}")
     # fp16 has subnormals in fp32's normal range, so work in units of its last place instead.
     exponent = (x.contiguous().view(torch.int32) & 0x7F800000).view(torch.float32)
     unit = (exponent * 2.0**-10).clamp_(min=2.0**-24)
     rounded = round_to_grid(x / unit, bits).mul_(unit)
+    rounded = torch.copysign(rounded, x)  # -0.0 plus noise would lose its sign
+    largest = torch.finfo(torch.float16).max
+    rounded = torch.where(x.abs() < largest + 16, rounded.clamp(-largest, largest), rounded)
     return torch.where(torch.isfinite(x), rounded, x).to(torch.float16)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ..types import Layout
 
-Extent = Literal["full", "row", "col", "tensor", "bits", "sample", "square"]
+Extent = Literal["full", "row", "col", "tensor", "bits", "sample", "basis"]
 
 
 class StateSpec(NamedTuple):
@@ -17,8 +17,8 @@ class StateSpec(NamedTuple):
     Args:
         name: key in ``optimizer.state[p]``.
         extent: 'full' one value per element; 'row' (K, m, 1); 'col' (K, 1, n); 'tensor' one
-            number; 'bits' one bit per element; 'sample' ``count`` numbers; 'square' a matrix
-            (K, count, count).
+            number; 'bits' one bit per element; 'sample' ``count`` numbers; 'basis' a matrix
+            (K, min(m, n), count).
         domain: what a codec may assume: 'signed' (a running mean), 'positive' (a denominator: codes
             must never reach 0), 'unit' (a running mean in [0, 1]), 'vector' (row or column
             statistics), 'plain' (kept as it is).
@@ -44,7 +44,7 @@ class StateSpec(NamedTuple):
             "tensor": (1, 1, 1),
             "bits": (self.count,),
             "sample": (self.count,),
-            "square": (k, self.count, self.count),
+            "basis": (k, min(m, n), self.count),
         }[self.extent]
 
     def own_shape(self, layout: Layout) -> tuple[int, ...]:
@@ -58,5 +58,5 @@ class StateSpec(NamedTuple):
             "tensor": (),
             "bits": (self.count,),
             "sample": (self.count,),
-            "square": (*lead, self.count, self.count),
+            "basis": (*lead, min(m, n), self.count),
         }[self.extent]

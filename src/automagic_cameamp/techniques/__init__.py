@@ -32,14 +32,17 @@ from .level import (
     sample_size,
     sign_vote,
 )
-from .lowrank import emphasise, has_tail, shrink_tail, top_projector
+from .lowrank import emphasise, has_tail, shrink_tail, top_basis
 from .momentum import ema, torque
+from .multiscale import kept_scales, multiscale, multiscale_gain, own_beta, own_scale, scale_weights
 from .scaling import belief_residual, factored_moment, factored_rsqrt, rms_clip, rms_gain
+from .sketch import SKETCH_SIZE, fold, random_signs, sketch
 from .spatial import SPATIAL_BETA, background_gain, row_variance, spatial_gain
 from .stencil import EDGE_BETA, edge_hits, frequency_filter, laplacian, picture, second_difference
 
 __all__ = [
     "EDGE_BETA",
+    "SKETCH_SIZE",
     "SPATIAL_BETA",
     "background_gain",
     "edge_hits",
@@ -53,7 +56,7 @@ __all__ = [
     "shrink_tail",
     "spatial_gain",
     "spd",
-    "top_projector",
+    "top_basis",
     "DISTANCE_GAIN",
     "GEOMETRIC",
     "VOTE_HISTORY",
@@ -71,18 +74,25 @@ __all__ = [
     "distance_evidence",
     "distance_level",
     "ema",
+    "fold",
     "factored_moment",
     "factored_rsqrt",
     "geometric_mask",
+    "kept_scales",
     "grams",
     "join_word",
     "majority",
     "mean_of_rows",
+    "multiscale",
+    "multiscale_gain",
     "numel",
     "orthograd",
+    "own_beta",
+    "own_scale",
     "pack_bits",
     "packed_size",
     "push_sign",
+    "random_signs",
     "rms",
     "rms_clip",
     "rms_gain",
@@ -90,7 +100,9 @@ __all__ = [
     "row_sum",
     "sample",
     "sample_size",
+    "scale_weights",
     "sign_vote",
+    "sketch",
     "split_word",
     "tensor_mean",
     "tensor_sum",

@@ -16,34 +16,33 @@ def has_tail(layout: Layout, rank_keep: int) -> bool:
     return layout.matrix and rank_keep < min(layout.rows, layout.cols) <= LARGEST_SIDE
 
 
-def _on_short_side(projector: Tensor, x: Tensor) -> Tensor:
-    """Apply a projector of the short side to [B,K,m,n]."""
-    return projector @ x if x.shape[-2] <= x.shape[-1] else x @ projector
+def _project(basis: Tensor, x: Tensor) -> Tensor:
+    """The part of [B,K,m,n] in the kept directions of its short side."""
+    return basis @ (basis.mT @ x) if x.shape[-2] <= x.shape[-1] else (x @ basis) @ basis.mT
 
 
-def top_projector(w: Tensor, rank_keep: int) -> Tensor:
-    """Projector on the strongest directions of the short side.
+def top_basis(w: Tensor, rank_keep: int) -> Tensor:
+    """Orthonormal basis of the strongest directions of the short side.
 
     Args:
         w: [B,K,m,n] weights.
         rank_keep: directions to keep.
 
     Returns:
-        [B,K,r,r], r = min(m, n), from the Gram matrix of that side.
+        [B,K,r,rank_keep], r = min(m, n), from the Gram matrix of that side.
     """
     gram = w @ w.mT if w.shape[-2] <= w.shape[-1] else w.mT @ w
     _, vectors = torch.linalg.eigh(gram)
-    top = vectors[..., -rank_keep:]
-    return top @ top.mT
+    return vectors[..., -rank_keep:]
 
 
 @local(Locality.TENSOR)
-def shrink_tail(w: Tensor, projector: Tensor, strength: Tensor) -> Tensor:
+def shrink_tail(w: Tensor, basis: Tensor, strength: Tensor) -> Tensor:
     r"""Shrink what lies outside the kept directions: :math:`W - s\,(W - W_k)`.
 
     Args:
         w: [B,K,m,n] weights.
-        projector: [B,K,r,r] on the kept directions.
+        basis: [B,K,r,k] of the kept directions.
         strength: [B,1,1,1], the rate accumulated since the last time, clamped to 1.
 
     Returns:
@@ -51,18 +50,18 @@ def shrink_tail(w: Tensor, projector: Tensor, strength: Tensor) -> Tensor:
 
     Source: ours (the documents' penalty multiplies every singular value, which is plain decay).
     """
-    return w - strength.clamp(max=1.0) * (w - _on_short_side(projector, w))
+    return w - strength.clamp(max=1.0) * (w - _project(basis, w))
 
 
 @local(Locality.TENSOR)
-def emphasise(u: Tensor, projector: Tensor, emphasis: float) -> Tensor:
+def emphasise(u: Tensor, basis: Tensor, emphasis: float) -> Tensor:
     r"""Turn an update towards the kept directions without changing its length.
 
     .. math:: u' = \|u\| \frac{u + (e - 1) P u}{\|u + (e - 1) P u\|}
 
     Args:
         u: [B,K,m,n] update.
-        projector: [B,K,r,r] on the kept directions; 0 before the first one was found.
+        basis: [B,K,r,k] of the kept directions; 0 before the first one was found.
         emphasis: e >= 1; 1 is the identity.
 
     Returns:
@@ -70,6 +69,6 @@ def emphasise(u: Tensor, projector: Tensor, emphasis: float) -> Tensor:
     """
     if emphasis == 1:
         return u
-    turned = u + (emphasis - 1) * _on_short_side(projector, u)
+    turned = u + (emphasis - 1) * _project(basis, u)
     before, after = tensor_sum(u.square()), tensor_sum(turned.square())
     return turned * torch.where(after > 0, (before / after).sqrt(), 1.0)

@@ -23,7 +23,7 @@ def ema(old: Tensor, new: Tensor, beta: float | Tensor) -> Tensor:
     Returns:
         The new mean; a fixed point where old == new, whatever beta.
     """
-    return torch.lerp(new, old, beta)
+    return torch.lerp(old, new, 1 - beta)  # 1 - beta in double: 1 - fp32(.999) is 1e-5 off
 
 
 @local(Locality.TENSOR)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .gallery import Drawing
-from .presets import DEMO_OPTIMIZERS, DEMO_STEPS, QUICK_OPTIMIZERS, QUICK_STEPS
+from .presets import DEMO_OPTIMIZERS, DEMO_STEPS, QUICK_OPTIMIZERS, QUICK_STEPS, filled
 from .session import Session
 from .settings import build
 
@@ -28,5 +28,5 @@ def demo_session(
     shared = {"data": "cats", "out": out, "steps": count, "seed": seed, "device": device}
     if quick:
         shared |= {"batch": 4, "eval_every": 10}
-    runs = [build(shared | {"optimizer": name}, "automagic demo") for name in names]
+    runs = [filled(build(shared | {"optimizer": name}, "automagic demo")) for name in names]
     return Session("demo", runs, list(prompts), Drawing(seed=seed, steps=8) if quick else Drawing(seed=seed))

@@ -20,7 +20,6 @@ from .data import PictureSet
 from .errors import TrainingFailed, UserError
 from .metrics import MetricsFile, Row, applied_lr, state_bytes
 from .model import save_adapter
-from .presets import learning_rate
 from .settings import TrainSettings, lr_factor
 from .tasks import LoraTask
 
@@ -104,14 +103,15 @@ def make_optimizer(settings: TrainSettings, params: Any) -> torch.optim.Optimize
     args = dict(settings.optimizer_args)
     if settings.lr is not None and "lr" in args:
         raise UserError("the learning rate is given twice, as lr and in optimizer_args; keep one")
-    rate = settings.lr if settings.lr is not None else learning_rate(settings.optimizer)
+    if settings.lr is not None:
+        args["lr"] = settings.lr
     try:
         step = inspect.signature(resolve_optimizer(settings.optimizer).step).parameters
         if "closure" in step and step["closure"].default is inspect.Parameter.empty:
             raise UserError(f"{settings.optimizer} needs a closure at every step, which this trainer has not")
         if settings.optimizer.lower().endswith("sparseadam"):
             raise UserError(f"{settings.optimizer} needs sparse gradients; a LoRA has dense ones")
-        return build_optimizer(settings.optimizer, params, args, lr=rate)
+        return build_optimizer(settings.optimizer, params, args)
     except OptimizerArgumentError as error:
         raise UserError(str(error)) from None
 

@@ -16,7 +16,6 @@ import torch
 from .gallery import Gallery
 from .loop import RunResult
 from .plots import colour, loss_plot, lr_plot
-from .presets import learning_rate
 from .settings import TrainSettings
 
 PACKAGES = ("automagic-cameamp", "torch", "diffusers", "peft", "transformers", "bitsandbytes", "numpy")
@@ -124,7 +123,7 @@ def _shown(settings: TrainSettings, name: str) -> str:
     if name == "optimizer_args":
         return ", ".join(f"{k}={v}" for k, v in value.items()) or "none"
     if name == "lr" and value is None:
-        return f"{settings.optimizer_args.get('lr', learning_rate(settings.optimizer)):g}"
+        return f"{settings.optimizer_args['lr']:g}" if "lr" in settings.optimizer_args else "its own default"
     return str(value)
 
 

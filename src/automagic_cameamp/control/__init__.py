@@ -1,0 +1,5 @@
+"""Watches the whole model; multiplies every rate of the next step."""
+
+from .controller import ContextualController
+
+__all__ = ["ContextualController"]

@@ -1,0 +1,305 @@
+"""The contextual controller: one number over the whole model, from how its gradients and losses go.
+
+It watches the directions of successive updates, the size of the gradient and, where it is told,
+the loss; and it multiplies every rate of the *next* step by M, between the two bounds. Original
+work of this project: no paper stands behind it. Every signal is a running mean on the device of
+the model; nothing in a step waits for it, and only the public report methods read it back.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import techniques as T
+from ..types import Layout
+from .signals import TINY, Memory, Seen, Signals, advance
+
+
+def _push(history: Tensor, value: Tensor) -> Tensor:
+    return torch.cat([history[1:], value.view(1)])
+
+
+class ContextualController:
+    """``optimizer.c_optim``: signals, edge cases and the multiplier M of every rate.
+
+    Args:
+        context_window: steps of the slow running means and of the histories.
+        edge_threshold: lower means fewer edge cases; see ``detect_edge_case``.
+        adaptation_rate: rate of the fast running means and of log M; 0 keeps M at 1.
+        context_lr_bounds: lowest and highest M.
+    """
+
+    def __init__(
+        self,
+        context_window: int = 100,
+        edge_threshold: float = 0.95,
+        adaptation_rate: float = 0.1,
+        context_lr_bounds: tuple[float, float] = (0.5, 2.0),
+    ) -> None:
+        self.context_window = context_window
+        self.edge_threshold = edge_threshold
+        self.adaptation_rate = adaptation_rate
+        self.context_lr_bounds = context_lr_bounds
+        self.memory: Tensor | None = None
+        self._pending: list[float | Tensor] = []
+        self._begin_observation()
+
+    # ---------------------------------------------------------------- told by the user
+
+    def record_loss(self, loss: float | Tensor) -> None:
+        """Tell the loss of the coming step, any time before it; several are averaged.
+
+        With torch.distributed initialised the loss is summed over the ranks, so that all of them
+        find the same M: tell it on every rank or on none.
+
+        Args:
+            loss: a number, or a tensor of one element, which stays on its device.
+        """
+        if isinstance(loss, Tensor):
+            if loss.numel() != 1:
+                raise ValueError(
+                    f"loss of shape {tuple(loss.shape)} is not allowed: a number or a tensor of one "
+                    "element. Take its mean first."
+                )
+            self._pending.append(loss.detach().float().reshape(()).clone())
+        elif isinstance(loss, numbers.Real):
+            self._pending.append(float(loss))
+        else:
+            raise TypeError(f"loss={loss!r} is not allowed: a number or a tensor of one element.")
+
+    @torch.no_grad()
+    def update_context(
+        self,
+        gradient: Tensor | Iterable[Tensor],
+        loss: float | Tensor | None = None,
+        lr: float | Tensor = 0.0,
+    ) -> None:
+        """Make one observation by hand. ``step()`` makes its own: use one or the other.
+
+        Args:
+            gradient: one tensor, or those of all parameters in an order that stays the same.
+            loss: see ``record_loss``.
+            lr: learning rate, for ``lr_history``.
+        """
+        self.begin(loss)
+        for number, g in enumerate([gradient] if isinstance(gradient, Tensor) else gradient):
+            x = g.detach().float().reshape(1, *Layout.of(tuple(g.shape)).view)
+            square = T.tensor_sum(x.square()).flatten()
+            good = torch.isfinite(square)
+            q = T.sketch(x) * (T.numel(x) / square.clamp(min=TINY)).sqrt()
+            self._add(torch.where(good, q, 0.0), torch.where(good, square, 0.0), ~good, (0, number))
+        self._observe(lr, self._sketch.device if self._sketch is not None else torch.device("cpu"))
+
+    # ---------------------------------------------------------------- called by the engine
+
+    def begin(self, loss: Any) -> None:
+        """Start a step; a loss that the step is given replaces recorded ones."""
+        self._begin_observation()
+        if loss is not None:
+            self._pending = []
+            self.record_loss(loss)
+
+    def multiplier(self, like: Tensor) -> Tensor:
+        """M for this step, 0-D, from the steps before."""
+        if self.memory is None:
+            return torch.ones_like(like)
+        log = self.memory[Signals._fields.index("log_multiplier")]
+        return log.exp().to(device=like.device, dtype=like.dtype)
+
+    def collect(self, signals: Any, key: tuple[int, int], rows: Tensor | None, count: int) -> None:
+        """Add what one stack tells.
+
+        Args:
+            signals: the recipe's ``Signals``.
+            key: (group, chunk), which names the stack from step to step.
+            rows: places in the stack of the tensors that have a gradient; None for all of them.
+            count: how many tensors the stack has, with and without gradient.
+        """
+        q = signals.sketch
+        if rows is not None:  # absent tensors keep their place, or the sketch would not compare
+            q = q.new_zeros(count, q.shape[1]).index_copy(0, rows, q)
+        self._add(q, signals.square, signals.bad, key)
+
+    def finish(self, groups: list[dict[str, Any]]) -> None:
+        """Turn what was collected into M for the next step."""
+        params = [p for group in groups for p in group["params"]]
+        device = self._sketch.device if self._sketch is not None else params[0].device if params else None
+        if device is not None:
+            self._observe(groups[0]["lr"], device)
+
+    def _begin_observation(self) -> None:
+        self._sketch: Tensor | None = None
+        self._square: Tensor | None = None
+        self._bad: Tensor | None = None
+
+    def _add(self, q: Tensor, square: Tensor, bad: Tensor, key: tuple[int, int]) -> None:
+        q = T.fold(q, 40_503 * key[0] + 24_593 * key[1]).float()
+        total, wrong = square.float().sum(), bad.any()
+        if self._sketch is None or self._square is None or self._bad is None:
+            self._sketch, self._square, self._bad = q, total, wrong
+            return
+        device = self._sketch.device
+        self._sketch = self._sketch + q.to(device)
+        self._square = self._square + total.to(device)
+        self._bad = self._bad | wrong.to(device)
+
+    def _observe(self, lr: float | Tensor, device: torch.device) -> None:
+        """One observation from what was collected and recorded."""
+        memory = Memory.unpack(self._memory_on(device))
+        s, zero = Signals(*memory.signals.unbind()), torch.zeros((), device=device)
+        loss = self._take_loss(device)
+        q = self._sketch if self._sketch is not None else torch.zeros(T.SKETCH_SIZE, device=device)
+        square = self._square if self._square is not None else zero
+        wrong = self._bad if self._bad is not None else zero > 0
+        finite = torch.isfinite(loss) if loss is not None else zero == 0
+        told = finite if loss is not None else zero > 0
+
+        last = memory.sketches[1]
+        size, before = q.square().sum(), last.square().sum()
+        moved = (size > 0) & torch.isfinite(size) & (square > 0) & torch.isfinite(square) & ~wrong
+        paired = moved & (before > 0)
+        cosine = (q * last).sum() * torch.where(paired, (size * before).clamp(min=TINY).rsqrt(), 0.0)
+        seen = Seen(
+            cosine=torch.where(paired, cosine.clamp(-1.0, 1.0), 0.0),
+            paired=paired,
+            log_norm=torch.where(moved, 0.5 * square.clamp(min=1e-38).log(), 0.0),
+            moved=moved,
+            loss=torch.where(told, loss, 0.0) if loss is not None else zero,
+            told=told,
+            bad=wrong | ~finite,
+        )
+        s = advance(
+            s, seen, self.context_window, self.edge_threshold, self.adaptation_rate, self.context_lr_bounds
+        )
+        rate = lr.detach().to(device, torch.float32) if isinstance(lr, Tensor) else zero + lr
+        self.memory = Memory(
+            signals=torch.stack(list(s)),
+            losses=torch.where(told, _push(memory.losses, seen.loss), memory.losses),
+            rates=_push(memory.rates, rate),
+            performance=_push(memory.performance, -s.trend()),
+            sketches=torch.where(moved, torch.stack([last, q]), memory.sketches),
+        ).pack()
+        self._begin_observation()
+
+    def _memory_on(self, device: torch.device) -> Tensor:
+        if self.memory is None:
+            return torch.zeros(Memory.size(self.context_window), device=device)
+        return self.memory.to(device)
+
+    def _take_loss(self, device: torch.device) -> Tensor | None:
+        """Mean of the recorded losses, summed over the ranks; None where none was recorded."""
+        if not self._pending:
+            return None
+        zero = torch.zeros((), device=device)
+        values = [x.to(device) if isinstance(x, Tensor) else zero + x for x in self._pending]
+        self._pending = []
+        loss = torch.stack(values).mean()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(loss)
+        return loss
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers for people, and ``memory``, from which everything comes back."""
+        return {
+            "edge_case_count": self.edge_case_count,
+            "contextual_lr_multiplier": self.compute_contextual_lr_multiplier(),
+            **({} if self.memory is None else {"memory": self.memory}),
+        }
+
+    def load(self, memory: Tensor | None) -> None:
+        """Take over a saved memory; None starts neutral."""
+        self._pending = []
+        self._begin_observation()
+        if memory is not None:
+            memory = Memory.unpack(memory.detach().float()).resized(self.context_window).pack()
+        self.memory = memory
+
+    @staticmethod
+    def is_memory(value: object) -> bool:
+        """Whether this can be loaded."""
+        if not isinstance(value, Tensor) or value.dim() != 1 or value.dtype != torch.float32:
+            return False
+        rest = value.shape[0] - Memory.size(0)
+        return rest > 0 and rest % 3 == 0
+
+    # ---------------------------------------------------------------- reports: each waits for the device
+
+    def _signals(self) -> Signals:
+        flat = torch.zeros(Memory.size(1)) if self.memory is None else self.memory
+        return Signals(*Memory.unpack(flat).signals.cpu().unbind())
+
+    def _history(self, name: str, count: Tensor) -> list[float]:
+        if self.memory is None:
+            return []
+        values = getattr(Memory.unpack(self.memory), name).tolist()
+        return values[len(values) - min(int(count), len(values)) :]
+
+    def detect_edge_case(self) -> bool:
+        """Whether the last observation was an edge case: training is in difficulty.
+
+        One of: something was not finite; successive updates turn against each other (kappa below
+        edge_threshold - 1); the loss rises (by more than 1 - edge_threshold of its size); the
+        gradient swells (by more than 10 (1 - edge_threshold) of its usual norm). Never in the
+        first ten steps.
+        """
+        return bool(self._signals().edge(self.edge_threshold, self.context_window))
+
+    def compute_contextual_lr_multiplier(self) -> float:
+        """M: what every rate of the next step is multiplied by. Asking changes nothing."""
+        return math.exp(float(self._signals().log_multiplier))
+
+    def compute_gradient_consistency(self) -> float:
+        """Mean cosine between successive updates, in [-1, 1]; 1.0 before there are two."""
+        s = self._signals()
+        return float(s.kappa) if s.cosines > 0 else 1.0
+
+    def compute_loss_stability(self) -> float:
+        """exp(-deviation / size) of the recorded losses, in [0, 1]; 1.0 without any."""
+        s = self._signals()
+        return math.exp(-float(s.loss_deviation / s.loss_slow.abs().clamp(min=TINY)))
+
+    @property
+    def edge_case_count(self) -> int:
+        """Edge cases so far."""
+        return int(self._signals().edge_case_count)
+
+    @property
+    def stable_steps(self) -> int:
+        """Steps since the last edge case."""
+        return int(self._signals().stable_steps)
+
+    @property
+    def convergence_rate(self) -> float:
+        """How fast the loss falls now, relative to its size; negative where it rises, 0 without losses."""
+        return -float(self._signals().trend())
+
+    @property
+    def gradient_history(self) -> list[Tensor]:
+        """Sketches of the last updates, at most two, newest last."""
+        if self.memory is None:
+            return []
+        sketches = Memory.unpack(self.memory).sketches
+        return [q.clone() for q in sketches if bool(q.any())]
+
+    @property
+    def loss_history(self) -> list[float]:
+        """The last recorded losses, newest last, at most ``context_window``."""
+        return self._history("losses", self._signals().losses)
+
+    @property
+    def lr_history(self) -> list[float]:
+        """Learning rate of the first group at the last steps, newest last, without M."""
+        return self._history("rates", self._signals().steps)
+
+    @property
+    def performance_history(self) -> list[float]:
+        """``convergence_rate`` at the last steps, newest last."""
+        return self._history("performance", self._signals().steps)

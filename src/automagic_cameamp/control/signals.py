@@ -1,0 +1,159 @@
+"""What the controller remembers, and the one rule that moves it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import techniques as T
+
+START_UP = 10  # steps before anything counts as an edge case (or context_window, if that is shorter)
+EDGE_LOG_MULTIPLIER = math.log(0.7)  # an edge case allows no more than this
+CONSISTENT = math.log(2.0)  # M of perfectly consistent updates
+TREND_WEIGHT, TREND_SCALE = 0.25 * math.log(2.0), 0.1
+TINY = 1e-30
+
+
+class Signals(NamedTuple):
+    """The controller's numbers, fp32, 0-D each. Counts come first, then running means.
+
+    Args:
+        steps: observations so far; ``losses``, ``cosines``, ``norms``: how many of them had a
+            usable loss, two usable gradients in a row, a gradient that was not 0.
+        edge_case_count: edge cases so far. stable_steps: observations since the last one.
+        log_multiplier: log M, for the next step.
+        kappa: mean cosine between successive updates.
+        norm_fast, norm_slow: means of the logarithm of the gradient norm.
+        loss_fast, loss_slow, loss_deviation: means of the loss and of its distance to loss_slow.
+        bad: 1 where the last observation held something that is not finite.
+    """
+
+    steps: Tensor
+    losses: Tensor
+    cosines: Tensor
+    norms: Tensor
+    edge_case_count: Tensor
+    stable_steps: Tensor
+    log_multiplier: Tensor
+    kappa: Tensor
+    norm_fast: Tensor
+    norm_slow: Tensor
+    loss_fast: Tensor
+    loss_slow: Tensor
+    loss_deviation: Tensor
+    bad: Tensor
+
+    def trend(self) -> Tensor:
+        """Rise of the loss relative to its size, or to its spread where the loss is near 0."""
+        size = torch.maximum(self.loss_slow.abs(), self.loss_deviation).clamp(min=TINY)
+        return (self.loss_fast - self.loss_slow) / size
+
+    def edge(self, threshold: float, window: int) -> Tensor:
+        """Whether the step was an edge case: fewer of them the lower the threshold."""
+        slack = 1 - threshold
+        turned = self.kappa < -slack
+        rose = self.trend() > slack
+        swelled = self.norm_fast - self.norm_slow > math.log1p(10 * slack)
+        return (turned | rose | swelled | (self.bad > 0)) & (self.steps >= min(START_UP, window))
+
+
+class Seen(NamedTuple):
+    """One observation; 0-D tensors. ``cosine`` holds 0 where ``paired`` is False, and so on."""
+
+    cosine: Tensor
+    paired: Tensor
+    log_norm: Tensor
+    moved: Tensor
+    loss: Tensor
+    told: Tensor
+    bad: Tensor
+
+
+def _mean(old: Tensor, new: Tensor, rate: float, count: Tensor, have: Tensor) -> Tensor:
+    """Running mean that starts as a plain one; unchanged where there is nothing new."""
+    weight = count.clamp(min=1).reciprocal().clamp(min=rate)
+    return torch.where(have, torch.lerp(old, new, weight), old)
+
+
+def advance(
+    s: Signals, seen: Seen, window: int, threshold: float, rate: float, bounds: tuple[float, float]
+) -> Signals:
+    r"""One observation: new running means, edge case or not, new log M.
+
+    .. math:: s^* = \ln 2\,\kappa - \tfrac14 \ln 2 \tanh(\mathrm{trend} / 0.1), \qquad
+              s^* \leftarrow \min(s^*, \ln 0.7)\ \text{at an edge case}, \qquad
+              \ln M \leftarrow \ln M + a\,(\mathrm{clamp}(s^*) - \ln M)
+    """
+    slow = 2 / (window + 1)
+    losses = s.losses + seen.told.float()
+    cosines, norms = s.cosines + seen.paired.float(), s.norms + seen.moved.float()
+    distance = torch.where(s.losses > 0, (seen.loss - s.loss_slow).abs(), 0.0)
+    s = s._replace(
+        steps=s.steps + 1,
+        losses=losses,
+        cosines=cosines,
+        norms=norms,
+        kappa=_mean(s.kappa, seen.cosine, rate, cosines, seen.paired),
+        norm_fast=_mean(s.norm_fast, seen.log_norm, rate, norms, seen.moved),
+        norm_slow=_mean(s.norm_slow, seen.log_norm, slow, norms, seen.moved),
+        loss_fast=_mean(s.loss_fast, seen.loss, rate, losses, seen.told),
+        loss_slow=_mean(s.loss_slow, seen.loss, slow, losses, seen.told),
+        loss_deviation=_mean(s.loss_deviation, distance, slow, losses, seen.told),
+        bad=seen.bad.float(),
+    )
+    edge = s.edge(threshold, window)
+    target = CONSISTENT * s.kappa - TREND_WEIGHT * torch.tanh(s.trend() / TREND_SCALE)
+    target = torch.where(edge, target.clamp(max=EDGE_LOG_MULTIPLIER), target)
+    target = target.clamp(math.log(bounds[0]), math.log(bounds[1]))
+    return s._replace(
+        log_multiplier=s.log_multiplier + rate * (target - s.log_multiplier),
+        edge_case_count=s.edge_case_count + edge.float(),
+        stable_steps=torch.where(edge, 0.0, s.stable_steps + 1),
+    )
+
+
+class Memory(NamedTuple):
+    """All that the controller remembers; kept as one flat fp32 tensor.
+
+    Args:
+        signals: the numbers, in the order of ``Signals``.
+        losses, rates, performance: [window] newest last, 0 where nothing was seen yet.
+        sketches: [2, 4096] of the last two usable updates, newest last.
+    """
+
+    signals: Tensor
+    losses: Tensor
+    rates: Tensor
+    performance: Tensor
+    sketches: Tensor
+
+    @classmethod
+    def size(cls, window: int) -> int:
+        """Length of the flat form."""
+        return len(Signals._fields) + 3 * window + 2 * T.SKETCH_SIZE
+
+    @classmethod
+    def unpack(cls, flat: Tensor) -> Memory:
+        """Views into the flat form."""
+        head, tail = len(Signals._fields), 2 * T.SKETCH_SIZE
+        window = (flat.shape[0] - head - tail) // 3
+        signals, losses, rates, performance, sketches = flat.split([head, window, window, window, tail])
+        return cls(signals, losses, rates, performance, sketches.view(2, -1))
+
+    def pack(self) -> Tensor:
+        """The flat form, a new tensor."""
+        return torch.cat([part.flatten() for part in self])
+
+    def resized(self, window: int) -> Memory:
+        """The same with histories of another length."""
+
+        def fit(history: Tensor) -> Tensor:
+            short = window - history.shape[0]
+            return torch.nn.functional.pad(history, (short, 0)) if short > 0 else history[-window:]
+
+        return self._replace(
+            losses=fit(self.losses), rates=fit(self.rates), performance=fit(self.performance)
+        )

@@ -1,0 +1,139 @@
+"""Automagic CameAMP COptim: the base recipe with momentum of several lengths and a controller.
+
+What is added to ``base``: the running mean of step 3 becomes a weighted mean of several (short ones
+weigh most), and every rate is multiplied by the number that ``control.ContextualController`` found
+from the steps before. What the controller needs to know leaves ``update`` as ``Signals``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import namedtuple
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import schedule
+from .. import techniques as T
+from ..storage.spec import StateSpec
+from ..types import Layout, Phase, Scalars
+from . import _rate, _stages
+from ._rate import LAGGED, Shared, share
+from ._stages import Result, accumulate, belief, confidence, moment_specs, normalise
+from .base import _decay as decay
+from .base import initial
+
+__all__ = [
+    "LAGGED",
+    "Hyper",
+    "Result",
+    "Shared",
+    "Signals",
+    "State",
+    "as_dict",
+    "initial",
+    "make_state",
+    "share",
+    "specs",
+    "update",
+]
+
+FIELD = "momentum_scale_"
+
+# The options and the state of ``base``, one member more: the stages see what they know.
+Hyper: Any = namedtuple("Hyper", (*_stages.Hyper._fields, "momentum_scales"))
+State: Any = namedtuple("State", (*_stages.State._fields, "scales"))
+
+
+class Signals(NamedTuple):
+    """What the controller learns from a stack.
+
+    Args:
+        sketch: [B,W] sketch of each tensor's update of unit size, W = min(numel, 4096); 0 where
+            the gradient was not usable.
+        square: [B] sum of squares of each raw gradient; 0 where it was not usable.
+        bad: [B] bool, the gradient was not usable.
+    """
+
+    sketch: Tensor
+    square: Tensor
+    bad: Tensor
+
+
+def make_state(fields: dict[str, Tensor]) -> Any:
+    """State from decoded fields by name."""
+    scales = {name: value for name, value in fields.items() if name.startswith(FIELD)}
+    shared = _stages.make_state({name: value for name, value in fields.items() if name not in scales})
+    return State(*shared, scales=scales)
+
+
+def as_dict(state: Any) -> dict[str, Any]:
+    """Fields by name."""
+    fields = state._asdict()
+    scales = fields.pop("scales")
+    return {**fields, **scales}
+
+
+def specs(layout: Layout, hp: Any) -> tuple[StateSpec, ...]:
+    """Fields that a parameter of this layout keeps under these options."""
+    kept = T.kept_scales(hp.betas[0], hp.momentum_scales)
+    means = [StateSpec(f"{FIELD}{s}", "full", "signed") for s in kept]
+    return (*moment_specs(layout, hp), *means, *_rate.specs(layout, hp))
+
+
+def update(p: Tensor, g: Tensor, state: Any, shared: Shared, hp: Any, phase: Phase, layout: Layout) -> Result:
+    """One step of a stack; arguments and result as in ``base.update``."""
+    beta1 = T.own_beta(hp.betas[0], hp.momentum_scales)
+    k = schedule.scalars(state.step.to(p.dtype) + 1, beta1, hp.beta1_decay, hp.warmup_steps)
+    raw = g
+    if hp.use_agr:
+        g = T.agr(g)
+
+    if hp.came:
+        u, state = normalise(g, state, hp)
+    else:
+        u = g
+    state = accumulate(u, state, k, hp, phase)
+    m, state = _mix(u, state, k, hp)
+    own = state.exp_avg
+    state = state._replace(exp_avg=m)  # the stages below work on the mixture
+    out, state, ok = confidence(u, state, hp) if hp.came else belief(g, state, k, hp)
+    state = state._replace(exp_avg=own)
+    if hp.use_grams:
+        out = T.grams(out, raw, k.grams_mix)
+
+    gain = T.allora_gain(p, hp.eta) if hp.allora and layout.matrix else torch.ones_like(k.t)
+    rate, state = _rate.rate(raw, u, p, gain, state, shared, k, hp, phase)
+    clip = T.rms_gain(out, hp.final_clip) if not math.isinf(hp.final_clip) else torch.ones_like(k.t)
+    d = out * rate * (clip * hp.lr)
+    if hp.use_orthograd and phase.may_be_early:
+        d = torch.where(k.early, T.orthograd(d, p), d)
+
+    mean_rate = T.tensor_mean(rate.expand_as(p)) * hp.lr
+    p = decay(p, raw, rate, k, hp, phase) - d
+    state = state._replace(step=state.step + 1, avg_lr=mean_rate.float())
+    return Result(p, state, ok, _signals(raw, u, ok, hp))
+
+
+def _mix(u: Tensor, state: Any, k: Scalars, hp: Any) -> tuple[Tensor, Any]:
+    """Momentum over all scales, and the state with its means moved on."""
+    beta1, scales = hp.betas[0], hp.momentum_scales
+    means = {
+        f"{FIELD}{s}": T.ema(state.scales[f"{FIELD}{s}"], u, 1 - 1 / s) for s in T.kept_scales(beta1, scales)
+    }
+    m = T.multiscale(state.exp_avg, u, list(means.values()), beta1, scales)
+    if not hp.came:  # AdaBelief divides by the gain of exp_avg alone: give the mixture the same
+        product = state.beta1_product * k.beta1
+        m = m * ((1 - product) / T.multiscale_gain(product, k.t, beta1, scales))
+    return m, state._replace(scales=means)
+
+
+def _signals(g: Tensor, u: Tensor, ok: Tensor, hp: Any) -> Signals:
+    """Direction and size of this step's gradient, for the controller."""
+    good = ok.flatten()
+    square = T.tensor_sum(g.square()).flatten()
+    q = T.sketch(u)
+    if not hp.came:  # u is the raw gradient: bring every tensor to a root mean square of 1
+        q = q * (T.numel(g) / square.clamp(min=1e-38)).sqrt().unsqueeze(1)
+    return Signals(torch.where(good.unsqueeze(1), q, 0.0), torch.where(good, square, 0.0).float(), ~good)

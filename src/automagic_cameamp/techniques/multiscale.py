@@ -1,0 +1,93 @@
+"""Several running means of one update, averaged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..types import Locality, local
+
+
+def own_scale(beta1: float, scales: Sequence[int]) -> int:
+    r"""The scale that ``exp_avg`` stands for: the one nearest to :math:`1/(1-\beta_1)`, as a ratio."""
+    length = -math.log1p(-beta1)
+    return min(scales, key=lambda s: (abs(math.log(s) - length), s))
+
+
+def own_beta(beta1: float, scales: Sequence[int] | None) -> float:
+    r"""Coefficient of ``exp_avg``: beta1 where a scale says the same, else :math:`1 - 1/s` of its scale."""
+    if scales is None:
+        return beta1
+    scale = own_scale(beta1, scales)
+    return beta1 if math.isclose(scale * (1 - beta1), 1.0, rel_tol=1e-9) else 1 - 1 / scale
+
+
+def kept_scales(beta1: float, scales: Sequence[int] | None) -> tuple[int, ...]:
+    """Scales that need a field of their own: not that of ``exp_avg``, and not 1, which is the update."""
+    return tuple(sorted(set(scales or ()) - {1, own_scale(beta1, scales)})) if scales else ()
+
+
+def scale_weights(beta1: float, scales: Sequence[int]) -> tuple[float, float, tuple[float, ...]]:
+    r"""Shares :math:`w_s / \sum w` with :math:`w_s = 1/s`: of ``exp_avg``, of the update, of the others."""
+    total = sum(1 / s for s in set(scales))
+    own = own_scale(beta1, scales)
+    update = 1 / total if 1 in scales and own != 1 else 0.0
+    return 1 / own / total, update, tuple(1 / s / total for s in kept_scales(beta1, scales))
+
+
+@local(Locality.ELEMENT)
+def multiscale(
+    own: Tensor, u: Tensor, kept: Sequence[Tensor], beta1: float, scales: Sequence[int] | None
+) -> Tensor:
+    r"""Momentum over several lengths of time, the short ones weighing most.
+
+    .. math:: m = \frac{\sum_s w_s\, m_s}{\sum_s w_s}, \qquad w_s = 1/s, \qquad
+              m_s \leftarrow (1 - 1/s)\, m_s + u / s
+
+    Args:
+        own: [B,K,m,n] ``exp_avg``, the mean whose length is that of beta1, u included.
+        u: [B,K,m,n] this update; it is its own mean of length 1 and needs no field.
+        kept: [B,K,m,n] each, means of the other scales in ascending order, u included.
+        beta1: coefficient of ``own``.
+        scales: lengths in steps; None for ``own`` alone.
+
+    Returns:
+        [B,K,m,n]; ``own`` itself where it is the only scale. A constant u is a fixed point.
+
+    Source: ours, after the public Automagic_CameAMP_COptim8bit. Deviations: that one averages raw
+    gradients every s-th step and mixes them with normalised updates.
+    """
+    if scales is None or set(scales) == {own_scale(beta1, scales)}:
+        return own
+    share, update, others = scale_weights(beta1, scales)
+    m = own * share
+    if update:
+        m = m.add_(u, alpha=update)
+    for mean, weight in zip(kept, others, strict=True):
+        m = m.add_(mean, alpha=weight)
+    return m
+
+
+def multiscale_gain(product: Tensor, t: Tensor, beta1: float, scales: Sequence[int] | None) -> Tensor:
+    r"""How much of a constant update the mixture holds after t steps from zero.
+
+    .. math:: \frac{\sum_s w_s (1 - \beta_s^t)}{\sum_s w_s}
+
+    Args:
+        product: [B,1,1,1] product of the coefficients that ``exp_avg`` had so far.
+        t: [B,1,1,1] number of this update, from 1.
+        beta1: coefficient of ``exp_avg`` at the start.
+        scales: lengths in steps; None for ``exp_avg`` alone.
+
+    Returns:
+        [B,1,1,1] in (0, 1]; 1 - product where ``exp_avg`` is alone.
+    """
+    if scales is None or set(scales) == {own_scale(beta1, scales)}:
+        return 1 - product
+    share, update, others = scale_weights(beta1, scales)
+    gain = (1 - product) * share + update
+    for s, weight in zip(kept_scales(beta1, scales), others, strict=True):
+        gain = gain + weight * (1 - (t * math.log1p(-1 / s)).exp())
+    return gain

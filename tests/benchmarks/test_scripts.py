@@ -1,0 +1,218 @@
+"""Every benchmark script runs with --quick and writes rows that the table printer understands."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.common import read_rows
+
+from benchmarks import charlm, common, compare, memory, quant_update_error, resident, run_all, step_cpu, table
+
+OURS = ["Automagic_CameAMP", "Automagic_CameAMP8bit"]
+ENVIRONMENT = {"date", "cpu", "threads", "python", "torch", "package", "commit"}
+
+
+def check(path, needed: set[str]) -> list[dict]:
+    rows = read_rows(path)
+    assert rows
+    for row in rows:
+        assert needed | ENVIRONMENT <= set(row)
+    printed = table.main([str(path)])
+    assert "Automagic_CameAMP8bit" in printed
+    return rows
+
+
+def test_step_cpu(tmp_path):
+    out = tmp_path / "step.jsonl"
+    names = ["adamw-foreach", *OURS]
+    phases = ["--phases", "early", "middle", "late"]
+    step_cpu.main(["--quick", "--optimizers", *names, *phases, "--out", str(out)])
+    needed = {"workload", "ms", "ns_per_param", "ratio", "state_bytes_per_param", "ops_per_step", "first_s"}
+    rows = check(out, needed | {"peak_rss_mib", "peak_tensor_mib", "rounds_dropped"})
+    assert len(rows) == 2 + 2 * 3
+    by_name = {(r["optimizer"], r["phase"]): r for r in rows}
+    assert by_name["adamw-fused", None]["ratio"] == 1.0
+    eight = by_name["Automagic_CameAMP8bit", "early"]["state_bytes_per_param"]
+    assert 0 < eight < by_name["Automagic_CameAMP", "early"]["state_bytes_per_param"]
+
+
+def test_step_cpu_chunk_sweep_changes_the_peak(tmp_path):
+    out = tmp_path / "step.jsonl"
+    arguments = ["--quick", "--optimizers", OURS[0], "--phases", "late", "--chunk", "all", "16384"]
+    rows = step_cpu.main([*arguments, "--out", str(out)])
+    whole, small = (next(r for r in rows if r["chunk"] == chunk) for chunk in (1 << 60, 16384))
+    assert small["peak_tensor_mib"] < whole["peak_tensor_mib"]
+    assert small["ops_per_step"] > whole["ops_per_step"]
+
+
+def test_memory(tmp_path):
+    out = tmp_path / "memory.jsonl"
+    memory.main(["--quick", "--optimizers", "adamw", *OURS, "--out", str(out)])
+    rows = check(out, {"case", "dtype", "bytes_per_param", "reported", "numel"})
+    for row in rows:
+        if row["optimizer"] in OURS:
+            assert row["reported"] == pytest.approx(row["bytes_per_param"], rel=0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the resident set is read from /proc")
+def test_resident(tmp_path):
+    out = tmp_path / "resident.jsonl"
+    resident.main(["--quick", "--optimizers", OURS[1], "--out", str(out)])
+    rows = check(out, {"workload", "steps", "state_mib", "resident_mib", "high_mib"})
+    assert 0 < rows[0]["state_mib"] < 5
+    assert rows[0]["resident_mib"] <= rows[0]["high_mib"]
+
+
+def test_quant_update_error(tmp_path):
+    out = tmp_path / "error.jsonl"
+    quant_update_error.main(["--quick", "--pair", OURS[1], OURS[0], "--out", str(out)])
+    rows = check(out, {"reference", "data", "seed", "steps", "error_percent"})
+    assert all(0 < row["error_percent"] < 50 for row in rows)
+
+
+def test_update_error_of_equal_optimizers_is_zero_and_of_unequal_ones_is_not():
+    same = quant_update_error.update_error(torch.optim.AdamW, {}, "adamw", {}, "heavy", steps=5)
+    faster = {"betas": (0.5, 0.9)}
+    other = quant_update_error.update_error(torch.optim.AdamW, faster, "adamw", {}, "heavy", steps=5)
+    assert same == 0.0
+    assert other > 0.05
+
+
+def test_gradients_are_what_their_names_say():
+    first = list(quant_update_error.gradients("heavy+dead", 0, 200))
+    stacked = torch.stack(first)
+    dead = (stacked == 0).all(0).float().mean()
+    assert 0.005 < dead < 0.02
+    spread = stacked.std(0).log()[(stacked != 0).any(0)].std()
+    assert 1.2 < spread < 2.4  # three lognormal factors of 1: sqrt(3)
+    again = next(quant_update_error.gradients("heavy+dead", 0, 1))
+    assert torch.equal(first[0], again)
+
+
+def test_charlm_is_deterministic_and_learns():
+    def final(steps: int) -> float:
+        job = compare.Job("charlm-tiny", "adamw", {}, 3e-3, 0, steps)
+        return compare.run_job(job)["held_out"]
+
+    assert final(2) == final(2)
+    assert final(20) < final(2) < math.log(256) + 0.1
+
+
+def test_charlm_script_runs():
+    rows = charlm.main(["--quick", "--optimizer", OURS[1]])
+    assert rows[0]["full_options"]["warmup_steps"] == 2  # a third of five steps
+    assert math.isfinite(rows[0]["held_out"])
+
+
+def test_charlm_keeps_files_apart():
+    train, held_out, digest = charlm.corpus()
+    assert len(train) > 500_000 and len(held_out) > 50_000 and len(digest) == 12
+    needle = bytes(held_out[1000:1200].tolist())
+    assert needle not in bytes(train.tolist())
+
+
+def test_compare_resumes(tmp_path, capsys):
+    out = tmp_path / "quality.jsonl"
+    arguments = ["--quick", "--optimizers", "adamw", *OURS, "--out", str(out)]
+    compare.main(arguments)
+    rows = check(out, {"task", "optimizer", "lr", "seed", "held_out", "source", "data", "train_curve"})
+    capsys.readouterr()
+    compare.main(arguments)
+    assert len(read_rows(out)) == len(rows) == 6
+    assert "6 of 6 runs are already there" in capsys.readouterr().out
+
+
+def test_ablation_reports_each_change_against_the_base(tmp_path, capsys):
+    out = tmp_path / "quality.jsonl"
+    rows = compare.main(["--quick", "--ablate", "use_tam=false", "weight_decay=0", "--out", str(out)])
+    assert [row["options"] for row in rows[::2]] == [{}, {"use_tam": False}, {"weight_decay": 0}]
+    assert "minus base" in capsys.readouterr().out
+
+
+def test_one_failing_run_does_not_cost_the_others(tmp_path):
+    out = tmp_path / "quality.jsonl"
+    jobs = [compare.Job("charlm-tiny", "adamw", options, 1e-3, 0, 1) for options in ({"typo": 1}, {})]
+    with pytest.raises(SystemExit, match="1 runs failed.*typo"):
+        compare.run_jobs(jobs, 1, out)
+    assert [row["options"] for row in read_rows(out)] == [{}]
+
+
+def test_schedules():
+    values = {name: [f(100, step) for step in range(101)] for name, f in compare.SCHEDULES.items()}
+    assert set(values["constant"]) == {1.0}
+    assert values["cosine"][0] == 1.0 and abs(values["cosine"][100]) < 1e-12
+    assert values["warmup"][0] == 0.1 and set(values["warmup"][9:]) == {1.0}
+    assert values["warmup-cosine"][0] == 0.1 and abs(values["warmup-cosine"][100]) < 1e-12
+
+
+def test_parallel_runs_give_the_same_rows(tmp_path):
+    jobs = [compare.Job("charlm-tiny", "adamw", {}, lr, 0, 2) for lr in (1e-3, 2e-3)]
+    one = compare.run_jobs(jobs, 1)
+    two = compare.run_jobs(jobs, 2, tmp_path / "quality.jsonl")
+    assert [row["held_out"] for row in one] == [row["held_out"] for row in two]
+
+
+def test_search_grows_the_grid_at_an_edge(monkeypatch):
+    asked = []
+
+    def fake(jobs, processes, out):
+        jobs = list(jobs)
+        asked.append({job.lr for job in jobs})
+        return [{"held_out": abs(math.log(job.lr / 0.016))} for job in jobs]
+
+    monkeypatch.setattr(compare, "run_jobs", fake)
+    compare.search([compare.Job("charlm-tiny", "adamw", {})], [0.001, 0.002, 0.004], [0, 1], 5, 1, None)
+    assert max(asked[-1]) == 0.032  # one beyond the best, 0.016
+    asked.clear()
+    compare.search([compare.Job("charlm-tiny", "adamw", {})], [0.008, 0.016, 0.032], [0, 1], 5, 1, None)
+    assert len(asked) == 1
+
+
+def test_best_lr_needs_all_seeds():
+    assert compare.best_lr({0.1: {0: 1.0, 1: 2.0}, 0.2: {0: 0.1}}) == 0.1
+    assert compare.best_lr({0.1: {0: 1.0}, 0.2: {0: math.inf}}) == 0.1
+
+
+def test_a_diverging_run_counts_as_infinite():
+    row = compare.run_job(compare.Job("charlm-tiny", "torch.optim.SGD", {"momentum": 0.99}, 1e6, 0, 12))
+    assert row["held_out"] == math.inf
+
+
+def test_changed_code_is_run_again():
+    """Rows of an older source are not reused; a peer does not depend on our optimizer code."""
+    ours, peer = (compare.source_digest("charlm-tiny", name) for name in (OURS[0], "adamw"))
+    assert ours != peer
+    job = compare.Job("charlm-tiny", OURS[0], {"a": (1, 2)})
+    assert job.key[-1] == f'"{ours}"'
+    assert job.key == compare.Job("charlm-tiny", OURS[0], {"a": [1, 2]}, device="cuda").key
+
+
+def test_candidate_syntax():
+    options = {"betas": (0.5, 0.9), "use_tam": False, "final_clip": math.inf, "rule": "none", "clip": None}
+    text = "Name:betas=(.5,.9);use_tam=false;final_clip=inf;rule=none;clip=None"
+    assert common.parse_candidate(text) == ("Name", options)
+    with pytest.raises(SystemExit, match="key=value"):
+        common.parse_candidate("Name:oops")
+    with pytest.raises(ImportError, match="no_such_module"):
+        common.resolve("no_such_module.Optimizer")
+    with pytest.raises(ImportError, match="Automagic_Nothing"):
+        common.resolve("Automagic_Nothing")
+
+
+def test_table_keeps_the_newest_row(tmp_path):
+    path = tmp_path / "memory.jsonl"
+    row = {"bench": "memory", "optimizer": "adamw", "options": {}, "case": "LoRA r=4", "dtype": "float32"}
+    for value in (7.0, 8.0):
+        common.append_row(path, {**row, "bytes_per_param": value, "reported": None, **common.environment()})
+    printed = table.main([str(path), "--last"])
+    assert "8.00 (100.0%)" in printed and "7.00" not in printed
+
+
+def test_run_all_names_existing_modules(tmp_path):
+    for full in (False, True):
+        for _, arguments in run_all.commands(full, 1, 1, tmp_path):
+            script = common.ROOT / (arguments[0].replace(".", "/") + ".py")
+            assert script.exists()

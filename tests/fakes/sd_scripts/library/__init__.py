@@ -1,0 +1,1 @@
+"""Stands for the package that an sd-scripts checkout calls `library`."""
