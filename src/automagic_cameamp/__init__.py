@@ -10,7 +10,14 @@ from .configs import (
     OptimizerConfig,
     OptimizerConfig8bit,
 )
-from .engine import CameAMPOptimizer, CheckpointError
+from .engine import (
+    CameAMPOptimizer,
+    CheckpointError,
+    ImportReport,
+    convert_state,
+    export_state,
+    import_state,
+)
 from .optimizers import (
     OPTIMIZERS,
     Automagic_CameAMP,
@@ -39,6 +46,7 @@ __all__ = [
     "CheckpointError",
     "ContextualConfig",
     "ContextualConfig8bit",
+    "ImportReport",
     "Improved8BitOptimizerConfig",
     "ImprovedOptimizerConfig",
     "OptimizationProfiles",
@@ -46,5 +54,8 @@ __all__ = [
     "OptimizerConfig",
     "OptimizerConfig8bit",
     "__version__",
+    "convert_state",
     "create_improved_8bit_optimizer",
+    "export_state",
+    "import_state",
 ]

@@ -72,6 +72,8 @@ def choice(*allowed: object) -> Check:
     """One of a few values."""
 
     def check(name: str, value: Any) -> Any:
+        if value is None and "none" in allowed:
+            return "none"  # what a command line makes of the bare word
         for item in allowed:
             if type(value) is type(item) and value == item:
                 return item

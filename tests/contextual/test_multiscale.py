@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from engine.helpers import differences, parameters, snapshot, train
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from automagic_cameamp import (
 )
 from automagic_cameamp import techniques as T
 from automagic_cameamp.recipes import base, contextual
+from engine.helpers import differences, parameters, snapshot, train
 
 SCALES = [[1, 5, 10, 25], [1, 3, 7, 15], [1, 10, 25, 50], [25, 1, 5], [2], [1], [5], [40, 100], None]
 ids = [str(s) for s in SCALES]
@@ -109,8 +109,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("scales", [[5], None], ids=["5", "None"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("eight", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "eight"),
+    [(torch.float32, False), (torch.bfloat16, True), (torch.float64, False)],
+    ids=["fp32", "bf16-8bit", "fp64"],
+)
 def test_one_scale_and_a_still_controller_are_the_base_class(
     scales: list[int] | None, options: dict[str, Any], dtype: torch.dtype, eight: bool
 ) -> None:
@@ -149,7 +152,12 @@ def test_fields_are_held_like_the_momentum(eight: bool) -> None:
             assert large[name + "_q_scale"].shape == large["exp_avg_q_scale"].shape
         else:
             assert large[name].shape == params[0].shape
-    assert not {k for s in optimizer.state.values() for k in s if k.startswith(("momentum_scale_1_", "momentum_scale_5"))}
+    assert not {
+        k
+        for s in optimizer.state.values()
+        for k in s
+        if k.startswith(("momentum_scale_1_", "momentum_scale_5"))
+    }
     assert not {"momentum_scale_1", "momentum_scale_5"} & large.keys()
 
 

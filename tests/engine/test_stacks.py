@@ -22,7 +22,7 @@ def absent(position: int, step: int) -> bool:
     return (position % 4 == 2 and step % 3 == 0) or (position % 4 == 1 and step < 5)
 
 
-def outcome(kind: str, dtype: torch.dtype, options: dict[str, Any], steps: int = 16) -> Any:
+def outcome(kind: str, dtype: torch.dtype, options: dict[str, Any], steps: int = 12) -> Any:
     params = parameters(dtype, SHAPES)
     optimizer = build(kind, params, **{"weight_decay": 5.0, "lr": 1e-3, "max_lr": 1e-2, **options})
     train(optimizer, params, range(1, steps + 1), absent)

@@ -94,7 +94,7 @@ def fresh(p: Tensor, hp: improved.Hyper, layout: Layout) -> improved.State:
     """First state of a stack."""
     state = {}
     for spec in improved.specs(layout, hp):
-        value = improved.initial(spec.name, p)
+        value = improved.initial(spec.name, list(p), layout)
         if value is None:
             shape = (p.shape[0], *spec.stack_shape(layout))
             value = torch.full(shape, spec.initial, dtype=spec.dtype or p.dtype)
@@ -106,7 +106,7 @@ def shared(hp: improved.Hyper, t: int, dtype: torch.dtype = torch.float32, sync:
     """Scalars over a model that is larger than the stack; they move with t."""
     level = 1.0 + 0.1 * t if hp.lr_level == "distance" else 0.03 * t
     numbers = (torch.tensor(x, dtype=dtype) for x in (1.0 + 0.01 * t, (-1.0) ** t * 3, level))
-    first = improved.Shared(*numbers, level_start=hp.base_lr, clock=t - 1)
+    first = improved.Shared(*numbers, level_start=hp.base_lr, clock=torch.tensor(t - 1.0))
     return first._replace(refresh=(t - 1) % sync == 0)
 
 

@@ -19,7 +19,7 @@ penalties = st.sampled_from([0.0, 0.05, 0.08, 0.5, 1.0])
 thresholds = st.sampled_from([0.05, 0.3, 0.6, 0.95])
 dtypes = st.sampled_from([torch.float32, torch.float64])
 scales = st.sampled_from([1e-12, 1e-4, 1.0, 37.0, 1e6])
-shapes = st.sampled_from([s for s in draws.SHAPES if len(s) > 1] + [(33, 65), (2, 9, 4), (4, 2, 5, 5)])
+shapes = st.sampled_from([s for s in draws.SHAPES if len(s) > 1 and max(s[-2:]) > 1] + [(33, 65), (2, 9, 4), (4, 2, 5, 5)])
 
 
 def image(height: int, width: int, seed: int = 0, batch: int = 1) -> Tensor:
@@ -123,6 +123,8 @@ def test_a_vector_is_no_picture(shape):
         ((4, 3, 3, 3), (12, 3, 3), (12, 3, 3)),
         ((4, 3, 3, 5), (12, 3, 5), (12, 3, 5)),
         ((4, 3, 1, 3), (12, 1, 3), None),
+        ((4, 3, 1, 1), None, None),  # nothing has a neighbour
+        ((1, 1), None, None),
         ((4, 3, 2, 2), (12, 2, 2), None),
         ((2, 3, 3, 4, 4), (18, 4, 4), (18, 4, 4)),
     ],
@@ -153,7 +155,7 @@ def test_dct_modes_are_its_eigenvectors(size, penalty):
             )
             gain = 1 - penalty * (1 - math.cos(math.pi * j / 2 / m) ** 2 * math.cos(math.pi * k / 2 / n) ** 2)
             out = T.frequency_filter(mode[None, None], penalty)[0, 0]
-            torch.testing.assert_close(out, gain * mode, rtol=0, atol=3e-15)
+            torch.testing.assert_close(out, gain * mode, rtol=0, atol=1e-14)
 
 
 @given(sizes, st.sampled_from([0.0, 1.0, -0.1, 1e-20, 1e20]), penalties, dtypes)

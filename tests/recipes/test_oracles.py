@@ -131,7 +131,7 @@ def test_rank_one_gradients_need_no_full_moments(shape, came_on):
     view = (1, 1, 7) if len(shape) == 1 else came.matrices(shape)
     a, b = normal((*view[:2], 1), 1), normal((view[0], 1, view[2]), 2)
     one, full = (torch.nn.Parameter(normal(shape, 0)) for _ in range(2))
-    options = {**drive.PLAIN, "lr": 1e-2, "max_lr": 1.0, "came": came_on, "eps": (0.0, 0.0, 1e-8)}
+    options = {**drive.PLAIN, "lr": 1e-2, "max_lr": 1.0, "came": came_on, "eps": (1e-38, 1e-38, 1e-8)}
     optimizers = [Automagic_CameAMP([p], factored=f, **options) for p, f in ((one, True), (full, False))]
     for t in range(50):
         g = (a * b * float(normal((), 50 + t))).reshape(shape)

@@ -56,7 +56,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def hyper(layout: Layout, **options: Any) -> base.Hyper:
     """Options of a group, as the engine hands them to the recipe."""
-    values = {f.name: f.default for f in fields(OptimizerConfig)}
+    values: dict[str, Any] = {f.name: f.default for f in fields(OptimizerConfig)}
     values |= {"lr": 1e-3, "max_lr": 1e-2, "warmup_steps": 6, **options}
     values["base_lr"] = float(options.get("base_lr", values["lr"]))
     values["allora"] = not values["full_finetune"]

@@ -33,7 +33,8 @@ def test_distance_evidence_formula():
 
 @given(st.floats(1.0, 1e6), st.floats(-1e3, 1e3), st.floats(0, 1e3), st.sampled_from([1e-6, 1e-3]))
 def test_distance_level_never_falls(level, r, norm, start):
-    new = T.distance_level(*(torch.tensor(x, dtype=torch.float64) for x in (level, r, norm)), start)
+    old, evidence, size = (torch.tensor(x, dtype=torch.float64) for x in (level, r, norm))
+    new = T.distance_level(old, evidence, size, start)
     expected = max(level, r / norm / start) if norm > 0 else level
     assert float(new) == pytest.approx(expected, rel=1e-12)
     assert float(new) >= level

@@ -71,7 +71,7 @@ def test_torque_of_a_zero_norm_is_zero():
 def run_torque(updates, beta1=0.8):
     """Momentum with torque, and the plain running mean, over a list of updates."""
     m = plain = torch.zeros_like(updates[0])
-    s, damping = torch.zeros(updates[0].shape[0], 1, 1, 1, dtype=updates[0].dtype), None
+    s = damping = torch.zeros(updates[0].shape[0], 1, 1, 1, dtype=updates[0].dtype)
     for u in updates:
         s, damping = T.torque(s, m, u)
         m, plain = T.ema(m, u * damping, beta1), T.ema(plain, u, beta1)

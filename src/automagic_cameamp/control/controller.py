@@ -21,6 +21,13 @@ from ..types import Layout
 from .signals import TINY, Memory, Seen, Signals, advance
 
 
+def _scalar(x: float | Tensor, zero: Tensor) -> Tensor:
+    """A number as a 0-D tensor beside ``zero``, without waiting for its device."""
+    if not isinstance(x, Tensor):
+        return zero + x
+    return x.detach().reshape(()).to(zero.device, zero.dtype, non_blocking=zero.device.type != "cpu")
+
+
 def _push(history: Tensor, value: Tensor) -> Tensor:
     return torch.cat([history[1:], value.view(1)])
 
@@ -29,7 +36,7 @@ class ContextualController:
     """``optimizer.c_optim``: signals, edge cases and the multiplier M of every rate.
 
     Args:
-        context_window: steps of the slow running means and of the histories.
+        context_window: steps of the slow running means, and of the histories of a new run.
         edge_threshold: lower means fewer edge cases; see ``detect_edge_case``.
         adaptation_rate: rate of the fast running means and of log M; 0 keeps M at 1.
         context_lr_bounds: lowest and highest M.
@@ -177,7 +184,7 @@ class ContextualController:
         s = advance(
             s, seen, self.context_window, self.edge_threshold, self.adaptation_rate, self.context_lr_bounds
         )
-        rate = lr.detach().to(device, torch.float32) if isinstance(lr, Tensor) else zero + lr
+        rate = _scalar(lr, zero)
         self.memory = Memory(
             signals=torch.stack(list(s)),
             losses=torch.where(told, _push(memory.losses, seen.loss), memory.losses),
@@ -197,7 +204,7 @@ class ContextualController:
         if not self._pending:
             return None
         zero = torch.zeros((), device=device)
-        values = [x.to(device) if isinstance(x, Tensor) else zero + x for x in self._pending]
+        values = [_scalar(x, zero) for x in self._pending]
         self._pending = []
         loss = torch.stack(values).mean()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -218,9 +225,7 @@ class ContextualController:
         """Take over a saved memory; None starts neutral."""
         self._pending = []
         self._begin_observation()
-        if memory is not None:
-            memory = Memory.unpack(memory.detach().float()).resized(self.context_window).pack()
-        self.memory = memory
+        self.memory = None if memory is None else memory.detach().clone()
 
     @staticmethod
     def is_memory(value: object) -> bool:

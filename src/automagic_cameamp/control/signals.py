@@ -88,6 +88,7 @@ def advance(
               \ln M \leftarrow \ln M + a\,(\mathrm{clamp}(s^*) - \ln M)
     """
     slow = 2 / (window + 1)
+    fast = min(max(rate, 2 * slow), 1.0)  # a short window must not be overtaken by its own slow mean
     losses = s.losses + seen.told.float()
     cosines, norms = s.cosines + seen.paired.float(), s.norms + seen.moved.float()
     distance = torch.where(s.losses > 0, (seen.loss - s.loss_slow).abs(), 0.0)
@@ -97,9 +98,9 @@ def advance(
         cosines=cosines,
         norms=norms,
         kappa=_mean(s.kappa, seen.cosine, rate, cosines, seen.paired),
-        norm_fast=_mean(s.norm_fast, seen.log_norm, rate, norms, seen.moved),
+        norm_fast=_mean(s.norm_fast, seen.log_norm, fast, norms, seen.moved),
         norm_slow=_mean(s.norm_slow, seen.log_norm, slow, norms, seen.moved),
-        loss_fast=_mean(s.loss_fast, seen.loss, rate, losses, seen.told),
+        loss_fast=_mean(s.loss_fast, seen.loss, fast, losses, seen.told),
         loss_slow=_mean(s.loss_slow, seen.loss, slow, losses, seen.told),
         loss_deviation=_mean(s.loss_deviation, distance, slow, losses, seen.told),
         bad=seen.bad.float(),
@@ -137,7 +138,7 @@ class Memory(NamedTuple):
 
     @classmethod
     def unpack(cls, flat: Tensor) -> Memory:
-        """Views into the flat form."""
+        """Views into the flat form, which says by its length how long the histories are."""
         head, tail = len(Signals._fields), 2 * T.SKETCH_SIZE
         window = (flat.shape[0] - head - tail) // 3
         signals, losses, rates, performance, sketches = flat.split([head, window, window, window, tail])
@@ -146,14 +147,3 @@ class Memory(NamedTuple):
     def pack(self) -> Tensor:
         """The flat form, a new tensor."""
         return torch.cat([part.flatten() for part in self])
-
-    def resized(self, window: int) -> Memory:
-        """The same with histories of another length."""
-
-        def fit(history: Tensor) -> Tensor:
-            short = window - history.shape[0]
-            return torch.nn.functional.pad(history, (short, 0)) if short > 0 else history[-window:]
-
-        return self._replace(
-            losses=fit(self.losses), rates=fit(self.rates), performance=fit(self.performance)
-        )

@@ -1,6 +1,14 @@
 """Knows torch.optim; knows no equation."""
 
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, convert_state
+from .importers import ImportReport, export_state, import_state
 from .optimizer import CameAMPOptimizer
 
-__all__ = ["CameAMPOptimizer", "CheckpointError"]
+__all__ = [
+    "CameAMPOptimizer",
+    "CheckpointError",
+    "ImportReport",
+    "convert_state",
+    "export_state",
+    "import_state",
+]

@@ -17,7 +17,7 @@ from ..types import Layout
 
 # Elements of a stack. On CPU a stack and its temporaries should stay in cache; elsewhere launches
 # cost more than memory traffic.
-CPU_CHUNK_ELEMENTS = 262_144
+CPU_CHUNK_ELEMENTS = 524_288
 DEVICE_CHUNK_ELEMENTS = 4_194_304
 
 

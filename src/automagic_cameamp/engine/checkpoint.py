@@ -1,51 +1,317 @@
-"""What a state dict must hold before any of it is loaded.
+"""Loading: what was saved is taken bit for bit where it fits, and converted where it is the family's.
 
 torch would cast every floating parameter's state, codes and counters included, to the parameter's
-type; the engine loads rows as they are, after these checks.
+type. The engine checks everything first and changes nothing on an error. A state of another class
+of the family, or of the same class with other codes, is decoded and encoded anew, one parameter at
+a time.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..recipes import _carry
+from ..types import Layout
+from ..validate import fail
+from . import execute, memory
+from .buckets import Chunk
+from .execute import Field
+from .saved import ADVICE, CheckpointError, SavedState, check_values, refuse_foreign, split_key
+from .saved_groups import FORMAT_VERSION, merged, structure
 
-class CheckpointError(ValueError):
-    """A state dict that does not fit this optimizer."""
+__all__ = ["FORMAT_VERSION", "CheckpointError", "Fitted", "commit", "convert_state", "fit", "say"]
+
+logger = logging.getLogger("automagic_cameamp")
+Options = Literal["saved", "own"]
 
 
-def check_state(
-    name: str, state: dict[str, Any], expected: dict[str, tuple[tuple[int, ...], torch.dtype]]
-) -> None:
-    """Compare the saved state of one parameter with what this optimizer would keep for it.
+class Fitted(NamedTuple):
+    """A saved state in the form of an optimizer, not loaded yet.
 
     Args:
-        name: how the parameter is called in messages.
-        state: saved state; empty is a parameter that was never updated.
-        expected: key -> shape and type.
+        groups: parameter groups with the optimizer's own parameters.
+        states: index of the parameter -> its state; parameters that were never updated are absent.
+        converted: number of parameters whose state had to be converted.
+        fresh: fields that start anew somewhere.
+        dropped: saved fields that are not needed.
+        extra: saved state that belongs to no parameter.
+        home: index of the parameter beside whose state the controller's memory was kept.
+        memory: that memory.
     """
-    if not state:
-        return
-    missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or foreign:
-        raise CheckpointError(
-            f"state of {name} does not belong to this optimizer and its options: missing "
-            f"{missing or 'nothing'}, unknown {foreign or 'nothing'}. Build the optimizer with the class "
-            "and options of the run that was saved. Nothing was loaded."
+
+    groups: list[dict[str, Any]]
+    states: dict[int, dict[str, Tensor]]
+    converted: int
+    fresh: list[str]
+    dropped: list[str]
+    extra: dict[Any, Any]
+    home: int | None = None
+    memory: Tensor | None = None
+
+
+def fit(optimizer: Any, state_dict: Mapping[str, Any], options: Options = "saved") -> Fitted:
+    """Bring a state dict of any class of the family into the form of this optimizer.
+
+    Args:
+        optimizer: an optimizer of the family; it is not changed.
+        state_dict: what ``state_dict()`` of a member of the family gave.
+        options: 'saved': options of the groups come from the checkpoint, as in torch;
+            'own': they stay the optimizer's.
+
+    Raises:
+        CheckpointError: it is of something else, or damaged.
+    """
+    if options not in ("saved", "own"):
+        raise fail("options", options, "'saved' or 'own'")
+    saved_groups, entries, extra = structure(optimizer, state_dict)
+    home, remembered, lost = _take_memory(optimizer, entries, state_dict)
+    old = [
+        merged(optimizer, n, own, saved)
+        for n, (own, saved) in enumerate(zip(optimizer.param_groups, saved_groups, strict=True))
+    ]
+    groups = old
+    if options == "own":
+        groups = [
+            {**own, "clock": saved["clock"]} for own, saved in zip(optimizer.param_groups, old, strict=True)
+        ]
+    order = {id(group): SimpleNamespace(**before) for group, before in zip(groups, old, strict=True)}
+    work = _Conversion(optimizer, entries, _mask_mean(optimizer, entries))
+    for group, chunk in optimizer._chunks(groups):
+        work.add(group, chunk, order[id(group)])
+    work.share_group_masks(groups)
+    fresh, dropped = sorted(work.fresh), sorted(work.dropped | lost)
+    return Fitted(groups, work.states, work.converted, fresh, dropped, extra, home, remembered)
+
+
+def commit(optimizer: Any, fitted: Fitted) -> None:
+    """Put a fitted state into the optimizer, as rows of one tensor per field and chunk."""
+    state: dict[Any, dict[str, Tensor]] = {}
+    for group, chunk in optimizer._chunks(fitted.groups):
+        members = [(i, p) for i, p in zip(chunk.indices, chunk.params, strict=True) if i in fitted.states]
+        if members:
+            params = [p for _, p in members]
+            saved = [fitted.states[i] for i, _ in members]
+            rows = execute.load_rows(saved, params, optimizer._fields(group, chunk), chunk.layout)
+            state.update(zip(params, rows, strict=True))
+    optimizer.__setstate__(
+        {"state": defaultdict(dict, {**state, **fitted.extra}), "param_groups": fitted.groups}
+    )
+    optimizer._skipped.clear()
+    if optimizer.controller is not None:
+        params = [p for group in fitted.groups for p in group["params"]]
+        optimizer.controller.load(fitted.memory)
+        homes = params if fitted.home is None else [params[fitted.home]]
+        memory.keep(state, homes, optimizer.controller.memory)
+
+
+def say(optimizer: Any, fitted: Fitted) -> None:
+    """One line about what was converted; silence where nothing was."""
+    if fitted.converted or fitted.dropped:
+        logger.warning(
+            "%s: converted the saved state of %d parameters to its own form; started fresh: %s; dropped: %s",
+            type(optimizer).__name__,
+            fitted.converted,
+            ", ".join(fitted.fresh) or "nothing",
+            ", ".join(fitted.dropped) or "nothing",
         )
-    for key, (shape, dtype) in expected.items():
-        value = state[key]
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"state {key!r} of {name} is a {type(value).__name__}, not a tensor.")
-        if tuple(value.shape) != shape:
+
+
+def convert_state(
+    state_dict: Mapping[str, Any], optimizer: Any, *, options: Options = "saved"
+) -> dict[str, Any]:
+    """State dict of any class of the family -> state dict that this optimizer loads as it is.
+
+    Neither argument is changed. Tensors that need no conversion are those of ``state_dict``.
+
+    Args:
+        state_dict: what ``state_dict()`` of a member of the family gave.
+        optimizer: the one that shall load it, with the same parameters.
+        options: 'saved': the options of the groups come from ``state_dict``, as in loading;
+            'own': the optimizer's own hold, so that learning rate, mask rule and granularity,
+            factoring and the like can be changed in mid-run.
+
+    Raises:
+        CheckpointError: ``state_dict`` is of something else, or damaged.
+    """
+    fitted = fit(optimizer, state_dict, options)
+    say(optimizer, fitted)
+    groups, first = [], 0
+    for group in fitted.groups:
+        count = len(group["params"])
+        plain = {k: deepcopy(v) for k, v in group.items() if k != "params"}
+        groups.append({**plain, "params": list(range(first, first + count))})
+        first += count
+    other = {k: v for k, v in state_dict.items() if k not in ("state", "param_groups")}
+    states: dict[Any, Any] = {**fitted.states, **fitted.extra}
+    if fitted.home is not None and fitted.memory is not None:
+        states[fitted.home] = {**states[fitted.home], memory.KEY: fitted.memory}
+    return {**other, "state": states, "param_groups": groups, "magic_version": FORMAT_VERSION}
+
+
+# ---------------------------------------------------------------- state
+
+
+def _take_memory(
+    optimizer: Any, entries: dict[int, Any], state_dict: Mapping[str, Any]
+) -> tuple[int | None, Tensor | None, set[str]]:
+    """The controller's memory, taken out of the entries: where it was, itself, and what is dropped."""
+    homes = [i for i, entry in entries.items() if memory.KEY in entry]
+    if optimizer.controller is None:
+        for i in homes:
+            entries[i] = {k: v for k, v in entries[i].items() if k != memory.KEY}
+        return None, None, {memory.KEY} if homes else set()
+    if len(homes) > 1:
+        raise CheckpointError(f"state of parameters {homes} holds {memory.KEY!r}, only one may. {ADVICE}")
+    home, remembered = memory.take(entries, dict(state_dict), optimizer.controller)
+    if remembered is not None and not bool(remembered.isfinite().all()):
+        raise CheckpointError(f"state {memory.KEY!r} holds NaN or infinities: it is damaged. {ADVICE}")
+    return home, remembered, set()
+
+
+def _mask_mean(optimizer: Any, entries: dict[int, Any]) -> float:
+    """Mean of the saved geometric mask over all parameters; 1 where none was saved."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    total, count = 0.0, 0
+    for i, entry in entries.items():
+        value = entry.get("lr_mask_sum")
+        usable = isinstance(value, Tensor) and value.dtype == torch.float32 and not value.is_meta
+        if usable and value.numel() == 1:
+            total, count = total + float(value), count + params[i].numel()
+    return total / count if total > 0 else 1.0
+
+
+def _names(optimizer: Any) -> Iterator[str]:
+    """What the parameters are called in messages."""
+    number = 0
+    for group in optimizer.param_groups:
+        given = group.get("param_names", [None] * len(group["params"]))
+        for name in given:
+            yield f"parameter {number}" + (f" ({name})" if name is not None else "")
+            number += 1
+
+
+class _Conversion:
+    """The state of one parameter after the other, and what happened to it."""
+
+    def __init__(self, optimizer: Any, entries: dict[int, Any], mask_mean: float) -> None:
+        self.optimizer, self.entries, self.mask_mean = optimizer, entries, mask_mean
+        self.states: dict[int, dict[str, Tensor]] = {}
+        self.converted = 0
+        self.fresh: set[str] = set()
+        self.dropped: set[str] = set()
+        self.names = list(_names(optimizer))
+        self.new_masks: set[int] = set()  # parameters whose mask is of another granularity or rule
+
+    def add(self, group: dict[str, Any], chunk: Chunk, before: Any) -> None:
+        """The saved members of a chunk."""
+        members = [(i, p) for i, p in zip(chunk.indices, chunk.params, strict=True) if i in self.entries]
+        if not members:
+            return
+        fields = self.optimizer._fields(group, chunk)
+        hp = self.optimizer._hyper(group, chunk.lora)
+        for i, p in members:
+            name, state = self.names[i], self.entries[i]
+            compute = execute.compute_dtype(p)
+            wanted = {key: form for field in fields for key, form in _forms(field, chunk.layout, compute)}
+            refuse_foreign(name, state, list(wanted))
+            if (
+                state.keys() == wanted.keys()
+                and all(_is(state[k], *form) for k, form in wanted.items())
+                and all(_carry.same_meaning(f.spec.name, set(state), before, hp) for f in fields)
+            ):
+                for field in fields:
+                    for key, _ in _forms(field, chunk.layout, compute):
+                        check_values(name, key, state[key], field.spec, chunk.layout, hp)
+                self.states[i] = dict(state)
+            else:
+                self.states[i] = self._convert(i, state, p, fields, chunk, hp, before)
+                self.converted += 1
+
+    def _convert(
+        self,
+        index: int,
+        state: Mapping[str, Tensor],
+        p: Tensor,
+        fields: list[Field],
+        chunk: Chunk,
+        hp: Any,
+        before: Any,
+    ) -> dict[str, Tensor]:
+        name, layout, compute = self.names[index], chunk.layout, execute.compute_dtype(p)
+        specs = [field.spec for field in fields]
+        saved = SavedState(name, state, p, layout, chunk.policy.block_size)
+        forms = _carry.readable(specs, layout, saved.packed)
+        values = {n: v for n, form in forms.items() if (v := saved.value(form, before)) is not None}
+        stack = execute.stack_params([p], layout, compute)
+        recipe = self.optimizer.recipe
+        carried = _carry.carry(
+            specs, values, stack, layout, hp, before, self.mask_mean, lambda n: recipe.initial(n, [p], layout)
+        )
+        if carried.missing:
             raise CheckpointError(
-                f"state {key!r} of {name} has shape {tuple(value.shape)}, this model needs {shape}: "
-                "the checkpoint is of another model or of other options. Nothing was loaded."
+                f"state of {name} has no {carried.missing} and nothing to compute it from: it was saved with "
+                f"other options (came, factored?) or is incomplete. It holds {sorted(saved.names)}. {ADVICE}"
             )
-        if value.dtype != dtype:
-            raise CheckpointError(
-                f"state {key!r} of {name} is {value.dtype}, expected {dtype}: it was cast after "
-                "saving (by a trainer, or by loading it through another optimizer). Nothing was loaded."
-            )
+        self.fresh.update(carried.fresh)
+        self.dropped.update(saved.names - forms.keys())
+        meaning = {s.name: _carry.same_meaning(s.name, saved.names, before, hp) for s in specs}
+        result: dict[str, Tensor] = {}
+        for field in fields:
+            field_forms = dict(_forms(field, layout, compute))
+            own = {k: v for k, v in state.items() if split_key(k)[0] == field.spec.name}
+            verbatim = own.keys() == field_forms.keys() and meaning[field.spec.name]
+            if verbatim and all(_is(own[k], *form) for k, form in field_forms.items()):
+                result.update(own)
+            else:
+                if field.spec.name == "lr_mask" and "lr_mask" in saved.names:
+                    self.new_masks.add(index)
+                result.update(_encoded(field, carried.values[field.spec.name], layout, compute))
+        return result
+
+    def share_group_masks(self, groups: list[dict[str, Any]]) -> None:
+        """With granularity 'group' all counters of a group are one number: their mean."""
+        first = 0
+        for group in groups:
+            params = group["params"]
+            members = [(i, p) for i, p in enumerate(params, first) if "lr_mask" in self.states.get(i, {})]
+            first += len(params)
+            if group["lr_mask_granularity"] != "group" or not any(i in self.new_masks for i, _ in members):
+                continue
+            total = sum(float(self.states[i]["lr_mask"]) * p.numel() for i, p in members)
+            mean = round(total / sum(p.numel() for _, p in members))
+            for i, p in members:
+                state, layout = self.states[i], Layout.of(tuple(p.shape))
+                state["lr_mask"] = torch.full_like(state["lr_mask"], mean)
+                if "lr_mask_sum" in state:
+                    state["lr_mask_sum"] = _carry.mask_sum(state["lr_mask"].view(1, 1, 1, 1), layout).view(())
+
+
+def _forms(
+    field: Field, layout: Layout, compute: torch.dtype
+) -> Iterator[tuple[str, tuple[tuple[int, ...], torch.dtype]]]:
+    """Keys of a field with shape and type."""
+    for plane in field.planes(layout, compute):
+        yield field.spec.name + plane.suffix, (plane.own_shape, plane.dtype)
+
+
+def _is(value: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    return tuple(value.shape) == shape and value.dtype == dtype
+
+
+def _encoded(field: Field, value: Tensor, layout: Layout, compute: torch.dtype) -> dict[str, Tensor]:
+    """A value [1, *stack_shape] as this field stores it."""
+    spec, codec = field
+    value = value.to(spec.dtype or compute)
+    stored = codec.encode(value) if codec is not None else (value,)
+    return {
+        spec.name + plane.suffix: part.reshape(plane.own_shape)
+        for plane, part in zip(field.planes(layout, compute), stored, strict=True)
+    }

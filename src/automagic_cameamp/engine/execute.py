@@ -67,28 +67,47 @@ def stack_params(params: list[Tensor], layout: Layout, compute: torch.dtype) -> 
     return torch.stack([p.detach() for p in params]).reshape(shape).to(compute)
 
 
-def create_state(
-    states: list[dict[str, Any]],
+def allocate_state(
+    states: list[dict[str, Any]], p: Tensor, fields: list[Field], layout: Layout
+) -> dict[str, Tensor]:
+    """Storage for fresh states, as rows of one tensor per plane; not filled yet.
+
+    All of a model is allocated before anything is computed: planes that live for the whole run,
+    laid between short-lived stacks, would leave the heap full of holes.
+    """
+    stacks: dict[str, Tensor] = {}
+    for field in fields:
+        for plane in field.planes(layout, compute_dtype(p)):
+            stack = torch.empty((len(states), *plane.shape), dtype=plane.dtype, device=p.device)
+            stacks[field.spec.name + plane.suffix] = stack
+            for state, row in zip(states, arena.rows_of(stack, plane.own_shape), strict=True):
+                state[field.spec.name + plane.suffix] = row
+    return stacks
+
+
+def fill_state(
+    stacks: dict[str, Tensor],
     params: list[Tensor],
     recipe: ModuleType,
     fields: list[Field],
     layout: Layout,
 ) -> None:
-    """First state of these parameters, as rows of one tensor per plane."""
+    """First values of allocated states."""
     compute = compute_dtype(params[0])
-    device, count = params[0].device, len(params)
-    for spec, codec in fields:
-        value = recipe.initial(spec.name, stack_params(params, layout, compute))
-        if value is not None:
-            value = value.clone()  # the stack of a single tensor is the parameter itself
-        else:
-            dtype = spec.dtype or compute
-            shape = (count, *spec.stack_shape(layout))
-            value = torch.full(shape, spec.initial, dtype=dtype, device=device)
-        stored = codec.encode(value) if codec is not None else (value,)
-        for plane, stack in zip(Field(spec, codec).planes(layout, compute), stored, strict=True):
-            for state, row in zip(states, arena.rows_of(stack.contiguous(), plane.own_shape), strict=True):
-                state[spec.name + plane.suffix] = row
+    for field in fields:
+        spec, codec = field
+        planes = field.planes(layout, compute)
+        if codec is None:
+            value = recipe.initial(spec.name, params, layout)
+            if value is None:
+                stacks[spec.name].fill_(spec.initial)
+            else:
+                stacks[spec.name].copy_(value)
+            continue
+        # Every element starts alike, so one parameter's code serves all.
+        one = torch.full((1, *spec.stack_shape(layout)), spec.initial, device=params[0].device)
+        for plane, coded in zip(planes, codec.encode(one), strict=True):
+            stacks[spec.name + plane.suffix].copy_(coded)
 
 
 def load_rows(

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .checkpoint import CheckpointError
+from ..validate import callers_depth
+from .saved import CheckpointError
 
 KEY = "c_optim"
 
@@ -58,7 +59,7 @@ def take(
         if any(saved.values()):
             warnings.warn(
                 "the state dict holds no c_optim entry: the controller starts neutral, with multiplier 1.",
-                stacklevel=3,
+                stacklevel=callers_depth(),
             )
         return None, None
     if not controller.is_memory(memory):

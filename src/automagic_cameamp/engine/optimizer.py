@@ -6,9 +6,8 @@ import difflib
 import functools
 import logging
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from copy import deepcopy
+from copy import copy
 from dataclasses import fields as dataclass_fields
 from itertools import chain
 from types import ModuleType
@@ -30,7 +29,6 @@ from .rounding import parameter_key
 logger = logging.getLogger("automagic_cameamp")
 LOG_EVERY = 100
 LOW_PRECISION = (torch.bfloat16, torch.float16)
-FORMAT_VERSION = 1
 
 
 class Controller(Protocol):
@@ -165,9 +163,11 @@ class CameAMPOptimizer(Reports, Optimizer):
         lagged = self._lagged()
         if self.controller is not None:
             self.controller.begin(loss)
+        plan = list(self._chunks())
+        self._create_states(plan)
         # All groups look at the model as the last step left it, so before any of them moves.
         shared = [self._share(number, group, lagged) for number, group in enumerate(self.param_groups)]
-        for group, chunk in self._chunks():
+        for group, chunk in plan:
             active = [i for i, p in enumerate(chunk.params) if p.grad is not None]
             if active:
                 self._update(group, chunk, active, shared[chunk.key[0]])
@@ -183,6 +183,26 @@ class CameAMPOptimizer(Reports, Optimizer):
             logger.info("%s: step %d, scheduler lr %s", type(self).__name__, self._steps, rates)
         return loss
 
+    def _create_states(self, plan: list[tuple[dict[str, Any], Chunk]]) -> None:
+        """State of every parameter that has its first gradient: first all storage, then all values."""
+        made: list[tuple[Any, ...]] = []
+        try:
+            for group, chunk in plan:
+                fresh = [p for p in chunk.params if p.grad is not None and not self.state[p]]
+                if fresh:
+                    fields = self._fields(group, chunk)
+                    made.append((fresh, fields, chunk.layout))
+                    states = [self.state[p] for p in fresh]
+                    stacks = execute.allocate_state(states, fresh[0], fields, chunk.layout)
+                    made[-1] += (stacks,)
+            for fresh, fields, layout, stacks in made:
+                execute.fill_state(stacks, fresh, self.recipe, fields, layout)
+        except BaseException:  # out of memory: leave no state without values behind
+            for fresh, *_ in made:
+                for p in fresh:
+                    self.state.pop(p, None)
+            raise
+
     def _update(self, group: dict[str, Any], chunk: Chunk, active: list[int], shared: Any) -> None:
         """Update the active members of a chunk."""
         part = chunk._replace(
@@ -190,9 +210,6 @@ class CameAMPOptimizer(Reports, Optimizer):
         )
         hp = self._hyper(group, chunk.lora)
         fields = self._fields(group, chunk)
-        fresh = [p for p in part.params if not self.state[p]]
-        if fresh:
-            execute.create_state([self.state[p] for p in fresh], fresh, self.recipe, fields, chunk.layout)
         states = [self.state[p] for p in part.params]
         device = part.params[0].device
         for state in states:
@@ -277,75 +294,27 @@ class CameAMPOptimizer(Reports, Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """State as plain tensors and numbers, readable with ``torch.load(weights_only=True)``."""
         extra = {} if self.controller is None else {memory.KEY: self.controller.state_dict()}
-        return {**super().state_dict(), "magic_version": FORMAT_VERSION, **extra}
+        return {**super().state_dict(), "magic_version": checkpoint.FORMAT_VERSION, **extra}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
         """Load what ``state_dict`` gave: bit for bit, types included, or not at all.
 
+        The state of another class of the family, or of other codes and block sizes, is converted;
+        one line of the log says what starts fresh and what is dropped.
+
         Raises:
-            CheckpointError: the state is of another optimizer, model or set of options; nothing
-                was changed then.
+            CheckpointError: the state is of another optimizer or model, or damaged; nothing was
+                changed then.
         """
-        state_dict = dict(state_dict)
+        state_dict = copy(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = hook(self, state_dict)
             state_dict = state_dict if result is None else result
-        groups = self._merged_groups(state_dict["param_groups"])
-        saved_ids = list(chain.from_iterable(g["params"] for g in state_dict["param_groups"]))
-        params = list(chain.from_iterable(g["params"] for g in self.param_groups))
-        saved = {id(p): state_dict["state"].get(k, {}) for k, p in zip(saved_ids, params, strict=True)}
-        home = remembered = None
-        if self.controller is not None:
-            home, remembered = memory.take(saved, state_dict, self.controller)
-        self._check_saved(groups, saved)
-
-        state: dict[Tensor, dict[str, Any]] = {}
-        for group, chunk in self._chunks(groups):
-            members = [p for p in chunk.params if saved[id(p)]]
-            if members:
-                fields = self._fields(group, chunk)
-                rows = execute.load_rows([saved[id(p)] for p in members], members, fields, chunk.layout)
-                state.update(zip(members, rows, strict=True))
-        extra = {k: v for k, v in state_dict["state"].items() if k not in set(saved_ids)}
-        self.__setstate__({"state": defaultdict(dict, {**state, **extra}), "param_groups": groups})
-        self._skipped.clear()
-        if self.controller is not None:
-            self.controller.load(remembered)
-            memory.keep(state, (p for p in params if home in (None, id(p))), self.controller.memory)
+        fitted = checkpoint.fit(self, state_dict)
+        checkpoint.commit(self, fitted)
+        checkpoint.say(self, fitted)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
-
-    def _merged_groups(self, saved_groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Saved options over our own, checked; our parameters."""
-        if len(saved_groups) != len(self.param_groups):
-            raise checkpoint.CheckpointError(
-                f"the state dict has a different number of parameter groups: {len(saved_groups)} saved, "
-                f"{len(self.param_groups)} here. Nothing was loaded."
-            )
-        known = {f.name for f in dataclass_fields(self.config_class)}
-        merged = []
-        for number, (own, saved) in enumerate(zip(self.param_groups, saved_groups, strict=True)):
-            if len(own["params"]) != len(saved["params"]):
-                raise checkpoint.CheckpointError(
-                    f"group {number} has {len(saved['params'])} parameters in the state dict and "
-                    f"{len(own['params'])} here: its size doesn't match. Nothing was loaded."
-                )
-            group = {**own, **deepcopy({k: v for k, v in saved.items() if k != "params"})}
-            options = {name: group[name] for name in group.keys() & known}
-            group.update(checked(self.config_class, options, "state dict"))
-            merged.append(group)
-        return merged
-
-    def _check_saved(self, groups: list[dict[str, Any]], saved: dict[int, dict[str, Any]]) -> None:
-        for group, chunk in self._chunks(groups):
-            compute = execute.compute_dtype(chunk.params[0])
-            expected = {
-                field.spec.name + plane.suffix: (plane.own_shape, plane.dtype)
-                for field in self._fields(group, chunk)
-                for plane in field.planes(chunk.layout, compute)
-            }
-            for i, p in zip(chunk.indices, chunk.params, strict=True):
-                checkpoint.check_state(f"parameter {i}", saved[id(p)], expected)
 
 
 def _gather(values: list[tuple[Tensor, int]], like: Tensor) -> Tensor:

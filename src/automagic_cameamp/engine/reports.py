@@ -34,7 +34,7 @@ class Reports:
             return str(group["param_names"][position])
         before = 0
         for other in self.param_groups:
-            if other is group:
+            if other["params"] is group["params"]:  # also for a copy of the group
                 break
             before += len(other["params"])
         return f"param_{before + position}"
@@ -70,21 +70,23 @@ class Reports:
 
         One synchronisation. A group without any update yet reports its ``lr``.
         """
-        sums: list[Tensor] = []
-        counts: list[int] = []
+        pairs: list[Tensor] = []
         for group in self.param_groups:
-            values = [(self.state[p]["avg_lr"], p.numel()) for p in group["params"] if self.state.get(p)]
-            if values:
-                rates = torch.stack([v.to(values[0][0].device) for v, _ in values])
-                weights = [n for _, n in values]
-                sums.append((rates * self._on_device(weights, torch.float32, rates.device)).sum())
-                counts.append(sum(weights))
+            entries = [(self.state[p], p.numel()) for p in group["params"] if self.state.get(p)]
+            if entries:
+                device = entries[0][0]["avg_lr"].device
+                rates = torch.stack([state["avg_lr"].to(device) for state, _ in entries])
+                steps = torch.stack([state["step"].to(device) for state, _ in entries])
+                sizes = self._on_device([n for _, n in entries], torch.float32, device)
+                sizes = sizes * (steps > 0)  # a first gradient may have been skipped
+                pairs.append(torch.stack([(rates * sizes).sum(), sizes.sum()]))
             else:
-                sums.append(torch.as_tensor(group["lr"], dtype=torch.float32))
-                counts.append(1)
-        device = sums[0].device if sums else torch.device("cpu")
-        totals = torch.stack([s.to(device) for s in sums]).tolist()
-        return [total / count for total, count in zip(totals, counts, strict=True)]
+                pairs.append(torch.zeros(2))
+        if not pairs:
+            return []
+        totals = torch.stack([pair.to(pairs[0].device) for pair in pairs]).tolist()
+        own = [group["lr"] for group in self.param_groups]
+        return [t / n if n else float(lr) for (t, n), lr in zip(totals, own, strict=True)]
 
     def get_avg_learning_rate(self) -> float:
         """Mean of ``get_learning_rates`` over all elements of all groups. One synchronisation."""

@@ -180,7 +180,7 @@ class SavedState:
         for plane in codec.planes(self.layout):
             key = spec.name + plane.suffix
             if key not in self.state:
-                raise CheckpointError(f"state of {self.name} has no {key!r}: it is incomplete. {ADVICE}")
+                raise CheckpointError(f"state of {self.name} is incomplete: {key!r} is missing. {ADVICE}")
             check_form(self.name, key, self.state[key], [(plane.own_shape, (plane.dtype,))])
             check_values(self.name, key, self.state[key], spec, self.layout, hp)
             planes.append(self.state[key].detach().to(self.device).reshape(1, *plane.shape))
@@ -191,8 +191,8 @@ class SavedState:
         name, state = spec.name, self.state
         codes, scale = state.get(f"{name}_q"), state.get(f"{name}_q_scale")
         if codes is None or (scale is None and spec.domain != "unit"):
-            gone = "_q" if codes is None else "_q_scale"
-            raise CheckpointError(f"state of {self.name} has no {name + gone!r}: it is incomplete. {ADVICE}")
+            gone = name + ("_q" if codes is None else "_q_scale")
+            raise CheckpointError(f"state of {self.name} is incomplete: {gone!r} is missing. {ADVICE}")
         if scale is None:
             return storage.Unit4(self.layout)
         block = self._block(name, len(scale) if scale.dim() else 0)

@@ -9,8 +9,7 @@ from typing import Any, TextIO
 import numpy as np
 from torch import Tensor, nn
 
-import automagic_cameamp
-from automagic_cameamp import OPTIMIZERS
+from automagic_cameamp import OPTIMIZERS, convert_state
 
 from ..profiles import PROFILES
 from .read import number, unwrap
@@ -52,7 +51,7 @@ def change_precision(optimizer: Any, **options: Any) -> Any:
         ):
             return optimizer
     target = _empty_twin(inner, groups, options)
-    state = automagic_cameamp.convert_state(inner, target)
+    state = convert_state(inner.state_dict(), target, options="own")
     inner.config = target.config
     try:
         inner.load_state_dict(state)

@@ -38,10 +38,10 @@ def benchmark_optimizer(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps!r} is not allowed: it must be at least 1")
-    run = loss_fn if loss_fn is not None else _classify_noise(model)
     device = next(model.parameters()).device
     restore = _snapshot(model, optimizer)
     try:
+        run = loss_fn if loss_fn is not None else _classify_noise(model)
         for _ in range(WARM_UP):
             _step(model, optimizer, run)
         _wait(device)

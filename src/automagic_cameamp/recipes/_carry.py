@@ -107,7 +107,7 @@ def carry(
     hp: Any,
     before: Any,
     mask_mean: float,
-    initial: Callable[[str, Tensor], Tensor | None],
+    initial: Callable[[str], Tensor | None],
 ) -> Carried:
     """Make the wanted fields from the saved ones.
 
@@ -119,7 +119,7 @@ def carry(
         hp: the new options.
         before: the old options (``base_lr``, ``lr_bump``, ``min_lr``, ``max_lr`` are read).
         mask_mean: mean of the old geometric mask over all parameters.
-        initial: the recipe's first value of fields that depend on the weights.
+        initial: name -> the recipe's first value of a field that depends on the weights, else None.
     """
     values: dict[str, Tensor] = {}
     fresh, missing = [], []
@@ -160,12 +160,12 @@ def _fresh(
     p: Tensor,
     layout: Layout,
     hp: Any,
-    initial: Callable[[str, Tensor], Tensor | None],
+    initial: Callable[[str], Tensor | None],
 ) -> Tensor:
     """First value of a field in the middle of a run."""
-    value = initial(spec.name, p)
+    value = initial(spec.name)
     if value is not None:
-        return value.clone()
+        return value.clone()  # it may be the weights themselves
     started = float(saved["step"]) > 0 if "step" in saved else False
     if started and spec.name in RESIDUAL and "exp_avg" in saved:
         full = surprise(saved["exp_avg"].to(p.dtype), hp)
@@ -288,7 +288,7 @@ def bounds(spec: StateSpec, layout: Layout, hp: Any) -> tuple[float, float]:
         "vote_clock": (-1.0, LIMIT_MEAN),
         "lr_level": (1.0, 1e9),
         "level_norm": (0.0, LIMIT_MEAN),
-        "lowrank_projector": (-1.01, 1.01),
+        "lowrank_basis": (-1.01, 1.01),
         "lowrank_rate": (0.0, LIMIT_MEAN),
         "gnorm_history": (0.0, LIMIT_MOMENT),
     }

@@ -140,6 +140,12 @@ def share(
     return Shared(mean, vote, level, start, clock=now)
 
 
+def anchor(params: list[Tensor], layout: Layout) -> Tensor:
+    """Sample of the weights that the distance rule starts from: [B, sample_size]."""
+    views = [p.detach().reshape(1, *layout.view) for p in params]
+    return torch.cat([T.sample(view).float() for view in views])
+
+
 def rate(
     g: Tensor,
     u: Tensor,
@@ -246,6 +252,7 @@ def _count(
     total, move = T.majority(bump, "row" if hp.lr_mask_granularity == "row" else "tensor")
     move = _boost(move, g, p, k, hp)
     if hp.lr_mask_granularity == "group":
+        total = _boost(total, g, p, k, hp)
         move = shared.mask_vote.sign().to(code.counter) * k.warm.to(code.counter)
         assert state.lr_mask_vote is not None and state.vote_clock is not None
         assert shared.clock is not None

@@ -59,9 +59,9 @@ def specs(layout: Layout, hp: Hyper) -> tuple[StateSpec, ...]:
     return (*moment_specs(layout, hp), *_rate.specs(layout, hp))
 
 
-def initial(name: str, p: Tensor) -> Tensor | None:
-    """First value of a field that depends on the weights [B,K,m,n]; None for all others."""
-    return T.sample(p).float() if name == "level_anchor" else None
+def initial(name: str, params: list[Tensor], layout: Layout) -> Tensor | None:
+    """First values [B,*] of a field that depends on the weights; None for all others."""
+    return _rate.anchor(params, layout) if name == "level_anchor" else None
 
 
 def update(
@@ -112,7 +112,7 @@ def _decay(p: Tensor, g: Tensor, rate: Tensor, k: Scalars, hp: Hyper, phase: Pha
     early_only = hp.weight_decay_phase == "early"
     if hp.weight_decay == 0 or (early_only and not phase.may_be_early):
         return p
-    strength = T.adaptive_decay(g) * rate * (hp.lr * hp.weight_decay)
-    if early_only:
+    strength = T.adaptive_decay(g) * (rate * (hp.lr * hp.weight_decay))
+    if early_only and phase is Phase.MIXED:
         strength = strength * k.early.to(p.dtype)
-    return p - strength * p
+    return torch.addcmul(p, strength, p, value=-1)

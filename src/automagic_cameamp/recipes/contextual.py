@@ -110,7 +110,7 @@ def update(p: Tensor, g: Tensor, state: Any, shared: Shared, hp: Any, phase: Pha
     if hp.use_orthograd and phase.may_be_early:
         d = torch.where(k.early, T.orthograd(d, p), d)
 
-    mean_rate = T.tensor_mean(rate.expand_as(p)) * hp.lr
+    mean_rate = T.tensor_mean(rate) * hp.lr
     p = decay(p, raw, rate, k, hp, phase) - d
     state = state._replace(step=state.step + 1, avg_lr=mean_rate.float())
     return Result(p, state, ok, _signals(raw, u, ok, hp))

@@ -123,9 +123,9 @@ def _has_low_rank(layout: Layout, hp: Any) -> bool:
     return hp.lora_rank_penalty and active and hp.lora and T.has_tail(layout, hp.rank_keep)
 
 
-def initial(name: str, p: Tensor) -> Tensor | None:
-    """First value of a field that depends on the weights [B,K,m,n]; None for all others."""
-    return T.sample(p).float() if name == "level_anchor" else None
+def initial(name: str, params: list[Tensor], layout: Layout) -> Tensor | None:
+    """First values [B,*] of a field that depends on the weights; None for all others."""
+    return _rate.anchor(params, layout) if name == "level_anchor" else None
 
 
 def update(
@@ -176,11 +176,11 @@ def _clip_percentile(g: Tensor, state: State, k: Scalars, hp: Any) -> tuple[Tens
     if history is None:
         return g, state
     norm = T.tensor_sum(g.square()).sqrt().flatten().float()
-    count = k.t.flatten().clamp(max=CLIP_HISTORY)
+    count = k.t.flatten().clamp(max=CLIP_HISTORY).long()
     history = torch.cat([norm.unsqueeze(1), history[:, :-1]], 1)  # newest first; 0 where none yet
     ordered = history.sort(1, descending=True).values
     # The value that p% of the norms seen so far do not exceed, nearest rank.
-    rank = ((100 - hp.percentile_clipping) / 100 * count).floor().long().clamp(max=CLIP_HISTORY - 1)
+    rank = ((100 - hp.percentile_clipping) * count // 100).clamp(max=CLIP_HISTORY - 1)
     limit = ordered.gather(1, rank.unsqueeze(1)).squeeze(1)
     scale = torch.where(norm > limit, limit / norm, 1.0).to(g.dtype)
     return g * scale.view(-1, 1, 1, 1), state._replace(gnorm_history=history)

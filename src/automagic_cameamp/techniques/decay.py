@@ -60,4 +60,4 @@ def spd(p: Tensor, new: Tensor, g: Tensor, strength: float) -> Tensor:
     before, after = tensor_sum(p.square()).sqrt(), tensor_sum(new.square()).sqrt()
     ratio = torch.where(after > 0, 1 - before / after, 0.0).clamp_(0.0, 1.0)
     along = (tensor_sum(g * p) > 0).to(p.dtype)  # c < 0
-    return new * (1 - strength * along * ratio)
+    return new * (1 - (strength * along * ratio).clamp(max=1.0))

@@ -16,9 +16,19 @@ def has_tail(layout: Layout, rank_keep: int) -> bool:
     return layout.matrix and rank_keep < min(layout.rows, layout.cols) <= LARGEST_SIDE
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product of two stacks; one by one on CPU, where a batch takes another kernel and other bits."""
+    if a.device.type != "cpu":
+        return a @ b
+    pairs = zip(a.flatten(0, 1).unbind(0), b.flatten(0, 1).unbind(0), strict=True)
+    return torch.stack([torch.mm(x, y) for x, y in pairs]).view(*a.shape[:-1], b.shape[-1])
+
+
 def _project(basis: Tensor, x: Tensor) -> Tensor:
     """The part of [B,K,m,n] in the kept directions of its short side."""
-    return basis @ (basis.mT @ x) if x.shape[-2] <= x.shape[-1] else (x @ basis) @ basis.mT
+    if x.shape[-2] <= x.shape[-1]:
+        return _product(basis, _product(basis.mT, x))
+    return _product(_product(x, basis), basis.mT)
 
 
 def top_basis(w: Tensor, rank_keep: int) -> Tensor:
@@ -31,9 +41,11 @@ def top_basis(w: Tensor, rank_keep: int) -> Tensor:
     Returns:
         [B,K,r,rank_keep], r = min(m, n), from the Gram matrix of that side.
     """
-    gram = w @ w.mT if w.shape[-2] <= w.shape[-1] else w.mT @ w
+    # In fp64 the small Gram matrix is exact enough that no thread count shows in the result.
+    wide = w.double()
+    gram = _product(wide, wide.mT) if w.shape[-2] <= w.shape[-1] else _product(wide.mT, wide)
     _, vectors = torch.linalg.eigh(gram)
-    return vectors[..., -rank_keep:]
+    return vectors[..., -rank_keep:].to(w.dtype)
 
 
 @local(Locality.TENSOR)

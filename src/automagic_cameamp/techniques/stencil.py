@@ -28,6 +28,8 @@ def picture(x: Tensor, layout: Layout, mode: str) -> Tensor | None:
         return None
     height, width = layout.shape[-2:]
     kernel = len(layout.shape) >= 4
+    if max(height, width) < 2:
+        return None
     if mode == "conv" and not (kernel and min(height, width) >= 3):
         return None
     return x.reshape(x.shape[0], -1, height, width)

@@ -102,12 +102,13 @@ def write_sheet(gallery: Gallery, path: Path, title: str, scale: int = 3) -> Non
             pen.text((margin, top), line, font=small, fill="#1c2330")
         for c, picture in enumerate(row):
             x = margin + left + c * (tile + gap)
+            if picture is None:
+                continue
             pen.rounded_rectangle(
                 (x - 4, y - 4, x + tile + 3, y + tile + 3), 8, fill="white", outline="#d9dce2"
             )
-            if picture is not None:
-                enlarged = Image.fromarray(picture).resize((tile, tile), Image.Resampling.NEAREST)
-                sheet.paste(enlarged, (x, y))
+            enlarged = Image.fromarray(picture).resize((tile, tile), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (x, y))
     for c, caption in enumerate(gallery.captions):
         x = margin + left + c * (tile + gap)
         for i, line in enumerate(wrap(caption, tiny, tile)[:4]):

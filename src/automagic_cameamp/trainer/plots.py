@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from .loop import RunResult
 
+DASHES = ("-", "-", "--", "-.", ":")  # our two classes often lie on each other
 COLOURS = ("#8a94a6", "#e8590c", "#1c7ed6", "#2f9e44", "#9c36b5", "#f08c00")
 INK = "#010203"  # stands for the page's own text colour, see _svg
 
@@ -19,6 +20,8 @@ def colour(index: int) -> str:
 
 def loss_plot(results: Sequence[RunResult]) -> str:
     """Training loss (pale, smoothed) and held-out loss (dots)."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     figure, axes = _axes("step", "v-prediction loss")
     for i, result in enumerate(results):
         rows = [row for row in result.rows if row["loss"] is not None]
@@ -26,7 +29,12 @@ def loss_plot(results: Sequence[RunResult]) -> str:
         axes.plot([row["step"] for row in rows], smooth, color=colour(i), alpha=0.35, linewidth=1.2)
         held = [(row["step"], row["held_out"]) for row in result.rows if row["held_out"] is not None]
         steps, values = zip(*held, strict=True)
-        axes.plot(steps, values, "o-", color=colour(i), markersize=4, linewidth=1.8, label=result.label)
+        dash = DASHES[i % len(DASHES)]
+        axes.plot(steps, values, dash, marker="o", color=colour(i), markersize=4, label=result.label)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False, labelcolor=INK, fontsize=10)
     return _svg(figure)
 
@@ -36,7 +44,8 @@ def lr_plot(results: Sequence[RunResult]) -> str:
     figure, axes = _axes("step", "applied learning rate")
     for i, result in enumerate(results):
         rows = [row for row in result.rows if row["step"] > 0]
-        axes.plot([r["step"] for r in rows], [r["lr"] for r in rows], color=colour(i), label=result.label)
+        steps, rates = [row["step"] for row in rows], [row["lr"] for row in rows]
+        axes.plot(steps, rates, DASHES[i % len(DASHES)], color=colour(i), label=result.label)
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axes.legend(frameon=False, labelcolor=INK, fontsize=10)

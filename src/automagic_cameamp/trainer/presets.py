@@ -10,8 +10,8 @@ from .settings import TrainSettings
 
 # For a LoRA of rank 8 on a few pictures: the best of a grid of powers of two by held-out loss after 150 steps
 # of the cat LoRA. `python -m benchmarks.compare` measures it; the rows are in benchmarks/results.
-OUR_LR = 2e-3
-LEARNING_RATES = {"adamw": 4e-3, "bitsandbytes.adamw8bit": 4e-3}
+OUR_LR = 4e-3
+LEARNING_RATES = {"adamw": 8e-3, "bitsandbytes.adamw8bit": 8e-3}
 DEFAULT_LR = 1e-3
 
 DEMO_OPTIMIZERS = ("AdamW", "Automagic_CameAMP", "Automagic_CameAMP8bit")

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from .loop import RunResult
 from .metrics import Row
@@ -23,8 +23,8 @@ class Bars(Watcher):
         self.progress = Progress(
             TextColumn("{task.description}", style="bold"),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}", style="dim"),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TextColumn("{task.fields[detail]}", style="dim", table_column=Column(no_wrap=True, min_width=37)),
             TimeRemainingColumn(compact=True),
             console=console,
         )
@@ -48,8 +48,8 @@ class Bars(Watcher):
         loss = row["loss"]
         if loss is not None:
             self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
-        shown = "" if self._loss is None else f"loss {self._loss:.4f}  "
-        detail = f"{shown}lr {row['lr']:.1e}  state {human_bytes(row['state_bytes'])}"
+        shown = "" if self._loss is None else f"loss {self._loss:.4f} "
+        detail = f"{shown}lr {row['lr']:.1e} state {human_bytes(row['state_bytes'])}"
         self.progress.update(self._task, completed=row["step"], detail=detail)
 
     def tick(self) -> None:

@@ -41,9 +41,7 @@ def add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_train_steps", type=int, default=2)
 
 
-def read_config_from_file(
-    args: argparse.Namespace, parser: argparse.ArgumentParser
-) -> argparse.Namespace:
+def read_config_from_file(args: argparse.Namespace, parser: argparse.ArgumentParser) -> argparse.Namespace:
     if not args.config_file:
         return args
     name = args.config_file if args.config_file.endswith(".toml") else args.config_file + ".toml"
