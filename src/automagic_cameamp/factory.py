@@ -167,4 +167,4 @@ def list_optimizers() -> list[OptimizerInfo]:
 
 def _summary(cls: type) -> str:
     lines = (inspect.getdoc(cls) or "").strip().splitlines()
-    return lines[0].rstrip(".") if lines else ""
+    return lines[0].rstrip(".").replace("``", "") if lines else ""

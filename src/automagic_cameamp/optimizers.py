@@ -53,7 +53,7 @@ def _configured(cls: C) -> C:
         if options.get("profile"):
             options = {**PROFILES[options["profile"]], **options}
         config = config_class(**options)
-        CameAMPOptimizer.__init__(self, params, config)
+        self._start(params, config)
 
     kinds = inspect.Parameter
     parameters = [kinds("self", kinds.POSITIONAL_OR_KEYWORD), kinds("params", kinds.POSITIONAL_OR_KEYWORD)]

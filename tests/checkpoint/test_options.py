@@ -139,11 +139,14 @@ def test_confidence_of_vectors_starts_from_the_momentum() -> None:
         {"tam_granularity": "row"},
         {"warmup_steps": 0},
         {"lr": 1e-4},
+        {"rank_keep": 4},
+        {"edge_suppression": False, "spatial_awareness": False},
     ],
     ids=str,
 )
 def test_other_options_of_ours(to: dict[str, Any]) -> None:
-    _, new = moved({}, to)
+    improved = bool({"rank_keep", "edge_suppression"} & to.keys())
+    _, new = moved({}, to, "improved" if improved else "base")
     goes_on(new, new.param_groups[0]["params"], 12)
 
 

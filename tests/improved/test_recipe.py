@@ -90,7 +90,7 @@ def stored(state):
     return improved.make_state({k: v.contiguous() for k, v in improved.as_dict(state).items() if v is not None})
 
 
-def twelve_steps(way, phase=None, warmup=8):
+def eight_steps(way, phase=None, warmup=6):
     """Traced and eager side by side, lr moving every step; the refresh of the basis is every third step."""
     torch._dynamo.reset()
     counter = Counter()
@@ -100,9 +100,9 @@ def twelve_steps(way, phase=None, warmup=8):
     hp = drive.hyper(layout, **{**drive.WAYS[way], "warmup_steps": warmup})
     state, q = drive.fresh(p, hp, layout), p
     other = state
-    for t, g in enumerate(base_drive.gradients((5, 7), 12, batch=2), start=1):
+    for t, g in enumerate(base_drive.gradients((5, 7), 8, batch=2), start=1):
         now = phase_of(t, warmup) if phase is None else phase
-        moving = hp._replace(lr=torch.tensor(1e-3 * (1 - t / 13)))
+        moving = hp._replace(lr=torch.tensor(1e-3 * (1 - t / 9)))
         shared = drive.shared(hp, t)
         a = traced(p, g, state, shared, moving, now, layout)
         b = improved.update(q, g, other, shared, moving, now, layout)
@@ -112,12 +112,12 @@ def twelve_steps(way, phase=None, warmup=8):
     return counter.graphs
 
 
-@pytest.mark.parametrize("way", ["default", "all off", "unfactored", "percentile", "mask per row"])
+@pytest.mark.parametrize("way", ["default", "all off", "percentile"])
 def test_one_graph_per_phase(way):
     """Times two where the kept directions are renewed: those steps do more."""
     refresh = 1 if way == "all off" else 2
-    assert twelve_steps(way) <= 3 * refresh
-    assert twelve_steps(way, Phase.MIXED) <= refresh
+    assert eight_steps(way) <= 3 * refresh
+    assert eight_steps(way, Phase.MIXED) <= refresh
 
 
 # ------------------------------------------------------------------ threads
@@ -207,7 +207,7 @@ def test_every_regulariser_changes_something(option):
     """Each of them alone, on a matrix; otherwise the comparison above would prove little."""
     results = []
     for value in (drive.OFF[option], drive.hyper(Layout.of((9, 11)))._asdict().get(option)):
-        params = base_drive.parameters([(9, 11)], scale=1.0)
+        params = base_drive.parameters([(9, 11)], scale=1e-3)
         options = {**drive.OFF, "weight_decay": 0.5, "rank_keep": 2, option: value}
         optimizer = drive.train(params, 0, Automagic_CameAMP_Improved, **options)
         for t in range(1, 9):

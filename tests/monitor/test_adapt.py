@@ -132,6 +132,18 @@ def test_memory_optimized_in_mid_run(make: Any, model: nn.Module) -> None:
     train(model, optimizer, 3)
 
 
+def test_the_controller_goes_on(make: Any, model: nn.Module) -> None:
+    optimizer = make("Automagic_CameAMP_COptim8bit", steps=6, blocksize=1024)
+    before = copy.deepcopy(optimizer.state_dict())
+    change_precision(optimizer, blocksize=128)
+    after = optimizer.state_dict()
+    extra = {k for k in before if k not in ("state", "param_groups")}
+    assert "c_optim" in extra
+    for key in extra:
+        assert str(after[key]) == str(before[key])
+    train(model, optimizer, 2, start=6)
+
+
 def test_no_change_touches_nothing(make: Any) -> None:
     optimizer = make(steps=2)
     before = {id(v) for s in optimizer.state.values() for v in s.values()}

@@ -11,7 +11,7 @@ from copy import copy
 from dataclasses import fields as dataclass_fields
 from itertools import chain
 from types import ModuleType
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -59,7 +59,11 @@ class CameAMPOptimizer(Reports, Optimizer):
     # config -> controller, for the classes that have one
     controller_of: ClassVar[Callable[[Any], Controller | None]] = staticmethod(lambda config: None)
 
-    def __init__(self, params: Iterable[Any], config: Any) -> None:
+    if TYPE_CHECKING:  # what the final classes show; ``optimizers._configured`` makes it
+
+        def __init__(self, params: Iterable[Any], lr: Any = ..., **options: Any) -> None: ...
+
+    def _start(self, params: Iterable[Any], config: Any) -> None:
         if isinstance(params, (set, frozenset)):
             raise TypeError("parameters in a set have no order that a checkpoint could keep: pass a list.")
         self.config = config
@@ -68,7 +72,7 @@ class CameAMPOptimizer(Reports, Optimizer):
         values = {f.name: getattr(config, f.name) for f in dataclass_fields(config)}
         configs.check_together(values, "in the constructor")
         defaults = {k: v for k, v in values.items() if k not in configs.engine_options(config)}
-        super().__init__(params, defaults)
+        Optimizer.__init__(self, params, defaults)
         if config.verbose:
             options = ", ".join(f"{k}={v!r}" for k, v in values.items())
             logger.info("%s(%s)", type(self).__name__, options)

@@ -162,6 +162,8 @@ class SavedState:
         if name not in self.names:
             return None
         keys = {name + s for s in SUFFIXES} & self.state.keys()
+        if name in _carry.RESIZABLE and self.state[name].shape != forms[0].own_shape(self.layout):
+            return None
         if name in keys and len(keys) > 1:
             raise CheckpointError(
                 f"state of {self.name} holds {name!r} twice: as it is and coded ({sorted(keys)}). {ADVICE}"

@@ -25,11 +25,12 @@ RESIDUAL = frozenset({"exp_avg_res", "exp_avg_res_row", "exp_avg_res_col"})
 REQUIRED = RESIDUAL | {"step", "exp_avg", "exp_avg_var", "beta1_product"}
 REQUIRED |= {"exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col"}
 MASK = ("lr_mask", "last_polarity", "lr_mask_sum")
+RESIZABLE = frozenset({"lowrank_basis"})  # its size is an option; another size starts anew
 LEVEL = {"distance": "level_anchor", "vote": "sign_history"}  # the field that only this rule keeps
 # Far outside what a run can reach, and small enough that squares and sums stay finite in fp32.
 LIMIT_MEAN, LIMIT_MOMENT = 1e15, 1e30
 MIXED_SIGNS = 0x33  # neither eight equal signs nor eight alternating ones: no vote
-NO_NORM = 1e30  # a norm that clips nothing
+NO_NORM = 9e29  # a norm that clips nothing
 LEAST_SURPRISE = 0.01
 
 

@@ -1,4 +1,4 @@
-"""Codes without a block scale: four bits of [0, 1], and bf16."""
+"""Codes of small states: four bits of [0, 1], and sixteen bits of a vector."""
 
 from __future__ import annotations
 
@@ -35,10 +35,14 @@ class Unit4:
         return flat.view(-1, *self.layout.view)
 
 
-class BFloat16:
-    """bf16 for a slow running mean; rounded stochastically, or steps below 1/256 would be lost."""
+class Half16:
+    """fp16 and one fp32 scale for a slow positive mean; rounded stochastically, or it would freeze.
 
-    name = "bf16"
+    The largest element becomes 2^14, which leaves 28 octaves below it at full precision: eight
+    times finer than bf16, whose rounding noise alone puts 3.5% into a mean over 1,000 steps.
+    """
+
+    name = "half"
     random = True
 
     def __init__(self, spec: StateSpec, layout: Layout) -> None:
@@ -46,11 +50,18 @@ class BFloat16:
         self.shape = spec.stack_shape(layout)
 
     def planes(self, layout: Layout) -> tuple[Plane, ...]:
-        return (Plane("", self.shape, self.spec.own_shape(layout), torch.bfloat16),)
+        return (
+            Plane("", self.shape, self.spec.own_shape(layout), torch.float16),
+            Plane("_scale", (1, 1, 1), (), torch.float32),
+        )
 
     def encode(self, x: Tensor, bits: Tensor | None = None) -> tuple[Tensor, ...]:
         x = x.float()
-        return (x.bfloat16() if bits is None else stochastic_round(x, bits, torch.bfloat16),)
+        top = x.abs().amax((1, 2, 3), keepdim=True)
+        # A power of two: scaling back and forth then costs no bits.
+        scale = torch.where(top > 0, torch.exp2(top.log2().floor() - 14), torch.ones_like(top))
+        scaled = x / scale
+        return scaled.half() if bits is None else stochastic_round(scaled, bits, torch.float16), scale
 
     def decode(self, planes: tuple[Tensor, ...]) -> Tensor:
-        return planes[0].float()
+        return planes[0].float() * planes[1]

@@ -17,11 +17,16 @@ def has_tail(layout: Layout, rank_keep: int) -> bool:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Matrix product of two stacks; one by one on CPU, where a batch takes another kernel and other bits."""
+    """Matrix product of two stacks, rounded once from fp64.
+
+    On CPU one by one, from copies: the kernel that torch takes, and so the last bits, depend on the
+    size of a batch, on alignment and on threads; in fp64 none of that survives the rounding.
+    """
     if a.device.type != "cpu":
         return a @ b
     pairs = zip(a.flatten(0, 1).unbind(0), b.flatten(0, 1).unbind(0), strict=True)
-    return torch.stack([torch.mm(x, y) for x, y in pairs]).view(*a.shape[:-1], b.shape[-1])
+    products = [torch.mm(x.clone().double(), y.clone().double()) for x, y in pairs]
+    return torch.stack(products).view(*a.shape[:-1], b.shape[-1]).to(a.dtype)
 
 
 def _project(basis: Tensor, x: Tensor) -> Tensor:
