@@ -16,7 +16,8 @@ from ..types import Layout
 from .execute import Field
 
 # Longest first: a suffix may end with another.
-SUFFIXES = ("_q_residual", "_q_scale", "_q_zero", "_q", "")
+SUFFIXES = ("_q_residual", "_q_scale", "_q_zero", "_q", "_scale", "")
+HALF_MAX = 65504.0
 ADVICE = "Nothing was loaded."
 
 
@@ -117,8 +118,10 @@ def check_values(name: str, key: str, value: Tensor, spec: StateSpec, layout: La
     if suffix in ("_q", "_q_zero", "_q_residual"):
         return  # every code means something
     low, high = _carry.bounds(spec, layout, hp)
-    if suffix == "_q_scale":
-        value, low, high = _extent(value.detach(), spec), min(low, 0.0), high
+    if suffix in ("_q_scale", "_scale"):
+        value, low = _extent(value.detach(), suffix, spec), min(low, 0.0)
+    elif value.dtype == torch.float16:
+        high = HALF_MAX  # in units of its scale
     if not value.numel() or (low == -math.inf and high == math.inf):
         return
     least, most = (float(x) for x in value.detach().aminmax())
@@ -129,8 +132,10 @@ def check_values(name: str, key: str, value: Tensor, spec: StateSpec, layout: La
         )
 
 
-def _extent(scale: Tensor, spec: StateSpec) -> Tensor:
-    """Values that these scales can produce: the largest of each block, and 0 or less for a bad scale."""
+def _extent(scale: Tensor, suffix: str, spec: StateSpec) -> Tensor:
+    """Largest values that these scales can produce; NaN for a scale that no code writes."""
+    if suffix == "_scale":
+        return torch.where(scale > 0, scale.double() * 2**15, math.nan)
     if spec.domain == "positive":  # logarithmic: low end and step
         low, step = scale.double().unbind(-1)
         return torch.where(step >= 0, (low + 255 * step).exp(), math.nan)
@@ -164,11 +169,15 @@ class SavedState:
         keys = {name + s for s in SUFFIXES} & self.state.keys()
         if name in _carry.RESIZABLE and self.state[name].shape != forms[0].own_shape(self.layout):
             return None
-        if name in keys and len(keys) > 1:
+        half = {name, f"{name}_scale"}
+        if name in keys and keys - half:
             raise CheckpointError(
                 f"state of {self.name} holds {name!r} twice: as it is and coded ({sorted(keys)}). {ADVICE}"
             )
-        return self._plain(name, forms, hp) if name in keys else self._coded(forms[0], hp)
+        if keys == {name}:
+            return self._plain(name, forms, hp)
+        codec = storage.Half16(forms[0], self.layout) if keys <= half else self._codec(forms[0])
+        return self._decoded(forms[0], codec, hp)
 
     def _plain(self, name: str, forms: Sequence[StateSpec], hp: Any) -> Tensor:
         value = self.state[name]
@@ -176,8 +185,7 @@ class SavedState:
         check_values(self.name, name, value, forms[i], self.layout, hp)
         return value.detach().to(self.device).reshape(1, *forms[i].stack_shape(self.layout))
 
-    def _coded(self, spec: StateSpec, hp: Any) -> Tensor:
-        codec = self._codec(spec)
+    def _decoded(self, spec: StateSpec, codec: storage.Codec, hp: Any) -> Tensor:
         planes = []
         for plane in codec.planes(self.layout):
             key = spec.name + plane.suffix
@@ -232,8 +240,7 @@ def _types(spec: StateSpec) -> tuple[torch.dtype, ...]:
     """Types in which a field may have been saved as it is."""
     if spec.dtype is not None:
         return (spec.dtype,)
-    half = (torch.bfloat16,) if spec.domain == "vector" else ()
-    return (torch.float32, torch.float64, *half)
+    return (torch.float32, torch.float64)
 
 
 def decoded(state: Mapping[str, Tensor], fields: Sequence[Field], layout: Layout) -> dict[str, Tensor]:

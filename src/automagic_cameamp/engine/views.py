@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import techniques as T
-from ..recipes import _rate
+from ..recipes import _read
 from ..storage import ErrorCorrected
 from ..types import Layout
 from .execute import Field, compute_dtype, stack_params
@@ -116,34 +115,10 @@ def high_precision(
             makers[name] = lambda name=name: state[name]
         elif codec is not None and spec.domain == "vector":
             makers[name] = lambda name=name: state[name].float()
-    if _rate.has_mask(hp):
-        makers["lr_mask"] = lambda: mask_rates(state, layout, hp, mask_mean)
-        makers["last_polarity"] = lambda: polarity(state, layout, hp)
+    if _read.has_mask(hp):
+        makers["lr_mask"] = lambda: _read.mask_rates(state, layout, hp, mask_mean)
+        makers["last_polarity"] = lambda: _read.polarity(state, layout, hp)
     if hp.allora and layout.matrix:
         stack = stack_params([p], layout, compute_dtype(p))
-        makers["row_scaling"] = lambda: T.allora_gain(stack, hp.eta).flatten()
+        makers["row_scaling"] = lambda: _read.row_scaling(stack, hp)
     return LazyStates(makers)
-
-
-def mask_rates(state: dict[str, Any], layout: Layout, hp: Any, mask_mean: float) -> Tensor:
-    """Rate of each element at the base learning rate, without schedule, level and gains."""
-    code = _rate.mask_code(hp)
-    word = state["lr_mask"]
-    counter = T.split_word(word, code)[0] if hp.lr_mask_granularity == "element" else word
-    if hp.lr_mask_rule == "additive":
-        mask = T.additive_mask(counter, torch.float32, hp.base_lr, hp.lr_bump, hp.min_lr, hp.max_lr)
-    else:
-        mask = T.geometric_mask(counter, torch.tensor(mask_mean, device=word.device))
-    rates = (mask * hp.base_lr).clamp(hp.min_lr, hp.max_lr)
-    if hp.lr_mask_granularity == "row" and layout.matrix:
-        lead = rates.reshape(layout.batch, layout.rows, 1)
-        return lead.expand(layout.view).reshape(layout.shape)
-    return rates.expand(layout.shape)
-
-
-def polarity(state: dict[str, Any], layout: Layout, hp: Any) -> Tensor:
-    """True where the last gradient that was not 0 was positive."""
-    if hp.lr_mask_granularity == "element":
-        return (state["lr_mask"] & 1) == 0
-    bits = T.unpack_bits(state["last_polarity"].unsqueeze(0), layout.view)
-    return ~bits.reshape(layout.shape)
