@@ -1,10 +1,11 @@
-# make help  lists the targets.   Variables you may set: PYTHON, TORCH, TORCH_INDEX, EXTRAS, PY, ARGS.
+# make help  lists the targets.   Variables you may set: PYTHON, TORCH, TORCH_INDEX, EXTRAS, PY, JOBS, ARGS.
 
 PYTHON      ?= python3
 TORCH       ?= torch==2.13.0
 TORCH_INDEX ?=
 EXTRAS      ?= demo,bnb,bench,dev
 VENV        := .venv
+JOBS        ?= $(shell nproc 2>/dev/null || echo 2)
 ARGS        ?=
 
 # PY=/some/python runs a target with an environment of your own; then .venv is not built.
@@ -41,7 +42,7 @@ types: $(READY) ## pyright
 	@$(PY) -m pyright --pythonpath "$$($(PY) -c 'import sys; print(sys.executable)')"
 
 tests: $(READY)
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n $(JOBS) $(ARGS)
 
 test-gpu: $(READY) ## the tests that need a CUDA device
 	@$(RUN) -m pytest -m gpu $(ARGS)

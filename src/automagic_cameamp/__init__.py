@@ -18,6 +18,7 @@ from .engine import (
     export_state,
     import_state,
 )
+from .lora import LoraMarks, mark_lora, unmark_lora
 from .optimizers import (
     OPTIMIZERS,
     Automagic_CameAMP,
@@ -49,6 +50,7 @@ __all__ = [
     "ImportReport",
     "Improved8BitOptimizerConfig",
     "ImprovedOptimizerConfig",
+    "LoraMarks",
     "OptimizationProfiles",
     "Optimizer8BitConfig",
     "OptimizerConfig",
@@ -58,4 +60,6 @@ __all__ = [
     "create_improved_8bit_optimizer",
     "export_state",
     "import_state",
+    "mark_lora",
+    "unmark_lora",
 ]

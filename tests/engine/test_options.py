@@ -54,7 +54,7 @@ BAD: dict[str, list[Any]] = {
     "tam_granularity": ["column", "Tensor", None, 1, ["row"]],
     "weight_decay_phase": ["late", "", None, 0],
     "hard_min_lr": FLAG,
-    "lr_mask_rule": ["geometrc", "ADDITIVE", None, False, np.array([1, 2]), torch.zeros(2)],
+    "lr_mask_rule": ["geometrc", "ADDITIVE", False, 0, np.array([1, 2]), torch.zeros(2)],
     "lr_mask_granularity": ["elements", "column", None, 3],
     "lr_level": ["prodigy", "Fixed", None, 0.5],
     "stochastic_rounding": [2, -1, 0.5, "True", [True]],
@@ -256,6 +256,7 @@ def test_positional_arguments() -> None:
         ("max_lr", 1, 1.0),
         ("warmup_steps", 100.0, 100),
         ("came", 0, False),
+        ("lr_mask_rule", None, "none"),  # the bare word of a command line
         ("full_finetune", 1, True),
     ],
 )

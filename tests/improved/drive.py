@@ -7,14 +7,18 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from reference import draws
 from torch import Tensor
 
-from automagic_cameamp import Automagic_CameAMP_8Bit, Automagic_CameAMP_Improved, Automagic_CameAMP_Improved_8Bit
+from automagic_cameamp import (
+    Automagic_CameAMP_8Bit,
+    Automagic_CameAMP_Improved,
+    Automagic_CameAMP_Improved_8Bit,
+)
 from automagic_cameamp.configs import ImprovedOptimizerConfig
 from automagic_cameamp.recipes import improved
 from automagic_cameamp.schedule import phase_of
 from automagic_cameamp.types import Layout, Phase
+from reference import draws
 
 WARMUP = 6
 

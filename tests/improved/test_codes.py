@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import draws
 from torch import Tensor
 
 from automagic_cameamp.storage import (
@@ -24,6 +23,7 @@ from automagic_cameamp.storage import (
     choose,
 )
 from automagic_cameamp.types import Layout
+from reference import draws
 
 SHAPES = [(7,), (1,), (64,), (65,), (9, 31), (3, 8, 5), (4, 3, 3, 3), (40, 41)]
 MOMENTUM = StateSpec("exp_avg", "full", "signed")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import draws
 
 from automagic_cameamp import techniques as T
+from reference import draws
 
 rows = st.integers(1, 40)
 dtypes = st.sampled_from([torch.float32, torch.float64])

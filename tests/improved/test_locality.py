@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from reference import draws
 from torch import Tensor
 
 from automagic_cameamp import techniques as T
 from automagic_cameamp.types import Layout, Locality
+from reference import draws
 
 B, K, M, N = 3, 2, 5, 6
 LAYOUT = Layout.of((K, M, N))

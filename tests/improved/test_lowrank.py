@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from improved import drive
-from reference import draws
 from torch import Tensor
 
 from automagic_cameamp import Automagic_CameAMP_Improved
 from automagic_cameamp import techniques as T
 from automagic_cameamp.types import Layout
+from improved import drive
+from reference import draws
 
 sizes = st.tuples(st.integers(2, 24), st.integers(2, 24))
 strengths = st.sampled_from([0.0, 1e-4, 0.3, 1.0])

@@ -6,10 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from reference import drive as base_drive
 from torch import Tensor
 
-from automagic_cameamp import Automagic_CameAMP_8Bit, Automagic_CameAMP_Improved, Automagic_CameAMP_Improved_8Bit
+from automagic_cameamp import (
+    Automagic_CameAMP_8Bit,
+    Automagic_CameAMP_Improved,
+    Automagic_CameAMP_Improved_8Bit,
+)
+from automagic_cameamp.engine import execute
+from reference import drive as base_drive
 
 ADAM = 8.0
 
@@ -86,14 +91,17 @@ def test_the_promised_share_of_adam(name, workload):
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_the_promised_share_of_adam_for_one_dense_matrix(name):
+def test_the_promised_share_of_adam_for_one_dense_matrix(name, monkeypatch):
+    """The state of 4096 x 4096 is really made; the arithmetic of the step, half a minute, is left out."""
+    done = torch.ones(1, dtype=torch.bool)
+    monkeypatch.setattr(execute, "run", lambda *args, **options: (done, None))
     optimizer, numel = stepped(name, WORKLOADS["dense"])
     assert percent(optimizer, numel) <= LIMITS[name]
     check_reports(optimizer, numel)
 
 
 def test_the_aims_for_dense_matrices():
-    """The size of a field per parameter does not depend on the size of a large matrix."""
+    """With real steps; the size of a field per parameter does not depend on the size of a large matrix."""
     shapes = [(1024, 1024)]
     share = {name: percent(*stepped(name, shapes)) for name in CLASSES}
     assert share["8Bit"] <= 40

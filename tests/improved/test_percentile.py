@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from improved import drive
-from reference import draws
 
 from automagic_cameamp import Automagic_CameAMP_Improved, Automagic_CameAMP_Improved_8Bit
 from automagic_cameamp import techniques as T
 from automagic_cameamp.recipes import improved
 from automagic_cameamp.types import Layout, Phase
+from improved import drive
+from reference import draws
 
 LENGTH = 100
 

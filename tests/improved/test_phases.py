@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from improved import drive
-from reference import drive as base_drive
-from reference.draws import normal
 
 import automagic_cameamp as package
 from automagic_cameamp import techniques as T
 from automagic_cameamp.schedule import phase_of
 from automagic_cameamp.types import Phase
+from improved import drive
+from reference import drive as base_drive
+from reference.draws import normal
 
 E, M, L = Phase.EARLY, Phase.MIDDLE, Phase.LATE
 ALWAYS, WARM, EARLY, AFTER, NEVER = (E, M, L), (E, M), (E,), (M, L), ()

@@ -9,16 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from improved import drive
-from reference import drive as base_drive
-from reference.draws import stack
 
 import automagic_cameamp
-from automagic_cameamp import Automagic_CameAMP, Automagic_CameAMP8bit, Automagic_CameAMP_8Bit, Automagic_CameAMP_Improved
+from automagic_cameamp import (
+    Automagic_CameAMP,
+    Automagic_CameAMP8bit,
+    Automagic_CameAMP_8Bit,
+    Automagic_CameAMP_Improved,
+)
 from automagic_cameamp.engine import buckets
 from automagic_cameamp.recipes import improved
 from automagic_cameamp.schedule import phase_of
 from automagic_cameamp.types import Layout, Phase
+from improved import drive
+from reference import drive as base_drive
+from reference.draws import stack
 
 SHAPES = [(), (1,), (9,), (1, 9), (9, 1), (5, 7), (8, 16), (2, 5, 6), (4, 3, 3, 3), (6, 4, 1, 1)]
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import draws
 
 from automagic_cameamp import techniques as T
+from reference import draws
 
 strengths = st.sampled_from([0.0, 5e-4, 0.3, 1.0])
 dtypes = st.sampled_from([torch.float32, torch.float64])

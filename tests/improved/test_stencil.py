@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import draws
 from torch import Tensor
 
 from automagic_cameamp import techniques as T
 from automagic_cameamp.types import Layout
+from reference import draws
 
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 12))
 penalties = st.sampled_from([0.0, 0.05, 0.08, 0.5, 1.0])

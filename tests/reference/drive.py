@@ -66,9 +66,9 @@ def hyper(layout: Layout, **options: Any) -> base.Hyper:
 
 def fresh(p: Tensor, hp: base.Hyper, layout: Layout) -> base.State:
     """First state of a stack."""
-    state = {}
+    state, params = {}, [row.reshape(layout.shape) for row in p]
     for spec in base.specs(layout, hp):
-        value = base.initial(spec.name, p)
+        value = base.initial(spec.name, params, layout)
         if value is None:
             shape = (p.shape[0], *spec.stack_shape(layout))
             value = torch.full(shape, spec.initial, dtype=spec.dtype or p.dtype)

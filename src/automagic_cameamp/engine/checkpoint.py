@@ -57,7 +57,9 @@ class Fitted(NamedTuple):
     memory: Tensor | None = None
 
 
-def fit(optimizer: Any, state_dict: Mapping[str, Any], options: Options = "saved") -> Fitted:
+def fit(
+    optimizer: Any, state_dict: Mapping[str, Any], options: Options = "saved", *, foreign: bool = False
+) -> Fitted:
     """Bring a state dict of any class of the family into the form of this optimizer.
 
     Args:
@@ -65,6 +67,7 @@ def fit(optimizer: Any, state_dict: Mapping[str, Any], options: Options = "saved
         state_dict: what ``state_dict()`` of a member of the family gave.
         options: 'saved': options of the groups come from the checkpoint, as in torch;
             'own': they stay the optimizer's.
+        foreign: the state was made from another optimizer's, which has no controller's memory.
 
     Raises:
         CheckpointError: it is of something else, or damaged.
@@ -72,7 +75,8 @@ def fit(optimizer: Any, state_dict: Mapping[str, Any], options: Options = "saved
     if options not in ("saved", "own"):
         raise fail("options", options, "'saved' or 'own'")
     saved_groups, entries, extra = structure(optimizer, state_dict)
-    home, remembered, lost = _take_memory(optimizer, entries, state_dict)
+    found = (None, None, set()) if foreign else _take_memory(optimizer, entries, state_dict)
+    home, remembered, lost = found
     old = [
         merged(optimizer, n, own, saved)
         for n, (own, saved) in enumerate(zip(optimizer.param_groups, saved_groups, strict=True))

@@ -98,7 +98,8 @@ def import_state(
     for group in optimizer.param_groups:
         numbered.append({"params": list(range(count, count + len(group["params"])))})
         count += len(group["params"])
-    fitted = checkpoint.fit(optimizer, {"state": source.states(), "param_groups": numbered}, "own")
+    ours = {"state": source.states(), "param_groups": numbered}
+    fitted = checkpoint.fit(optimizer, ours, "own", foreign=True)
     if not fitted.states:
         raise CheckpointError(f"the state dict holds no state of {KINDS[kind]} to import. {ADVICE}")
     steps = [int(state["step"]) for state in fitted.states.values()]

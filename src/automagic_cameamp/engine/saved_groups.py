@@ -89,7 +89,7 @@ def merged(optimizer: Any, number: int, own: dict[str, Any], saved: Mapping[str,
         optimizer.recipe.specs(Layout.of(()), optimizer._hyper(group, lora=False))  # what excludes each other
     except CheckpointError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"group {number} of the state dict: {error} {ADVICE}") from error
     return group
 

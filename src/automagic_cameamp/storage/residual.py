@@ -26,7 +26,7 @@ class Steps(Protocol):
 class ErrorCorrected:
     r"""A block code plus ``bits`` bits of its rounding error, on the range it is known to have.
 
-    .. math:: x = \mathrm{deq}(q) + r, \qquad |r| \le \delta/2 \text{ held to } \delta/2^{b+1}
+    .. math:: x = \mathrm{deq}(q) + r, \qquad |r| \le \delta/2 \text{ held to } \delta / (4 (2^{b-1} - 1))
 
     The error is added back before the running mean is updated, so it never accumulates. The
     first plane alone stays a valid eight-bit state; the second needs no scale of its own.

@@ -15,8 +15,8 @@ def pack_bits(bits: Tensor) -> Tensor:
     """[B, *] bool -> [B, ceil(numel/8)] uint8, first element in the lowest bit."""
     flat = bits.flatten(1).to(torch.uint8)
     flat = torch.nn.functional.pad(flat, (0, -flat.shape[1] % 8)).unflatten(1, (-1, 8))
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=bits.device)
-    return (flat * weights).sum(-1, dtype=torch.uint8)
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)  # made there: no copy to wait for
+    return (flat << shifts).sum(-1, dtype=torch.uint8)
 
 
 def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
