@@ -18,7 +18,6 @@ from automagic_cameamp import (
     Automagic_CameAMP_Improved,
     Automagic_CameAMP_Improved_8Bit,
 )
-from automagic_cameamp.storage import Affine8
 from improved import drive
 from reference import drive as base_drive
 from reference.draws import normal
@@ -350,8 +349,7 @@ def test_a_quantisation_strategy_decides(named):
     base_drive.give_gradients(params, 1)
     optimizer.step()
     blocks = {i: codes_of(optimizer, i).block_size for i in range(5) if codes_of(optimizer, i)}
-    assert blocks == {0: 128, 2: 512}  # 1,600 and 1,728 elements; 1,056 is too few for it
-    assert 4 not in blocks or SHAPES[4] == (4, 20, 20)
+    assert blocks == {0: 128, 2: 512, 4: 128}  # 1,600, 1,728 and 1,600 elements; 1,056 is too few for it
     prefix = "layer.{}.weight" if named else "param_{}"
     assert {prefix.format(i) for i in range(5)} == {name for name, _, _ in strategy.asked}
     assert all(isinstance(shape, torch.Size) for _, shape, _ in strategy.asked)
@@ -446,7 +444,6 @@ def test_state_names_are_the_documents():
     optimizer, params = stepped()
     for name in ("exp_avg_q", "exp_avg_q_scale", "exp_avg_q_zero", "exp_avg_q_residual", "edge_history_q"):
         assert name in optimizer.state[params[0]], name
-    assert Affine8(64).planes is not None
 
 
 @pytest.mark.parametrize("cls", FAMILY)

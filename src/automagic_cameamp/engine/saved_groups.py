@@ -15,6 +15,7 @@ from ..validate import checked
 from .saved import ADVICE, CheckpointError
 
 FORMAT_VERSION = 1
+LARGEST = 2.0**53  # of a rate or a count
 # In the groups of torch's, CAME's and bitsandbytes' optimizers, not in ours.
 FOREIGN_GROUP_KEYS = frozenset({"amsgrad", "maximize", "momentum", "dampening", "rho", "t_alpha"})
 
@@ -107,7 +108,7 @@ def _check_bookkeeping(number: int, group: dict[str, Any]) -> None:
     for name, kinds in (("base_lr", (int, float)), ("clock", (int,)), ("lr", (int, float, Tensor))):
         value = group[name]
         numeric = isinstance(value, kinds) and not isinstance(value, bool)
-        if not numeric or not 0 <= value < float("inf"):  # also refuses NaN
+        if not numeric or not 0 <= value < LARGEST:  # also refuses NaN
             raise CheckpointError(f"{name}={value!r} of group {number}: it must be a number >= 0. {ADVICE}")
     names = group.get("param_names")
     if names is not None and (not isinstance(names, (list, tuple)) or len(names) != len(group["params"])):
