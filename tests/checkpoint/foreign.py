@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoint.members import SHAPES, draw, never
-from engine.helpers import disk, parameters, train
+from checkpoint.members import SHAPES, never
+from engine.helpers import disk, draw, parameters, train
 
 STEPS = 6
 try:

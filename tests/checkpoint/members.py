@@ -9,7 +9,8 @@ from torch import Tensor
 
 import automagic_cameamp
 from automagic_cameamp.engine.saved import decoded
-from engine.helpers import draw, parameters, train
+from automagic_cameamp.types import Layout
+from engine.helpers import parameters, train
 
 WARMUP = 7
 STEPS = 5
@@ -83,5 +84,18 @@ def goes_on(optimizer: Any, params: list[Tensor], steps: int = 4) -> None:
             assert not value.is_floating_point() or bool(value.isfinite().all()), name
 
 
-__all__ = ["MEMBERS", "SHAPES", "STEPS", "WARMUP", "distance", "draw", "fresh", "goes_on", "make", "never"]
-__all__ += ["trained", "values"]
+def view(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return x.reshape(1, *Layout.of(shape).view)
+
+
+def within_rms(x: Tensor) -> Tensor:
+    return x / max(1.0, float(x.double().square().mean().sqrt()))
+
+
+def check_moments(ours: dict[str, Tensor], square: Tensor, rtol: float = 1e-5) -> None:
+    """Row and column means of a matrix, the whole of a vector."""
+    if "exp_avg_sq" in ours:
+        torch.testing.assert_close(ours["exp_avg_sq"], square, rtol=rtol, atol=0)
+    else:
+        torch.testing.assert_close(ours["exp_avg_sq_row"], square.mean(-1, keepdim=True), rtol=rtol, atol=0)
+        torch.testing.assert_close(ours["exp_avg_sq_col"], square.mean(-2, keepdim=True), rtol=rtol, atol=0)

@@ -127,7 +127,7 @@ def damage_groups(rng: random.Random, saved: dict[str, Any]) -> None:
         saved["param_groups"] = one(rng, JUNK)
     elif kind == 1:
         groups.append(copy.deepcopy(groups[0]))
-    elif not isinstance(groups[0], dict) or kind == 2:
+    elif not isinstance(groups[0], dict) or not groups[0] or kind == 2:
         groups[0] = one(rng, JUNK)
     elif kind == 3:
         groups[0]["params"] = one(

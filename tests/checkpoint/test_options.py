@@ -174,7 +174,6 @@ def test_loading_keeps_the_saved_options() -> None:
     new, params = fresh("base")
     new.load_state_dict(disk(old.state_dict()))
     assert new.param_groups[0]["lr_mask_granularity"] == "row" and not new.param_groups[0]["factored"]
-    assert differences(snapshot(old), snapshot(new))[:0] == []
     for a, b in zip(values(old), values(new), strict=True):
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     goes_on(new, params)

@@ -24,7 +24,7 @@ from ..validate import fail
 from . import execute, memory
 from .buckets import Chunk
 from .execute import Field
-from .saved import ADVICE, CheckpointError, SavedState, check_values, refuse_foreign, split_key
+from .saved import ADVICE, CheckpointError, SavedState, check_family, check_values, refuse_foreign, split_key
 from .saved_groups import FORMAT_VERSION, merged, structure
 
 __all__ = ["FORMAT_VERSION", "CheckpointError", "Fitted", "commit", "convert_state", "fit", "say"]
@@ -77,6 +77,9 @@ def fit(
     saved_groups, entries, extra = structure(optimizer, state_dict)
     found = (None, None, set()) if foreign else _take_memory(optimizer, entries, state_dict)
     home, remembered, lost = found
+    names = list(_names(optimizer))
+    for i, entry in entries.items():
+        refuse_foreign(names[i], entry)
     old = [
         merged(optimizer, n, own, saved)
         for n, (own, saved) in enumerate(zip(optimizer.param_groups, saved_groups, strict=True))
@@ -87,7 +90,7 @@ def fit(
             {**own, "clock": saved["clock"]} for own, saved in zip(optimizer.param_groups, old, strict=True)
         ]
     order = {id(group): SimpleNamespace(**before) for group, before in zip(groups, old, strict=True)}
-    work = _Conversion(optimizer, entries, _mask_mean(optimizer, entries))
+    work = _Conversion(optimizer, names, entries, _mask_mean(optimizer, entries))
     for group, chunk in optimizer._chunks(groups):
         work.add(group, chunk, order[id(group)])
     work.share_group_masks(groups)
@@ -154,7 +157,8 @@ def convert_state(
         groups.append({**plain, "params": list(range(first, first + count))})
         first += count
     other = {k: v for k, v in state_dict.items() if k not in ("state", "param_groups")}
-    states: dict[Any, Any] = {**fitted.states, **fitted.extra}
+    extra = {k: v for k, v in fitted.extra.items() if k not in range(first)}
+    states: dict[Any, Any] = {**fitted.states, **extra}
     if fitted.home is not None and fitted.memory is not None:
         states[fitted.home] = {**states[fitted.home], memory.KEY: fitted.memory}
     return {**other, "state": states, "param_groups": groups, "magic_version": FORMAT_VERSION}
@@ -205,13 +209,13 @@ def _names(optimizer: Any) -> Iterator[str]:
 class _Conversion:
     """The state of one parameter after the other, and what happened to it."""
 
-    def __init__(self, optimizer: Any, entries: dict[int, Any], mask_mean: float) -> None:
-        self.optimizer, self.entries, self.mask_mean = optimizer, entries, mask_mean
+    def __init__(self, optimizer: Any, names: list[str], entries: dict[int, Any], mask_mean: float) -> None:
+        self.optimizer, self.names = optimizer, names
+        self.entries, self.mask_mean = entries, mask_mean
         self.states: dict[int, dict[str, Tensor]] = {}
         self.converted = 0
         self.fresh: set[str] = set()
         self.dropped: set[str] = set()
-        self.names = list(_names(optimizer))
         self.new_masks: set[int] = set()  # parameters whose mask is of another granularity or rule
 
     def add(self, group: dict[str, Any], chunk: Chunk, before: Any) -> None:
@@ -225,7 +229,7 @@ class _Conversion:
             name, state = self.names[i], self.entries[i]
             compute = execute.compute_dtype(p)
             wanted = {key: form for field in fields for key, form in _forms(field, chunk.layout, compute)}
-            refuse_foreign(name, state, list(wanted))
+            check_family(name, state, list(wanted))
             if (
                 state.keys() == wanted.keys()
                 and all(_is(state[k], *form) for k, form in wanted.items())

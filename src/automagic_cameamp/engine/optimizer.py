@@ -28,6 +28,7 @@ from .rounding import parameter_key
 
 logger = logging.getLogger("automagic_cameamp")
 LOG_EVERY = 100
+LISTS_KEPT = 4096
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -239,6 +240,8 @@ class CameAMPOptimizer(Reports, Optimizer):
         """A short list as a tensor, made once and without waiting for the device."""
         key = (device, dtype, *values)
         if key not in self._device_lists:
+            if len(self._device_lists) >= LISTS_KEPT:  # sets of active parameters that change for ever
+                self._device_lists.clear()
             host = torch.tensor(values, dtype=dtype)
             if device.type == "cuda":
                 host = host.pin_memory()

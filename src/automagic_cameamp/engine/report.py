@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +31,7 @@ def memory_stats(entries: list[tuple[Tensor, dict[str, Any], list[Any]]]) -> dic
             as_fp32 += 4 * math.prod(spec.own_shape(layout))
             if codec is not None:
                 coded.update(spec.name + plane.suffix for plane in codec.planes(layout))
+        as_fp32 += sum(4 * value.numel() for _, value in _others(state, fields, layout))
         for key, value in state.items():
             if key in coded:
                 quantized += _bytes(value)
@@ -50,6 +52,15 @@ def memory_stats(entries: list[tuple[Tensor, dict[str, Any], list[Any]]]) -> dic
     }
 
 
+def _others(state: dict[str, Any], fields: list[Any], layout: Layout) -> Iterator[tuple[str, Tensor]]:
+    """State that belongs to no field of the parameter: the memory of a controller."""
+    known = {spec.name for spec, _ in fields}
+    for spec, codec in fields:
+        if codec is not None:
+            known.update(spec.name + plane.suffix for plane in codec.planes(layout))
+    yield from ((k, v) for k, v in state.items() if isinstance(v, Tensor) and k not in known)
+
+
 def efficiency(entries: list[tuple[Tensor, dict[str, Any], list[Any]]]) -> dict[str, Any]:
     """Parameters with eight-bit state, and the bytes of every state."""
     eight = total = held = as_fp32 = 0
@@ -66,6 +77,10 @@ def efficiency(entries: list[tuple[Tensor, dict[str, Any], list[Any]]]) -> dict[
                 held += size
                 as_fp32 += 4 * math.prod(spec.own_shape(layout))
                 breakdown[spec.name] = breakdown.get(spec.name, 0) + size
+        for key, value in _others(state, fields, layout):
+            held += _bytes(value)
+            as_fp32 += 4 * value.numel()
+            breakdown[key] = breakdown.get(key, 0) + _bytes(value)
     return {
         "total_parameters": total,
         "8bit_parameters": eight,

@@ -55,22 +55,24 @@ KINDS = {
 }
 
 
-def refuse_foreign(name: str, state: Any, wanted: Sequence[str] = ()) -> None:
-    """Raise unless the family wrote this state.
-
-    Args:
-        name: how the parameter is called in messages.
-        state: its saved state, not empty.
-        wanted: keys that this optimizer would keep.
-    """
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"state of {name} is a {type(state).__name__}, not a dict. {ADVICE}")
+def refuse_foreign(name: str, state: Mapping[Any, Any]) -> None:
+    """Raise where an optimizer outside the family is known to have written this state."""
     kind = foreign_kind(state)
     if kind is not None:
         raise CheckpointError(
             f"state of {name} looks like that of {KINDS[kind]}, not of this family: "
             f"automagic_cameamp.import_state(optimizer, state_dict) can take it. {ADVICE}"
         )
+
+
+def check_family(name: str, state: Mapping[Any, Any], wanted: Sequence[str]) -> None:
+    """Raise unless these are tensors of fields of the family, the indispensable ones among them.
+
+    Args:
+        name: how the parameter is called in messages.
+        state: its saved state, not empty.
+        wanted: keys that this optimizer would keep.
+    """
     keys = {str(k) for k in state}
     unknown = sorted(k for k in keys if not _carry.in_family(split_key(k)[0]))
     needed = [("step",), ("avg_lr",), ("exp_avg", "exp_avg_q")]
@@ -262,6 +264,7 @@ __all__ = [
     "KINDS",
     "CheckpointError",
     "SavedState",
+    "check_family",
     "check_form",
     "check_values",
     "decoded",

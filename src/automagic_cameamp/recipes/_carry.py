@@ -28,7 +28,7 @@ MASK = ("lr_mask", "last_polarity", "lr_mask_sum")
 RESIZABLE = frozenset({"lowrank_basis"})  # its size is an option; another size starts anew
 LEVEL = {"distance": "level_anchor", "vote": "sign_history"}  # the field that only this rule keeps
 # Far outside what a run can reach, and small enough that squares and sums stay finite in fp32.
-LIMIT_MEAN, LIMIT_MOMENT = 1e15, 1e30
+LIMIT_WEIGHT, LIMIT_MEAN, LIMIT_MOMENT = 1e6, 1e15, 1e30
 MIXED_SIGNS = 0x33  # neither eight equal signs nor eight alternating ones: no vote
 NO_NORM = 9e29  # a norm that clips nothing
 LEAST_SURPRISE = 0.01
@@ -278,7 +278,7 @@ def bounds(spec: StateSpec, layout: Layout, hp: Any) -> tuple[float, float]:
     if spec.dtype in (torch.uint8, torch.int16):
         return -math.inf, math.inf  # every bit pattern means something
     if name == "lr_level" and hp.lr_level == "vote":
-        return -80.0, 80.0
+        return -1e6, 1e6
     named = {
         "step": (0.0, 2.0**24),
         "s": (-1.001, 1.001),
@@ -287,9 +287,10 @@ def bounds(spec: StateSpec, layout: Layout, hp: Any) -> tuple[float, float]:
         "lr_mask_sum": (n * MASK_LOW * 0.99, n * MASK_HIGH * 1.01),
         "lr_mask_vote": (-float(n), float(n)),
         "vote_clock": (-1.0, LIMIT_MEAN),
-        "lr_level": (1.0, 1e9),
+        "lr_level": (1.0, LIMIT_MEAN),
+        "level_anchor": (-LIMIT_WEIGHT, LIMIT_WEIGHT),
         "level_norm": (0.0, LIMIT_MEAN),
-        "lowrank_basis": (-1.01, 1.01),
+        "lowrank_basis": (-1.1, 1.1),
         "lowrank_rate": (0.0, LIMIT_MEAN),
         "gnorm_history": (0.0, LIMIT_MOMENT),
     }
