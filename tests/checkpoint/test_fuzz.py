@@ -71,11 +71,11 @@ def damage_tensor(rng: random.Random, x: Tensor) -> Any:
     if kind == 3:
         return torch.cat([x.flatten(), x.flatten()])
     if kind == 4:
-        return torch.full_like(x, one(rng, NUMBERS)) if x.is_floating_point() else ~x
+        return x.double().fill_(one(rng, NUMBERS)).to(x.dtype) if x.is_floating_point() else ~x
     if kind == 5:
         y = x.clone().flatten()
         if y.is_floating_point():
-            y[rng.randrange(len(y))] = one(rng, NUMBERS)
+            y[rng.randrange(len(y))] = torch.tensor(one(rng, NUMBERS), dtype=torch.float64)
         elif y.dtype is not torch.bool:
             y[:] = torch.randint(0, 127, y.shape, generator=torch.Generator().manual_seed(rng.randrange(9)))
         return y.reshape(x.shape)

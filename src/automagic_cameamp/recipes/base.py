@@ -112,7 +112,9 @@ def _decay(p: Tensor, g: Tensor, rate: Tensor, k: Scalars, hp: Hyper, phase: Pha
     early_only = hp.weight_decay_phase == "early"
     if hp.weight_decay == 0 or (early_only and not phase.may_be_early):
         return p
-    strength = T.adaptive_decay(g) * (rate * (hp.lr * hp.weight_decay))
+    strength = T.adaptive_decay(g).mul_(rate)
     if early_only and phase is Phase.MIXED:
         strength = strength * k.early.to(p.dtype)
-    return torch.addcmul(p, strength, p, value=-1)
+    if isinstance(hp.lr, Tensor):
+        return torch.addcmul(p, strength * (hp.lr * hp.weight_decay), p, value=-1)
+    return torch.addcmul(p, strength, p, value=-hp.lr * hp.weight_decay)
