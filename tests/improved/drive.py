@@ -18,7 +18,7 @@ from automagic_cameamp.configs import ImprovedOptimizerConfig
 from automagic_cameamp.recipes import improved
 from automagic_cameamp.schedule import phase_of
 from automagic_cameamp.types import Layout, Phase
-from reference import draws
+from reference import drive as base_drive
 
 WARMUP = 6
 
@@ -74,7 +74,10 @@ CODED: dict[str, tuple[type, dict[str, Any]]] = {
     "softsign+8": (Automagic_CameAMP_8Bit, {"state_code": "softsign", "error_bits": 8}),
     "bf16 vectors": (Automagic_CameAMP_8Bit, {"state_code": "dynamic", "mixed_precision": False}),
     "dynamic": (Automagic_CameAMP_Improved_8Bit, {"min_8bit_size": 0, "force_8bit": True}),
-    "memory_optimized": (Automagic_CameAMP_Improved_8Bit, {"profile": "memory_optimized", "min_8bit_size": 0}),
+    "memory_optimized": (
+        Automagic_CameAMP_Improved_8Bit,
+        {"profile": "memory_optimized", "min_8bit_size": 0},
+    ),
 }
 
 
@@ -138,12 +141,5 @@ def run(
 
 def train(params: list[torch.nn.Parameter], steps: int, cls: Any, seed: int = 0, **options: Any) -> Any:
     """An optimizer that has taken some steps."""
-    from reference import drive as base_drive
-
     given = {"lr": 1e-3, "max_lr": 1e-2, **SMALL, **options}
     return base_drive.train(params, steps, cls, seed, **allowed(cls, given))
-
-
-def matrix(rows: int, columns: int, seed: int = 0, batch: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    """[B,1,m,n] of normal numbers."""
-    return draws.stack((rows, columns), seed, batch, dtype=dtype)

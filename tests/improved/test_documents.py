@@ -107,7 +107,7 @@ LONG = {("002", 12)}
 
 
 def reader(document: str, small: bool = False) -> dict[str, Any]:
-    """A model, data, an optimizer of the document's class that has taken a step, and what it forgets to import."""
+    """A model, data, an optimizer of the document's class after a step, and what it forgets to import."""
     model = nn.Sequential(nn.Linear(512, 16), nn.ReLU(), nn.Linear(16, 10))
     if small:
         model = nn.Sequential(nn.Linear(512, 10, bias=False))
@@ -212,11 +212,11 @@ def check_optimizer(optimizer: Any) -> None:
     ],
 )
 def test_what_they_print_is_a_number(document, text, expected, checkout):
-    number = next(n for n, (_, language, body) in enumerate(blocks(document)) if text in body and "print" in body
-                  and (document, n) in PROGRAMS)  # fmt: skip
+    bodies = [body for n, (_, _, body) in enumerate(blocks(document)) if (document, n) in PROGRAMS]
+    body = next(body for body in bodies if text in body and "print" in body)
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        exec(blocks(document)[number][2], reader(document))
+        exec(body, reader(document))
     for word, unit in expected.items():
         lines = [line for line in output.getvalue().splitlines() if word in line]
         assert lines and re.search(rf"\d+\.\d\d ?{unit}", lines[0]), output.getvalue()
@@ -280,7 +280,8 @@ def test_the_accumulated_error_of_002_does_not_grow():
 
 def rows(document: str) -> list[list[str]]:
     text = (FOLDER / FILES[document]).read_text("utf-8", errors="replace")
-    return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    lines = [line.strip().strip("|") for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")] for line in lines]
 
 
 @pytest.mark.parametrize(

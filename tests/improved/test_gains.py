@@ -84,7 +84,9 @@ def test_spatial_range_and_scale(count, seed, detail, dtype, scale):
 @given(rows, st.sampled_from([0.0, 1e-30, 0.1, 1.0, 3e7]), details, dtypes)
 def test_homogeneous_rows_move_as_they_are(count, value, detail, dtype):
     gain = T.spatial_gain(torch.full((2, 3, count, 1), value, dtype=dtype), detail)
-    torch.testing.assert_close(gain, torch.ones_like(gain), rtol=0, atol=2e-7 if dtype == torch.float32 else 1e-15)
+    torch.testing.assert_close(
+        gain, torch.ones_like(gain), rtol=0, atol=2e-7 if dtype == torch.float32 else 1e-15
+    )
 
 
 @given(rows, draws.seeds)

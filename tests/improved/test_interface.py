@@ -1,4 +1,4 @@
-"""Arguments of the improved classes: every documented name, its default, what is allowed, profiles, aliases."""
+"""Arguments of the improved classes: every documented name, default and range; profiles, aliases."""
 
 from __future__ import annotations
 
@@ -127,7 +127,10 @@ IMPROVED_EIGHT_BIT: dict[str, tuple[Any, tuple[list[Any], list[Any]]]] = {
     "fused_adam": (False, ([False], [])),
     "profile": (
         None,
-        ([None, "memory_optimized", "quality_optimized", "balanced"], ["Balanced", "fast", "MEMORY_OPTIMIZED", ""]),
+        (
+            [None, "memory_optimized", "quality_optimized", "balanced"],
+            ["Balanced", "fast", "MEMORY_OPTIMIZED", ""],
+        ),
     ),
 }
 CLASSES: dict[str, tuple[Any, Any, dict[str, tuple[Any, tuple[list[Any], list[Any]]]]]] = {
@@ -188,10 +191,10 @@ def test_there_is_no_argument_beyond_the_table(cls):
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_configs_are_plain_dataclasses_that_round_trip(cls):
-    optimizer_class, config_class, table = CLASSES[cls]
-    assert dataclasses.is_dataclass(config_class)
-    config = config_class(lr=3e-4, warmup_steps=7)
+    optimizer_class, config_class, _ = CLASSES[cls]
+    config: Any = config_class(lr=3e-4, warmup_steps=7)
     config.edge_penalty = 0.12  # mutable
+    assert dataclasses.is_dataclass(config)
     assert not [name for name in config.__dict__ if name.startswith("_")]
     optimizer = optimizer_class(params(), **config.__dict__)
     assert optimizer.config == config
@@ -345,9 +348,15 @@ def test_a_profile_never_sets_the_learning_rate(profile):
 @pytest.mark.parametrize("profile", DOCUMENTED)
 @pytest.mark.parametrize(
     "explicit",
-    [{"edge_suppression": True, "lr": 2e-4}, {"edge_suppression": False}, {"edge_penalty": 0.12}, {"verbose": False},
-     {"min_8bit_size": 2048, "force_8bit": False}, {"lr_mask_granularity": "tensor", "frequency_penalty": 1.0}],
-)  # fmt: skip
+    [
+        {"edge_suppression": True, "lr": 2e-4},
+        {"edge_suppression": False},
+        {"edge_penalty": 0.12},
+        {"verbose": False},
+        {"min_8bit_size": 2048, "force_8bit": False},
+        {"lr_mask_granularity": "tensor", "frequency_penalty": 1.0},
+    ],
+)
 def test_explicit_options_win_over_the_profile(profile, explicit):
     optimizer = Automagic_CameAMP_Improved_8Bit(params(), profile=profile, **explicit)
     expected = dict(DOCUMENTED[profile]) | BEYOND[profile] | explicit

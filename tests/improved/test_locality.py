@@ -115,7 +115,9 @@ def test_the_declared_locality_is_reached(name):
             changed += len(places)
             # A row statistic stands for its whole row: only what leaves the row is beyond it.
             far |= {
-                reach for reach in narrower if any(not inside(reach, index, (*w[:3], index[3]), N) for w in places)
+                reach
+                for reach in narrower
+                if any(not inside(reach, index, (*w[:3], index[3]), N) for w in places)
             }
             if x.shape[-1] > 1 and any(w[3] != index[3] for w in places):
                 far.add(Locality.ELEMENT)
@@ -151,7 +153,9 @@ def test_stacked_equals_looped(name, dtype):
     assert torch.equal(together, torch.cat(parts))
 
 
-@pytest.mark.parametrize("shape", [(33, 257), (257, 33), (16, 1280), (3, 12, 40), (64, 3, 3, 3), (1, 9), (9, 1)])
+@pytest.mark.parametrize(
+    "shape", [(33, 257), (257, 33), (16, 1280), (3, 12, 40), (64, 3, 3, 3), (1, 9), (9, 1)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_stacked_equals_looped_on_awkward_shapes(shape, dtype):
     layout = Layout.of(shape)

@@ -13,6 +13,7 @@ from automagic_cameamp import techniques as T
 from automagic_cameamp.types import Layout
 from improved import drive
 from reference import draws
+from reference import drive as base_drive
 
 sizes = st.tuples(st.integers(2, 24), st.integers(2, 24))
 strengths = st.sampled_from([0.0, 1e-4, 0.3, 1.0])
@@ -40,7 +41,7 @@ def test_the_top_is_kept_and_the_tail_shrinks_exactly(size, seed, keep, strength
     side = min(size)
     keep = min(keep, side - 1)
     values = [2.0 ** (1 - i / 2) for i in range(side)]
-    w = spectrum(values, *size, seed)
+    w = spectrum(values, size[0], size[1], seed)
     out = shrunk(w, keep, strength)
     # Far apart, so the order of the singular values stays as it is.
     after = torch.linalg.svdvals(out[0, 0]).tolist()
@@ -52,7 +53,7 @@ def test_the_top_is_kept_and_the_tail_shrinks_exactly(size, seed, keep, strength
 def test_the_kept_subspace_is_untouched(size, seed):
     keep = max(1, min(size) // 2)
     values = [4.0] * keep + [1.0] * (min(size) - keep)
-    w = spectrum(values, *size, seed)
+    w = spectrum(values, size[0], size[1], seed)
     before, after = projector(w, keep), projector(shrunk(w, keep, 0.5), keep)
     torch.testing.assert_close(after, before, rtol=0, atol=1e-9)
 
@@ -147,8 +148,6 @@ def test_a_rank_that_is_kept_whole_changes_nothing():
 
 
 def drive_pair(shapes, options, change):
-    from reference import drive as base_drive
-
     results = []
     for extra in ({}, change):
         params = base_drive.parameters(shapes)
@@ -169,7 +168,9 @@ def test_the_tail_shrinks_by_the_rates_since_the_last_time():
         p.grad = torch.zeros_like(p)
         optimizer.step()
         values = torch.linalg.svdvals(p.detach())
-        torch.testing.assert_close(values[:2], torch.tensor([4.0, 2.0], dtype=values.dtype), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            values[:2], torch.tensor([4.0, 2.0], dtype=values.dtype), rtol=1e-6, atol=0
+        )
         tails.append(float(values[2]))
     once, later = 1 - 0.005, 1 - 4 * 0.005  # step 1 owes one rate, steps 5 and 9 owe four
     expected = [once] * 4 + [once * later] * 4 + [once * later**2]

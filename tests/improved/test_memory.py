@@ -25,7 +25,16 @@ def pairs(rank: int, linears: list[tuple[int, int]]) -> list[tuple[int, ...]]:
 
 
 # The linears of a diffusion U-Net: attention, text context, GEGLU feed-forward, in two widths.
-UNET = [(640, 640), (2048, 640), (640, 5120), (2560, 640), (1280, 1280), (2048, 1280), (1280, 10240), (5120, 1280)]
+UNET = [
+    (640, 640),
+    (2048, 640),
+    (640, 5120),
+    (2560, 640),
+    (1280, 1280),
+    (2048, 1280),
+    (1280, 10240),
+    (5120, 1280),
+]
 
 WORKLOADS: dict[str, list[tuple[int, ...]]] = {
     "dense": [(4096, 4096)],
@@ -44,7 +53,10 @@ CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
         Automagic_CameAMP_8Bit,
         {"error_correction": False, "block_size": 512, "edge_suppression": False, "spatial_awareness": False},
     ),
-    "quality_optimized": (Automagic_CameAMP_Improved_8Bit, {"profile": "quality_optimized", "verbose": False}),
+    "quality_optimized": (
+        Automagic_CameAMP_Improved_8Bit,
+        {"profile": "quality_optimized", "verbose": False},
+    ),
     "balanced": (Automagic_CameAMP_Improved_8Bit, {"profile": "balanced", "verbose": False}),
     "memory_optimized": (Automagic_CameAMP_Improved_8Bit, {"profile": "memory_optimized"}),
 }
@@ -122,7 +134,9 @@ def check_reports(optimizer: Any, numel: int) -> None:
     assert stats["fraction_of_adam"] == pytest.approx(total / (ADAM * numel), rel=1e-12)
     assert sum(report["states_breakdown"].values()) == total
     for name, size in report["states_breakdown"].items():
-        assert size == sum(b for key, b in held.items() if key == name or key.startswith((f"{name}_q", f"{name}_scale")))
+        assert size == sum(
+            b for key, b in held.items() if key == name or key.startswith((f"{name}_q", f"{name}_scale"))
+        )
     saved = stats["compression_ratio"]
     fp32 = total / saved
     assert report["memory_saved_mb"] == pytest.approx((fp32 - total) / 2**20, rel=1e-9)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automagic_cameamp import Automagic_CameAMP_Improved, Automagic_CameAMP_Improved_8Bit
+from automagic_cameamp import Automagic_CameAMP_Improved, Automagic_CameAMP_Improved_8Bit, schedule
 from automagic_cameamp import techniques as T
 from automagic_cameamp.recipes import improved
 from automagic_cameamp.types import Layout, Phase
@@ -35,8 +35,6 @@ def clipped(norms: list[float], percent: int, dtype: torch.dtype = torch.float64
     direction = direction / direction.norm()
     found = []
     for t, size in enumerate(norms, start=1):
-        from automagic_cameamp import schedule
-
         k = schedule.scalars(torch.full((1, 1, 1, 1), float(t), dtype=dtype), 0.8, 1.0, 0)
         g, state = improved._clip_percentile(direction * size, state, k, hp)
         found.append(float(g.norm()))
@@ -45,7 +43,8 @@ def clipped(norms: list[float], percent: int, dtype: torch.dtype = torch.float64
 
 def expected(norms: list[float], percent: int) -> list[float]:
     return [
-        min(size, nearest_rank(norms[max(0, t + 1 - LENGTH) : t + 1], percent)) for t, size in enumerate(norms)
+        min(size, nearest_rank(norms[max(0, t + 1 - LENGTH) : t + 1], percent))
+        for t, size in enumerate(norms)
     ]
 
 
@@ -86,7 +85,9 @@ def test_an_outlier_is_clipped_in_the_whole_optimizer():
     results = []
     for size in (1e4, 1.0):
         p = torch.nn.Parameter(draws.normal((5, 7), 0, dtype=torch.float32))
-        optimizer = Automagic_CameAMP_Improved_8Bit([p], lr=1e-3, percentile_clipping=50, lora_rank_penalty=False)
+        optimizer = Automagic_CameAMP_Improved_8Bit(
+            [p], lr=1e-3, percentile_clipping=50, lora_rank_penalty=False
+        )
         for t in range(6):
             g = draws.normal((5, 7), 50 + t, dtype=torch.float32)
             p.grad = g / g.norm() * (size if t == 5 else 1.0)
@@ -149,8 +150,9 @@ def test_the_largest_bump_saturates_and_does_not_wrap():
     optimizer = Automagic_CameAMP_Improved([p], lr=1e-6, d_coef=40, warmup_steps=40, lora_rank_penalty=False)
     highest = []
     for t in range(12):
-        p.grad = -torch.ones(4, 6) * (1 if t < 5 else (-1) ** t)
-        p.grad[0, 0] = -50.0
+        g = -torch.ones(4, 6) * (1 if t < 5 else (-1) ** t)
+        g[0, 0] = -50.0
+        p.grad = g
         optimizer.step()
         highest.append(int(counters(optimizer, p)[1, 1]))
     assert highest[1:5] == [40, 42, 42, 42]
@@ -165,7 +167,9 @@ def test_phases_of_a_stack_are_told_apart():
     p = torch.ones(2, 1, 4, 6)
     state = drive.fresh(p, hp, layout)
     state = state._replace(step=torch.tensor([2.0, 5.0]).view(2, 1, 1, 1))
-    state = state._replace(lr_mask=torch.full_like(state.lr_mask, T.GEOMETRIC.start + 1))  # last sign: -
+    word = torch.full((2, 1, 4, 6), T.GEOMETRIC.start + 1, dtype=torch.uint8)  # last sign: -
+    state = state._replace(lr_mask=word)
     result = improved.update(p, -p, state, drive.shared(hp, 2), hp, Phase.MIXED, layout)
+    assert result.state.lr_mask is not None
     moved = T.split_word(result.state.lr_mask, T.GEOMETRIC)[0]
     assert moved[0].unique().tolist() == [4] and moved[1].unique().tolist() == [1]

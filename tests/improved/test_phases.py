@@ -74,7 +74,11 @@ CLASSES: dict[str, tuple[str, dict[str, Any], dict[str, tuple[Phase, ...]]]] = {
         {"use_lr_mask": False, "full_finetune": True, "use_tam": False},
         {**IMPROVED, "count": NEVER, "geometric_mask": NEVER, "allora_gain": NEVER, "torque": NEVER},
     ),
-    "B decay always": ("Automagic_CameAMP", {"weight_decay_phase": "always"}, {**BASE, "adaptive_decay": ALWAYS}),
+    "B decay always": (
+        "Automagic_CameAMP",
+        {"weight_decay_phase": "always"},
+        {**BASE, "adaptive_decay": ALWAYS},
+    ),
 }
 
 
@@ -125,7 +129,9 @@ def test_vectors_run_no_stage_of_matrices(shape, monkeypatch):
     assert set(calls.values()) == {0}
 
 
-@pytest.mark.parametrize("cls", ["Automagic_CameAMP_Improved", "Automagic_CameAMP_8Bit", "Automagic_CameAMP_Improved_8Bit"])
+@pytest.mark.parametrize(
+    "cls", ["Automagic_CameAMP_Improved", "Automagic_CameAMP_8Bit", "Automagic_CameAMP_Improved_8Bit"]
+)
 def test_there_is_no_weight_decay_but_spd(cls):
     """Zero gradients: whatever weight_decay is, nothing decays in any phase."""
     p = torch.nn.Parameter(normal((5, 7), 0, dtype=torch.float32))
@@ -144,9 +150,17 @@ def test_spd_ends_with_the_warm_up(warmup):
     for strength in (0.0, 1.0):
         p = torch.nn.Parameter(torch.full((3, 4), 1e-6))
         optimizer = package.Automagic_CameAMP_Improved(
-            [p], lr=1e-3, weight_decay=strength, warmup_steps=warmup, lora_rank_penalty=False, use_grams=False,
-            use_cautious=False, use_lr_mask=False, betas=(0.99, 0.99, 0.999), beta1_decay=1.0,
-        )  # fmt: skip
+            [p],
+            lr=1e-3,
+            weight_decay=strength,
+            warmup_steps=warmup,
+            lora_rank_penalty=False,
+            use_grams=False,
+            use_cautious=False,
+            use_lr_mask=False,
+            betas=(0.99, 0.99, 0.999),
+            beta1_decay=1.0,
+        )
         moved = []
         for t in range(1, 9):
             p.data.fill_(1e-6)

@@ -26,7 +26,6 @@ def norm(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(1).norm(dim=1)
 
 
-
 @given(draws.shapes, draws.seeds, strengths, st.sampled_from([0.01, 1.0, 30.0]))
 def test_closed_form(shape, seed, strength, scale):
     """From three inner products of the weights and the displacement, in plain Python."""

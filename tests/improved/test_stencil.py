@@ -19,7 +19,9 @@ penalties = st.sampled_from([0.0, 0.05, 0.08, 0.5, 1.0])
 thresholds = st.sampled_from([0.05, 0.3, 0.6, 0.95])
 dtypes = st.sampled_from([torch.float32, torch.float64])
 scales = st.sampled_from([1e-12, 1e-4, 1.0, 37.0, 1e6])
-shapes = st.sampled_from([s for s in draws.SHAPES if len(s) > 1 and max(s[-2:]) > 1] + [(33, 65), (2, 9, 4), (4, 2, 5, 5)])
+shapes = st.sampled_from(
+    [s for s in draws.SHAPES if len(s) > 1 and max(s[-2:]) > 1] + [(33, 65), (2, 9, 4), (4, 2, 5, 5)]
+)
 
 
 def image(height: int, width: int, seed: int = 0, batch: int = 1) -> Tensor:
@@ -38,7 +40,8 @@ def reference_laplacian(x: list[list[float]]) -> list[list[float]]:
         return x[min(max(i, 0), m - 1)][min(max(j, 0), n - 1)]
 
     return [
-        [at(i - 1, j) + at(i + 1, j) + at(i, j - 1) + at(i, j + 1) - 4 * x[i][j] for j in range(n)] for i in range(m)
+        [at(i - 1, j) + at(i + 1, j) + at(i, j - 1) + at(i, j + 1) - 4 * x[i][j] for j in range(n)]
+        for i in range(m)
     ]
 
 
@@ -55,7 +58,7 @@ def reference_hits(x: list[list[float]], threshold: float) -> list[list[float]]:
 
 @given(sizes, st.integers(0, 1000), thresholds)
 def test_edges_equal_a_plain_reference(size, seed, threshold):
-    x = image(*size, seed)
+    x = image(size[0], size[1], seed)
     draws.close(hits(x, threshold), [sum(reference_hits(x[0, 0].tolist(), threshold), [])], 1e-12)
 
 
@@ -74,7 +77,7 @@ def test_hits_lie_in_the_unit_interval(shape, seed, threshold, dtype, scale):
 
 @given(sizes, draws.seeds, st.sampled_from([2.0**-40, 0.5, 3.7, 1e5]), dtypes)
 def test_edges_do_not_know_the_scale_of_the_gradient(size, seed, scale, dtype):
-    x = image(*size, seed).to(dtype)
+    x = image(size[0], size[1], seed).to(dtype)
     one, other = hits(x), hits(x * scale)
     # A hit that lies on the threshold may fall on either side of it.
     edge = T.laplacian(x).abs()
@@ -105,7 +108,7 @@ def test_the_threshold_of_six_tenths_fires_on_an_eighth_of_white_noise():
 
 @given(sizes, draws.seeds)
 def test_a_higher_threshold_fires_less(size, seed):
-    x = image(*size, seed)
+    x = image(size[0], size[1], seed)
     low, high = hits(x, 0.3), hits(x, 0.7)
     assert bool(((high == 0) | (high == low)).all())
 
@@ -166,7 +169,7 @@ def test_constants_are_kept(size, value, penalty, dtype):
 
 @given(sizes, draws.seeds, penalties)
 def test_the_sum_is_kept_and_the_norm_never_grows(size, seed, penalty):
-    x = image(*size, seed, batch=2)
+    x = image(size[0], size[1], seed, batch=2)
     out = T.frequency_filter(x, penalty)
     torch.testing.assert_close(out.sum((1, 2, 3)), x.sum((1, 2, 3)), rtol=0, atol=1e-12)
     assert bool((out.flatten(1).norm(dim=1) <= x.flatten(1).norm(dim=1) * (1 + 1e-12)).all())
@@ -174,7 +177,7 @@ def test_the_sum_is_kept_and_the_norm_never_grows(size, seed, penalty):
 
 @given(sizes, draws.seeds, penalties, st.floats(-3, 3), st.floats(-3, 3))
 def test_the_filter_is_linear(size, seed, penalty, a, b):
-    x, y = image(*size, seed), image(*size, seed + 1)
+    x, y = image(size[0], size[1], seed), image(*size, seed + 1)
     out = T.frequency_filter(a * x + b * y, penalty)
     torch.testing.assert_close(
         out, a * T.frequency_filter(x, penalty) + b * T.frequency_filter(y, penalty), rtol=0, atol=1e-13
@@ -209,6 +212,9 @@ def test_pictures_do_not_see_each_other(seed):
     x = draws.normal((1, 3, 4, 5), seed)
     y = x.clone()
     y[0, 1] *= -2.0
-    for out, other in ((T.frequency_filter(x, 1.0), T.frequency_filter(y, 1.0)), (T.laplacian(x), T.laplacian(y))):
+    for out, other in (
+        (T.frequency_filter(x, 1.0), T.frequency_filter(y, 1.0)),
+        (T.laplacian(x), T.laplacian(y)),
+    ):
         assert torch.equal(out[0, 0], other[0, 0]) and torch.equal(out[0, 2], other[0, 2])
         assert not torch.equal(out[0, 1], other[0, 1])

@@ -34,7 +34,9 @@ REPORT = {
 }  # fmt: skip
 
 
-def stepped(cls: Any = Automagic_CameAMP_8Bit, steps: int = 3, **options: Any) -> tuple[Any, list[nn.Parameter]]:
+def stepped(
+    cls: Any = Automagic_CameAMP_8Bit, steps: int = 3, **options: Any
+) -> tuple[Any, list[nn.Parameter]]:
     params = base_drive.parameters(SHAPES)
     return drive.train(params, steps, cls, **options), params
 
@@ -144,9 +146,15 @@ def test_high_precision_states_are_what_the_documents_read():
         f"{mask.min():.2e} {mask.max():.2e} {mask.mean():.2e}"  # what the documents print
         assert polarity.shape == p.shape and polarity.dtype == torch.bool
         # True where the last gradient was positive
-        assert torch.equal(polarity, p.grad > 0)
+        assert p.grad is not None and torch.equal(polarity, p.grad > 0)
         matrix = p.dim() > 1
-        for name in ("spatial_variance", "row_scaling", "exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_res_row"):
+        for name in (
+            "spatial_variance",
+            "row_scaling",
+            "exp_avg_sq_row",
+            "exp_avg_sq_col",
+            "exp_avg_res_row",
+        ):
             assert (name in states) == matrix, name
         if matrix:
             rows = math.prod(p.shape[:-1]) if p.dim() == 3 else p.shape[0]
@@ -171,7 +179,7 @@ def test_a_coarser_mask_looks_the_same_from_outside(granularity, rule):
     for i, p in enumerate(params):
         states = optimizer.high_precision_states[i]
         assert states["lr_mask"].shape == p.shape
-        assert torch.equal(states["last_polarity"], p.grad > 0)
+        assert p.grad is not None and torch.equal(states["last_polarity"], p.grad > 0)
 
 
 def test_without_a_mask_there_is_none_to_see():
@@ -415,10 +423,15 @@ def test_clear_cache_and_reports_change_nothing(cls):
             base_drive.give_gradients(params, t)
             optimizer.step()
             if read:
-                optimizer.clear_cache(), optimizer.get_memory_stats(), optimizer.get_memory_efficiency_report()
-                optimizer.get_learning_rates(), optimizer.health()
-                for views in (optimizer.quantized_states, optimizer.high_precision_states):
-                    [[v.dequantize() if hasattr(v, "dequantize") else v for v in s.values()] for s in views.values()]
+                optimizer.clear_cache()
+                optimizer.get_memory_stats()
+                optimizer.get_memory_efficiency_report()
+                optimizer.get_learning_rates()
+                optimizer.health()
+                for states in optimizer.quantized_states.values():
+                    assert all(bool(torch.isfinite(view.dequantize()).all()) for view in states.values())
+                for states in optimizer.high_precision_states.values():
+                    assert all(isinstance(value, Tensor) for value in states.values())
         results.append(base_drive.bits(optimizer))
     assert base_drive.equal(*results)
 
@@ -439,8 +452,8 @@ def test_bitsandbytes_is_named_but_not_needed(monkeypatch):
 def test_state_names_are_the_documents():
     optimizer, params = stepped(Automagic_CameAMP_Improved, factored=False)
     state = optimizer.state[params[0]]
-    for name in ("step", "lr_mask", "avg_lr", "exp_avg", "exp_avg_sq", "exp_avg_res", "s", "edge_history", "spatial_variance"):
-        assert name in state, name
+    named = {"step", "lr_mask", "avg_lr", "exp_avg", "exp_avg_sq", "exp_avg_res", "s"}
+    assert named | {"edge_history", "spatial_variance"} <= set(state)
     optimizer, params = stepped()
     for name in ("exp_avg_q", "exp_avg_q_scale", "exp_avg_q_zero", "exp_avg_q_residual", "edge_history_q"):
         assert name in optimizer.state[params[0]], name

@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from reference.draws import normal
 from torch import Tensor
 
-from automagic_cameamp import Automagic_CameAMP_8Bit, Automagic_CameAMP_Improved, Automagic_CameAMP_Improved_8Bit
+from automagic_cameamp import (
+    Automagic_CameAMP_8Bit,
+    Automagic_CameAMP_Improved,
+    Automagic_CameAMP_Improved_8Bit,
+)
 from automagic_cameamp.profiles import PROFILES
+from reference.draws import normal
 
 SHAPE, STEPS, WARMUP = (128, 256), 45, 30
 DATA = {"homogeneous": (0.0, 0.0), "heavy": (1.0, 0.0), "heavy, dead": (1.0, 0.01)}
@@ -42,7 +46,12 @@ CODES: dict[str, tuple[Any, dict[str, Any], dict[str, Any], tuple[float, float, 
     "8Bit, half vectors": (A8, {"mixed_precision": False}, {}, (1.0, 1.0, 1.0)),
     "dynamic": (A8, {"state_code": "dynamic"}, {}, (2.8, 3.8, 3.8)),
     **{
-        profile: (N8, {**options, "verbose": False}, {k: v for k, v in options.items() if "8bit" not in k}, (2.8, 3.8, 3.8))
+        profile: (
+            N8,
+            {**options, "verbose": False},
+            {k: v for k, v in options.items() if "8bit" not in k},
+            (2.8, 3.8, 3.8),
+        )
         for profile, options in PROFILES.items()
     },
 }
@@ -64,10 +73,11 @@ def last_updates(runs: list[tuple[Any, dict[str, Any]]], data: str) -> list[Tens
     """Displacement of the last step of each run, from the same weights."""
     params = [torch.nn.Parameter(normal(SHAPE, 0, 0.02, torch.float32)) for _ in runs]
     optimizers = [
-        cls([p], **{"lr": 1e-3, "warmup_steps": WARMUP, **options}) for p, (cls, options) in zip(params, runs, strict=True)
+        cls([p], **{"lr": 1e-3, "warmup_steps": WARMUP, **options})
+        for p, (cls, options) in zip(params, runs, strict=True)
     ]
     for t, g in enumerate(gradients(data), start=1):
-        for p, optimizer in zip(params, optimizers, strict=True):
+        for p in params:
             if t == STEPS:
                 p.data.copy_(params[0].detach())
             p.grad = g.clone()
@@ -93,7 +103,12 @@ def test_update_error_within_twice_the_table(code, data):
 
 def test_correction_is_worth_its_bits():
     """Four bits cut the error of eight by ten, eight bits by more."""
-    runs = [(A8, PLAIN), (A8, NO_EDGES), (A8, {"error_bits": 8, **NO_EDGES}), (Automagic_CameAMP_Improved, NO_EDGES)]
+    runs = [
+        (A8, PLAIN),
+        (A8, NO_EDGES),
+        (A8, {"error_bits": 8, **NO_EDGES}),
+        (Automagic_CameAMP_Improved, NO_EDGES),
+    ]
     *coded, twin = last_updates(runs, "homogeneous")
     none, four, eight = (float((x - twin).norm() / twin.norm()) for x in coded)
     assert four < none / 8 and eight < four / 2
