@@ -42,6 +42,7 @@ WORKLOADS: dict[str, list[tuple[int, ...]]] = {
     "r=32": pairs(32, UNET),
     "r=16": pairs(16, UNET),
     "r=16, 1280 wide": pairs(16, [(1280, 1280)]),
+    "r=16, 1024 wide": pairs(16, [(1024, 1024)]),
     "r=16, 640 wide": pairs(16, [(640, 640)]),
     "r=16, 320 wide": pairs(16, [(320, 320)]),
     "r=64, 320 wide": pairs(64, [(320, 320)]),
@@ -61,7 +62,7 @@ CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
     "memory_optimized": (Automagic_CameAMP_Improved_8Bit, {"profile": "memory_optimized"}),
 }
 LIMITS = {"8Bit": 45.0, "quality_optimized": 45.0, "balanced": 35.0, "memory_optimized": 25.0}
-# Below 768 wide the vectors and the kept directions of a rank-16 pair cost a little more than promised.
+# Below 1,024 wide the vectors and the kept directions of a rank-16 pair cost a little more than promised.
 NARROW = {
     ("8Bit", "r=16, 320 wide"): 46.0,
     ("balanced", "r=16, 320 wide"): 36.0,

@@ -74,6 +74,14 @@ def test_a_matrix_of_zeros_is_left_alone(shape, seed, strength):
     assert torch.equal(T.spd(new, zero, g, strength), zero)
 
 
+@given(draws.shapes, draws.seeds, st.sampled_from([2.5, 50.0]))
+def test_no_strength_turns_a_weight_around(shape, seed, strength):
+    """weight_decay has no upper limit; the weights end between 0 and where the step put them."""
+    p, new, g, _ = inputs(shape, seed, 30.0)
+    out = T.spd(p, new, g, strength)
+    assert bool((out * new >= 0).all()) and bool((out.abs() <= new.abs()).all())
+
+
 def test_it_pulls_where_both_conditions_hold():
     p = torch.full((1, 1, 2, 2), 1.0)
     out = T.spd(p, 3 * p, p, 0.6)

@@ -177,7 +177,7 @@ def test_the_sum_is_kept_and_the_norm_never_grows(size, seed, penalty):
 
 @given(sizes, draws.seeds, penalties, st.floats(-3, 3), st.floats(-3, 3))
 def test_the_filter_is_linear(size, seed, penalty, a, b):
-    x, y = image(size[0], size[1], seed), image(*size, seed + 1)
+    x, y = image(size[0], size[1], seed), image(size[0], size[1], seed + 1)
     out = T.frequency_filter(a * x + b * y, penalty)
     torch.testing.assert_close(
         out, a * T.frequency_filter(x, penalty) + b * T.frequency_filter(y, penalty), rtol=0, atol=1e-13

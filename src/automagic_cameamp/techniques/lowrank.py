@@ -25,7 +25,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     if a.device.type != "cpu":
         return a @ b
     pairs = zip(a.flatten(0, 1).unbind(0), b.flatten(0, 1).unbind(0), strict=True)
-    products = [torch.mm(x.clone().double(), y.clone().double()) for x, y in pairs]
+    products = [torch.mm(x.double().contiguous().clone(), y.double().contiguous().clone()) for x, y in pairs]
     return torch.stack(products).view(*a.shape[:-1], b.shape[-1]).to(a.dtype)
 
 
@@ -49,8 +49,11 @@ def top_basis(w: Tensor, rank_keep: int) -> Tensor:
     # In fp64 the small Gram matrix is exact enough that no thread count shows in the result.
     wide = w.double()
     gram = _product(wide, wide.mT) if w.shape[-2] <= w.shape[-1] else _product(wide.mT, wide)
-    _, vectors = torch.linalg.eigh(gram)
-    return vectors[..., -rank_keep:].to(w.dtype)
+    if w.device.type != "cpu":
+        return torch.linalg.eigh(gram).eigenvectors[..., -rank_keep:].to(w.dtype)
+    # One by one from copies, for the same reason as in _product.
+    vectors = [torch.linalg.eigh(one.clone()).eigenvectors for one in gram.flatten(0, 1).unbind(0)]
+    return torch.stack(vectors).view_as(gram)[..., -rank_keep:].to(w.dtype)
 
 
 @local(Locality.TENSOR)
