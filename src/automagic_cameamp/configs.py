@@ -72,6 +72,9 @@ class SharedConfig:
         None, optional(flag), "engine: round bf16/fp16 weights stochastically; None: yes"
     )
     seed: int = option(0, integer(0, 2**32 - 1), "engine: seed of the stochastic rounding")
+    engine: str = option(
+        "auto", choice("auto", "reference", "native", "triton"), "who executes the step; auto: the fastest"
+    )
 
 
 @dataclass
@@ -215,6 +218,7 @@ ENGINE_OPTIONS = (
     "verbose",
     "stochastic_rounding",
     "seed",
+    "engine",
     "blocksize",
     "state_code",
     "quantize_states",

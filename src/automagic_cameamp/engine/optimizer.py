@@ -21,7 +21,7 @@ from .. import configs
 from ..storage import Policy
 from ..types import Layout
 from ..validate import callers_depth, checked, fail
-from . import checkpoint, execute, memory
+from . import backends, checkpoint, execute, memory
 from .buckets import Chunk, chunks
 from .reports import Reports
 from .rounding import parameter_key
@@ -172,10 +172,13 @@ class CameAMPOptimizer(Reports, Optimizer):
         self._create_states(plan)
         # All groups look at the model as the last step left it, so before any of them moves.
         shared = [self._share(number, group, lagged) for number, group in enumerate(self.param_groups)]
-        for group, chunk in plan:
-            active = [i for i, p in enumerate(chunk.params) if p.grad is not None]
-            if active:
-                self._update(group, chunk, active, shared[chunk.key[0]])
+        works = [
+            self._work(group, chunk, active, shared[chunk.key[0]])
+            for group, chunk in plan
+            if (active := [i for i, p in enumerate(chunk.params) if p.grad is not None])
+        ]
+        for work, ok, signals in backends.run(self.config.engine, works):
+            self._note(work, ok, signals)
         for group in self.param_groups:
             group["clock"] += 1
         if self.controller is not None:
@@ -208,8 +211,8 @@ class CameAMPOptimizer(Reports, Optimizer):
                     self.state.pop(p, None)
             raise
 
-    def _update(self, group: dict[str, Any], chunk: Chunk, active: list[int], shared: Any) -> None:
-        """Update the active members of a chunk."""
+    def _work(self, group: dict[str, Any], chunk: Chunk, active: list[int], shared: Any) -> backends.Work:
+        """The update of the active members of a chunk, ready for a backend."""
         part = chunk._replace(
             params=[chunk.params[i] for i in active], indices=[chunk.indices[i] for i in active]
         )
@@ -223,13 +226,18 @@ class CameAMPOptimizer(Reports, Optimizer):
         rounds = part.params[0].dtype in LOW_PRECISION and self.config.stochastic_rounding is not False
         coded = any(f.codec is not None and f.codec.random for f in fields)
         keys = self._keys(part) if rounds or coded else None
-        ok, signals = execute.run(part, states, self.recipe, fields, shared, hp, keys, rounds)
+        return backends.Work(
+            part, active, len(chunk.params), states, self.recipe, fields, shared, hp, keys, rounds
+        )
+
+    def _note(self, work: backends.Work, ok: Tensor, signals: Any) -> None:
+        """What the controller and the health report want to know of an update."""
         if self.controller is not None:
-            count, rows = len(chunk.params), None
-            if len(active) < count:
-                rows = self._on_device(active, torch.int64, device)
-            self.controller.collect(signals, chunk.key, rows, count)
-        self._count_skipped(part, ok)
+            rows = None
+            if len(work.active) < work.members:
+                rows = self._on_device(work.active, torch.int64, ok.device)
+            self.controller.collect(signals, work.chunk.key, rows, work.members)
+        self._count_skipped(work.chunk, ok)
 
     def _keys(self, chunk: Chunk) -> Tensor:
         """Random keys of the chunk's parameters."""

@@ -1,0 +1,96 @@
+"""Who executes the updates of a step: a backend per device and set of options.
+
+The recipe and its techniques define the arithmetic; ``execute`` runs them in plain torch and is the
+reference. Other backends may be faster, never different: tests hold them in lock-step with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from . import execute
+from .buckets import Chunk
+
+
+class Work(NamedTuple):
+    """The update of one chunk.
+
+    Args:
+        chunk: the members that have a gradient.
+        active: their positions in the whole chunk.
+        members: how many the whole chunk has.
+        states: ``optimizer.state[p]`` of each, complete, on the device of the parameter.
+        recipe: module with ``update``.
+        fields: storage of each state field.
+        shared: the recipe's scalars over all parameters.
+        hp: the recipe's options.
+        keys: [B] int32 random keys, or None where nothing is rounded stochastically.
+        rounds: whether the weights are rounded stochastically.
+    """
+
+    chunk: Chunk
+    active: list[int]
+    members: int
+    states: list[dict[str, Any]]
+    recipe: ModuleType
+    fields: list[execute.Field]
+    shared: Any
+    hp: Any
+    keys: Tensor | None
+    rounds: bool
+
+
+Outcome = tuple[Work, Tensor, Any]  # the work, [B] bool usable gradient, the recipe's signals
+
+
+class Backend(Protocol):
+    """Something that executes updates."""
+
+    name: str
+
+    def takes(self, work: Work) -> bool:
+        """Whether this backend can execute the work exactly as the reference would."""
+        ...
+
+    def run(self, works: list[Work]) -> Iterator[Outcome]:
+        """Update parameters and states in place; one outcome per work, in any order."""
+        ...
+
+
+class Reference:
+    """Plain torch, chunk by chunk."""
+
+    name = "reference"
+
+    def takes(self, work: Work) -> bool:
+        """Everything."""
+        return True
+
+    def run(self, works: list[Work]) -> Iterator[Outcome]:
+        """One chunk after the other."""
+        for w in works:
+            ok, signals = execute.run(w.chunk, w.states, w.recipe, w.fields, w.shared, w.hp, w.keys, w.rounds)
+            yield w, ok, signals
+
+
+REFERENCE = Reference()
+
+
+def available(engine: str) -> tuple[Backend, ...]:
+    """Backends for this setting, the preferred one first; the reference takes what is left."""
+    return (REFERENCE,)
+
+
+def run(engine: str, works: list[Work]) -> Iterator[Outcome]:
+    """Give every work to the first backend that takes it, and run them."""
+    backends = available(engine)
+    parts: list[list[Work]] = [[] for _ in backends]
+    for work in works:
+        parts[next(i for i, backend in enumerate(backends) if backend.takes(work))].append(work)
+    for backend, part in zip(backends, parts, strict=True):
+        if part:
+            yield from backend.run(part)
