@@ -57,6 +57,7 @@ LAYERS: dict[str, set[str]] = {
     "trainer": {"", "_version", "factory"},
     "presets": {"optimizers", "profiles"},
     "memory_optimized": {"presets"},
+    "minimal": {"presets"},
     "balanced": {"presets"},
     "quality_optimized": {"presets"},
     "lora": set(),

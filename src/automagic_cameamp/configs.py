@@ -89,7 +89,7 @@ class OptimizerConfig8bit(OptimizerConfig):
     """Options of ``Automagic_CameAMP8bit``."""
 
     blocksize: int = option(256, power_of_two(64, 4096), "elements that share a scale")
-    state_code: str = option("dynamic", choice("dynamic", "softsign"), "eight-bit code of the momentum")
+    state_code: str = option("dynamic", choice("dynamic", "softsign", "softsign4"), "code of the momentum")
 
 
 def _no_effect(default: Any) -> Any:
@@ -191,14 +191,16 @@ class Optimizer8BitConfig(RegularizedConfig):
     min_block_size: int = option(64, power_of_two(32, 4096), "least adaptive block size")
     max_block_size: int = option(1024, power_of_two(32, 4096), "largest adaptive block size")
     quantization_strategy: Any = option(None, strategy, "object that decides per parameter")
-    state_code: str = option("affine", choice("affine", "softsign", "dynamic"), "code of the momentum")
+    state_code: str = option(
+        "affine", choice("affine", "softsign", "dynamic", "softsign4"), "code of the momentum"
+    )
 
 
 @dataclass
 class Improved8BitOptimizerConfig(RegularizedConfig):
     """Options of ``Automagic_CameAMP_Improved_8Bit``."""
 
-    optim_bits: int = option(8, choice(8, 32), "32: exact 32-bit state")
+    optim_bits: int = option(8, choice(4, 8, 32), "bits of the momentum; 32: exact 32-bit state")
     min_8bit_size: int = option(4096, integer(0), "smaller tensors keep fp32 state")
     force_8bit: bool = option(False, flag, "quantise vectors and embeddings too")
     percentile_clipping: int = option(100, integer(1, 100), "clip to this percentile of 100 gradient norms")
@@ -208,7 +210,7 @@ class Improved8BitOptimizerConfig(RegularizedConfig):
     adaptation_rate: float = _no_effect(0.1)
     profile: str | None = option(
         None,
-        optional(choice("memory_optimized", "quality_optimized", "balanced")),
+        optional(choice("memory_optimized", "quality_optimized", "balanced", "minimal")),
         "named set of options; explicit options win",
     )
 
@@ -308,4 +310,4 @@ class ContextualConfig8bit(ContextualConfig):
     """Options of ``Automagic_CameAMP_COptim8bit``."""
 
     blocksize: int = option(4096, power_of_two(64, 4096), "elements that share a scale")
-    state_code: str = option("dynamic", choice("dynamic", "softsign"), "eight-bit code of the momentum")
+    state_code: str = option("dynamic", choice("dynamic", "softsign", "softsign4"), "code of the momentum")

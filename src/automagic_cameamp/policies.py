@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .storage import MIN_QUANTIZED, Policy
+from .storage import MIN_QUANTIZED, THIN_SIDE, Policy
+from .types import Layout
 
 Name = Callable[[], str]
 
@@ -52,9 +53,24 @@ def adaptive_block(numel: int, low: int, high: int) -> int:
 
 
 def sized(config: Any, p: Tensor, name: Name) -> Policy:
-    """Bitsandbytes' code from ``min_8bit_size`` elements on."""
+    """Bitsandbytes' code, or four bits, from ``min_8bit_size`` elements on."""
     embedding = config.stable_emb and getattr(p, "_is_embedding", False)
     if config.optim_bits == 32 or (embedding and not config.force_8bit):
         return Policy()
-    block = 256 if config.block_wise else 2 ** math.ceil(math.log2(max(2, p.numel())))
-    return Policy("dynamic", block, 0, config.min_8bit_size, "thin", config.force_8bit)
+    four = config.optim_bits == 4
+    block = _shared_scale(p, four) if config.block_wise else 2 ** math.ceil(math.log2(max(2, p.numel())))
+    code, vectors = ("softsign4", "log16") if four else ("dynamic", "thin")
+    return Policy(code, block, 0, config.min_8bit_size, vectors, config.force_8bit)
+
+
+def _shared_scale(p: Tensor, four: bool) -> int:
+    """Elements per scale: 256, but what the memory of a narrow matrix allows.
+
+    In four bits that is finer blocks, whose smaller range rounds less. In eight, row and column
+    statistics weigh so much on the narrowest that 1,024 elements share a scale.
+    """
+    layout = Layout.of(tuple(p.shape))
+    side = min(layout.rows, layout.cols) if layout.matrix else layout.numel
+    if four:
+        return 64 if side <= THIN_SIDE else 256
+    return 1024 if layout.matrix and side <= 16 and layout.numel < 8192 else 256

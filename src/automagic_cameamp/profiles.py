@@ -19,6 +19,18 @@ PROFILES: dict[str, dict[str, Any]] = {
         "lr_mask_granularity": "row",
         "verbose": False,
     },
+    # Ours, not the documents': four bits of momentum and one mask counter per row.
+    "minimal": {
+        "optim_bits": 4,
+        "min_8bit_size": 1024,
+        "edge_suppression": False,
+        "spatial_awareness": False,
+        "background_regularization": False,
+        "frequency_penalty": 0.0,
+        "lora_rank_penalty": False,
+        "lr_mask_granularity": "row",
+        "verbose": False,
+    },
     "quality_optimized": {
         "edge_suppression": True,
         "edge_penalty": 0.15,
@@ -43,12 +55,17 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 
 class OptimizationProfiles:
-    """Fresh configs of the three profiles, free to be changed before use."""
+    """Fresh configs of the profiles, free to be changed before use."""
 
     @staticmethod
     def memory_optimized() -> Improved8BitOptimizerConfig:
         """Least memory: eight bits from 1,024 elements on, no regularisers."""
         return Improved8BitOptimizerConfig(**PROFILES["memory_optimized"])
+
+    @staticmethod
+    def minimal() -> Improved8BitOptimizerConfig:
+        """Less than that: four bits of momentum, at most 8% of Adam's state; noisier updates."""
+        return Improved8BitOptimizerConfig(**PROFILES["minimal"])
 
     @staticmethod
     def quality_optimized() -> Improved8BitOptimizerConfig:

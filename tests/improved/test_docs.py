@@ -11,7 +11,7 @@ import pytest
 import automagic_cameamp as package
 from automagic_cameamp import techniques
 from automagic_cameamp.profiles import PROFILES
-from improved.test_memory import LIMITS, NARROW
+from improved.test_memory import LIMITS, MINIMAL
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PROFILE_PAGE = (DOCS / "profiles.md").read_text("utf-8")
@@ -32,7 +32,7 @@ def cells(line: str) -> list[str]:
 def test_the_table_of_profiles_is_what_they_set():
     table = [cells(line) for line in PROFILE_PAGE.splitlines() if line.startswith("|")]
     names = [cell.strip("`") for cell in table[0][1:]]
-    assert names == ["memory_optimized", "balanced", "quality_optimized"]
+    assert names == ["minimal", "memory_optimized", "balanced", "quality_optimized"]
     configs = {name: getattr(package.OptimizationProfiles, name)() for name in names}
     spoken = {True: ("on", "True"), False: ("off", "False")}
     seen = set()
@@ -55,10 +55,8 @@ def test_the_table_of_profiles_is_what_they_set():
 def test_the_promised_shares_are_the_tested_ones():
     row = next(cells(line) for line in PROFILE_PAGE.splitlines() if "share of Adam's eight bytes" in line)
     limits = [LIMITS[name] for name in ("memory_optimized", "balanced", "quality_optimized")]
-    assert [float(re.search(r"\d+", said)[0]) for said in row[1:]] == limits  # type: ignore[index]
-    text = " ".join(PROFILE_PAGE.split())
-    assert f"up to {NARROW['balanced', 'r=16, 640 wide']:g}% at 640 wide" in text
-    assert f"{NARROW['balanced', 'r=16, 320 wide']:g}% at 320" in text
+    assert [float(re.search(r"\d+", said)[0]) for said in row[2:]] == limits  # type: ignore[index]
+    assert [float(said) for said in re.findall(r"\d+", row[1])] == list(MINIMAL.values())
 
 
 def test_every_option_of_the_recipe_is_explained():

@@ -119,7 +119,7 @@ IMPROVED_EIGHT_BIT: dict[str, tuple[Any, tuple[list[Any], list[Any]]]] = {
     **SHARED,
     **REGULARISERS,
     **OURS,
-    "optim_bits": (8, ([8, 32], [4, 16, "8"])),
+    "optim_bits": (8, ([4, 8, 32], [2, 16, "8"])),
     "min_8bit_size": (4096, ([0, 1024, 99999999], [-1, 1.5])),
     "force_8bit": (False, BOOL),
     "percentile_clipping": (100, ([1, 5, 100], [0, 101, 99.5, -1])),
@@ -129,7 +129,7 @@ IMPROVED_EIGHT_BIT: dict[str, tuple[Any, tuple[list[Any], list[Any]]]] = {
     "profile": (
         None,
         (
-            [None, "memory_optimized", "quality_optimized", "balanced"],
+            [None, "memory_optimized", "quality_optimized", "balanced", "minimal"],
             ["Balanced", "fast", "MEMORY_OPTIMIZED", ""],
         ),
     ),
@@ -339,7 +339,14 @@ def test_a_profile_sets_what_the_documents_say_and_nothing_else(profile):
     assert fresh == expected
 
 
-@pytest.mark.parametrize("profile", DOCUMENTED)
+def test_minimal_is_memory_optimized_with_four_bits_and_exact_vectors():
+    ours, theirs = OptimizationProfiles.minimal(), OptimizationProfiles.memory_optimized()
+    theirs.optim_bits, theirs.force_8bit = 4, False
+    assert ours == theirs
+    assert Automagic_CameAMP_Improved_8Bit(params(), profile="minimal").config.optim_bits == 4
+
+
+@pytest.mark.parametrize("profile", [*DOCUMENTED, "minimal"])
 def test_a_profile_never_sets_the_learning_rate(profile):
     assert Automagic_CameAMP_Improved_8Bit(params(), profile=profile).param_groups[0]["lr"] == 1e-6
     assert getattr(OptimizationProfiles, profile)().lr == 1e-6
@@ -375,10 +382,10 @@ def test_even_an_explicit_value_that_is_the_default_wins():
 
 
 @pytest.mark.parametrize("name", ["Balanced", "BALANCED", "balance", "memory", "Memory_Optimized", "fast"])
-def test_profiles_are_case_sensitive_and_the_error_lists_all_three(name):
+def test_profiles_are_case_sensitive_and_the_error_lists_them_all(name):
     with pytest.raises(ValueError, match=f"profile='{name}'") as error:
         Automagic_CameAMP_Improved_8Bit(params(), profile=name)
-    for known in DOCUMENTED:
+    for known in (*DOCUMENTED, "minimal"):
         assert known in str(error.value)
     with pytest.raises(ValueError, match="profile="):
         create_improved_8bit_optimizer(params(), profile=name)

@@ -72,6 +72,42 @@ def test_the_basis_is_that_of_the_largest_singular_values(size, seed, keep):
     torch.testing.assert_close(inside.square().sum((-1, -2)), expected, rtol=1e-10, atol=0)
 
 
+@given(sizes, draws.seeds, st.integers(1, 23), strengths, emphases)
+def test_the_other_directions_say_the_same(size, seed, keep, strength, emphasis):
+    """What is not kept, as a basis of its own: half the bytes where most is kept."""
+    keep = min(keep, min(size) - 1)
+    w, u = draws.stack(size, seed), draws.stack(size, seed + 1)
+    top, tail = T.top_basis(w, keep), T.tail_basis(w, keep)
+    assert tail.shape == (2, 1, min(size), min(size) - keep)
+    s = torch.full((2, 1, 1, 1), strength, dtype=w.dtype)
+    torch.testing.assert_close(
+        T.shrink_tail(w, tail, s, tail=True), T.shrink_tail(w, top, s), rtol=0, atol=1e-12
+    )
+    leaning = T.emphasise(u, tail, emphasis, tail=True)
+    torch.testing.assert_close(leaning, T.emphasise(u, top, emphasis), rtol=0, atol=1e-12)
+    torch.testing.assert_close(T.emphasise(u, tail * 0, emphasis, tail=True), u, rtol=1e-14, atol=1e-14)
+
+
+def test_which_basis_is_stored_and_how_exactly():
+    """The smaller one; eight bits of it turn an update by less than a half per cent."""
+    w, u = draws.normal((16, 40), 1), draws.normal((16, 40), 2)
+    names = {}
+    for keep in (7, 8, 9, 10):
+        p = torch.nn.Parameter(w.clone())
+        optimizer = Automagic_CameAMP_Improved([p], lr=1e-6, rank_keep=keep, sync_frequency=1)
+        p.grad = u.clone()
+        optimizer.step()
+        state = optimizer.state[p]
+        (names[keep],) = state.keys() & {"lowrank_basis", "lowrank_tail"}
+        held = state[names[keep]]
+        assert held.shape == (16, min(keep, 16 - keep))
+        if keep == 10:
+            tail = held.to(w.dtype)[None, None] / 127
+            exact = T.emphasise(u[None, None], T.top_basis(p.detach()[None, None], keep), 1.2)
+            assert draws.relative(T.emphasise(u[None, None], tail, 1.2, tail=True), exact) < 0.005
+    assert names == {7: "lowrank_basis", 8: "lowrank_basis", 9: "lowrank_tail", 10: "lowrank_tail"}
+
+
 @given(sizes, draws.seeds)
 def test_a_strength_above_one_is_one(size, seed):
     w = draws.stack(size, seed)

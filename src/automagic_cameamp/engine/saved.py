@@ -213,6 +213,8 @@ class SavedState:
         block = self._block(name, len(scale) if scale.dim() else 0)
         if spec.domain == "positive":
             return storage.Log8(block)
+        if scale.dtype == torch.bfloat16:
+            return storage.Softsign4(self.layout, block)
         if f"{name}_q_zero" in state:
             code: Any = storage.Affine8(block)
         elif codes.dtype == torch.int8:

@@ -25,7 +25,7 @@ RESIDUAL = frozenset({"exp_avg_res", "exp_avg_res_row", "exp_avg_res_col"})
 REQUIRED = RESIDUAL | {"step", "exp_avg", "exp_avg_var", "beta1_product"}
 REQUIRED |= {"exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col"}
 MASK = ("lr_mask", "last_polarity", "lr_mask_sum")
-RESIZABLE = frozenset({"lowrank_basis"})  # its size is an option; another size starts anew
+RESIZABLE = frozenset({"lowrank_basis", "lowrank_tail"})  # its size is an option; another size starts anew
 LEVEL = {"distance": "level_anchor", "vote": "sign_history"}  # the field that only this rule keeps
 # Far outside what a run can reach, and small enough that squares and sums stay finite in fp32.
 LIMIT_WEIGHT, LIMIT_MEAN, LIMIT_MOMENT = 1e6, 1e15, 1e30
@@ -291,6 +291,7 @@ def bounds(spec: StateSpec, layout: Layout, hp: Any) -> tuple[float, float]:
         "level_anchor": (-LIMIT_WEIGHT, LIMIT_WEIGHT),
         "level_norm": (0.0, LIMIT_MEAN),
         "lowrank_basis": (-1.1, 1.1),
+        "lowrank_tail": (-127, 127),
         "lowrank_rate": (0.0, LIMIT_MEAN),
         "gnorm_history": (0.0, LIMIT_MOMENT),
     }

@@ -75,6 +75,7 @@ class State(NamedTuple):
     edge_history: Tensor | None = None
     spatial_variance: Tensor | None = None
     lowrank_basis: Tensor | None = None
+    lowrank_tail: Tensor | None = None
     lowrank_rate: Tensor | None = None
     gnorm_history: Tensor | None = None
     sign_history: Tensor | None = None

@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 CLIP_HISTORY = 100
+TAIL_CODES = 127  # of a component of a unit vector
 
 
 # The options of ``base`` without its weight decay's phase, and those of the regularisers.
@@ -86,7 +87,12 @@ def specs(layout: Layout, hp: Any) -> tuple[StateSpec, ...]:
         side = "row" if layout.rows <= layout.cols else "col"  # the short side costs least
         fields.append(StateSpec("spatial_variance", side, "vector"))
     if _has_low_rank(layout, hp):
-        fields.append(StateSpec("lowrank_basis", "basis", dtype=torch.bfloat16, count=hp.rank_keep))
+        # The fewer directions, those kept or the others; at rank 16 every byte of a basis counts.
+        if T.tail_is_smaller(layout, hp.rank_keep):
+            count = min(layout.rows, layout.cols) - hp.rank_keep
+            fields.append(StateSpec("lowrank_tail", "basis", dtype=torch.int8, count=count))
+        else:
+            fields.append(StateSpec("lowrank_basis", "basis", dtype=torch.bfloat16, count=hp.rank_keep))
         fields.append(StateSpec("lowrank_rate", "tensor", dtype=torch.float32))
     if hp.percentile_clipping < 100:
         fields.append(StateSpec("gnorm_history", "sample", dtype=torch.float32, count=CLIP_HISTORY))
@@ -126,6 +132,8 @@ def update(
         u = g
     if state.lowrank_basis is not None:
         u = T.emphasise(u, state.lowrank_basis.to(p.dtype), hp.low_rank_emphasis)
+    elif state.lowrank_tail is not None:
+        u = T.emphasise(u, state.lowrank_tail.to(p.dtype) / TAIL_CODES, hp.low_rank_emphasis, tail=True)
     state = accumulate(u, state, k, hp, phase)
     out, state, ok = confidence(u, state, hp) if hp.came else belief(g, state, k, hp)
     out = _signs(out, raw, k, hp, phase)
@@ -196,11 +204,15 @@ def _gains(
 
 def _shrink_rank(p: Tensor, state: State, shared: Shared, mean_rate: Tensor, hp: Any) -> tuple[Tensor, State]:
     """Every ``sync_frequency`` steps: find the strongest directions anew, shrink the others."""
-    if state.lowrank_basis is None or state.lowrank_rate is None:
+    if state.lowrank_rate is None:
         return p, state
     owed = state.lowrank_rate + mean_rate.float() * hp.rank_penalty_strength
     if not shared.refresh:
         return p, state._replace(lowrank_rate=owed)
-    basis = T.top_basis(p, hp.rank_keep)
-    p = T.shrink_tail(p, basis, owed.to(p.dtype))
-    return p, state._replace(lowrank_basis=basis.bfloat16(), lowrank_rate=torch.zeros_like(owed))
+    tail = state.lowrank_tail is not None
+    basis = T.tail_basis(p, hp.rank_keep) if tail else T.top_basis(p, hp.rank_keep)
+    p = T.shrink_tail(p, basis, owed.to(p.dtype), tail)
+    state = state._replace(lowrank_rate=torch.zeros_like(owed))
+    if tail:
+        return p, state._replace(lowrank_tail=(basis * TAIL_CODES).round().to(torch.int8))
+    return p, state._replace(lowrank_basis=basis.bfloat16())

@@ -10,11 +10,13 @@ from .codec import Codec, Log8, Plane, Softsign8
 from .dynamic8 import Dynamic8, dynamic_map
 from .residual import ErrorCorrected
 from .small import Half16, Log16, Unit4
+from .softsign4 import Softsign4
 from .spec import StateSpec
 
 __all__ = [
     "MIN_QUANTIZED",
     "SIGNED_CODES",
+    "THIN_SIDE",
     "Affine8",
     "Half16",
     "Codec",
@@ -24,6 +26,7 @@ __all__ = [
     "Log8",
     "Plane",
     "Policy",
+    "Softsign4",
     "Softsign8",
     "StateSpec",
     "Unit4",
@@ -42,9 +45,10 @@ class Policy(NamedTuple):
     """How the state of one parameter is held.
 
     Args:
-        code: code of running means: 'fp32' (nothing is quantised), 'dynamic', 'softsign', 'affine'.
+        code: code of running means: 'fp32' (nothing is quantised), 'dynamic', 'softsign', 'affine',
+            'softsign4'.
         block_size: elements per scale.
-        error_bits: bits of error correction, 0, 4 or 8 (not with 'dynamic').
+        error_bits: bits of error correction, 0, 4 or 8 (with 'affine' and 'softsign').
         min_size: tensors with fewer elements are not quantised.
         vectors: 'fp32', 'log16', or 'thin': log16 where the matrix has a side of at most 64.
         force: quantise vectors (biases, norms) too.
@@ -77,6 +81,8 @@ def choose(spec: StateSpec, layout: Layout, policy: Policy) -> Codec | None:
     block = policy.block_size
     if spec.domain == "positive":
         return Log8(block)
+    if policy.code == "softsign4":
+        return Softsign4(layout, block)
     code = SIGNED_CODES[policy.code](block)
     if policy.error_bits and not isinstance(code, Dynamic8):
         return ErrorCorrected(code, policy.error_bits)

@@ -32,7 +32,7 @@ from .level import (
     sample_size,
     sign_vote,
 )
-from .lowrank import emphasise, has_tail, shrink_tail, top_basis
+from .lowrank import emphasise, has_tail, shrink_tail, tail_basis, tail_is_smaller, top_basis
 from .momentum import ema, torque
 from .multiscale import kept_scales, multiscale, multiscale_gain, own_beta, own_scale, scale_weights
 from .scaling import belief_residual, factored_moment, factored_rsqrt, rms_clip, rms_gain
@@ -56,6 +56,8 @@ __all__ = [
     "shrink_tail",
     "spatial_gain",
     "spd",
+    "tail_basis",
+    "tail_is_smaller",
     "top_basis",
     "DISTANCE_GAIN",
     "GEOMETRIC",

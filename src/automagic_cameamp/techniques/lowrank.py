@@ -29,11 +29,28 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack(products).view(*a.shape[:-1], b.shape[-1]).to(a.dtype)
 
 
+def tail_is_smaller(layout: Layout, rank_keep: int) -> bool:
+    """Whether the directions beyond the kept ones are fewer, and so the cheaper basis."""
+    return min(layout.rows, layout.cols) - rank_keep < rank_keep
+
+
 def _project(basis: Tensor, x: Tensor) -> Tensor:
-    """The part of [B,K,m,n] in the kept directions of its short side."""
+    """The part of [B,K,m,n] in the directions of a basis of its short side."""
     if x.shape[-2] <= x.shape[-1]:
         return _product(basis, _product(basis.mT, x))
     return _product(_product(x, basis), basis.mT)
+
+
+def _directions(w: Tensor) -> Tensor:
+    """[B,K,r,r] orthonormal directions of the short side, weakest first, from its Gram matrix."""
+    # In fp64 the small Gram matrix is exact enough that no thread count shows in the result.
+    wide = w.double()
+    gram = _product(wide, wide.mT) if w.shape[-2] <= w.shape[-1] else _product(wide.mT, wide)
+    if w.device.type != "cpu":
+        return torch.linalg.eigh(gram).eigenvectors
+    # One by one from copies, for the same reason as in _product.
+    vectors = [torch.linalg.eigh(one.clone()).eigenvectors for one in gram.flatten(0, 1).unbind(0)]
+    return torch.stack(vectors).view_as(gram)
 
 
 def top_basis(w: Tensor, rank_keep: int) -> Tensor:
@@ -46,35 +63,35 @@ def top_basis(w: Tensor, rank_keep: int) -> Tensor:
     Returns:
         [B,K,r,rank_keep], r = min(m, n), from the Gram matrix of that side.
     """
-    # In fp64 the small Gram matrix is exact enough that no thread count shows in the result.
-    wide = w.double()
-    gram = _product(wide, wide.mT) if w.shape[-2] <= w.shape[-1] else _product(wide.mT, wide)
-    if w.device.type != "cpu":
-        return torch.linalg.eigh(gram).eigenvectors[..., -rank_keep:].to(w.dtype)
-    # One by one from copies, for the same reason as in _product.
-    vectors = [torch.linalg.eigh(one.clone()).eigenvectors for one in gram.flatten(0, 1).unbind(0)]
-    return torch.stack(vectors).view_as(gram)[..., -rank_keep:].to(w.dtype)
+    return _directions(w)[..., -rank_keep:].to(w.dtype)
+
+
+def tail_basis(w: Tensor, rank_keep: int) -> Tensor:
+    """Orthonormal basis of all other directions: [B,K,r,r - rank_keep]; see ``top_basis``."""
+    return _directions(w)[..., :-rank_keep].to(w.dtype)
 
 
 @local(Locality.TENSOR)
-def shrink_tail(w: Tensor, basis: Tensor, strength: Tensor) -> Tensor:
+def shrink_tail(w: Tensor, basis: Tensor, strength: Tensor, tail: bool = False) -> Tensor:
     r"""Shrink what lies outside the kept directions: :math:`W - s\,(W - W_k)`.
 
     Args:
         w: [B,K,m,n] weights.
         basis: [B,K,r,k] of the kept directions.
         strength: [B,1,1,1], the rate accumulated since the last time, clamped to 1.
+        tail: the basis is that of the other directions.
 
     Returns:
         [B,K,m,n]; the kept singular values are unchanged, the others scaled by 1 - s.
 
     Source: ours (the documents' penalty multiplies every singular value, which is plain decay).
     """
-    return w - strength.clamp(max=1.0) * (w - _project(basis, w))
+    inside = _project(basis, w)
+    return w - strength.clamp(max=1.0) * (inside if tail else w - inside)
 
 
 @local(Locality.TENSOR)
-def emphasise(u: Tensor, basis: Tensor, emphasis: float) -> Tensor:
+def emphasise(u: Tensor, basis: Tensor, emphasis: float, tail: bool = False) -> Tensor:
     r"""Turn an update towards the kept directions without changing its length.
 
     .. math:: u' = \|u\| \frac{u + (e - 1) P u}{\|u + (e - 1) P u\|}
@@ -83,12 +100,14 @@ def emphasise(u: Tensor, basis: Tensor, emphasis: float) -> Tensor:
         u: [B,K,m,n] update.
         basis: [B,K,r,k] of the kept directions; 0 before the first one was found.
         emphasis: e >= 1; 1 is the identity.
+        tail: the basis is that of the other directions.
 
     Returns:
         [B,K,m,n] with the norm of u.
     """
     if emphasis == 1:
         return u
-    turned = u + (emphasis - 1) * _project(basis, u)
+    inside = _project(basis, u)
+    turned = u + (emphasis - 1) * (u - inside if tail else inside)
     before, after = tensor_sum(u.square()), tensor_sum(turned.square())
     return turned * torch.where(after > 0, (before / after).sqrt(), 1.0)
