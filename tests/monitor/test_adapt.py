@@ -39,12 +39,9 @@ def momentum(optimizer: Any) -> list[torch.Tensor]:
 
 
 def row_moments(optimizer: Any) -> list[torch.Tensor]:
-    """Row sums of the second moment, in fp32."""
-    return [
-        s["exp_avg_sq_row"].float() * s.get("exp_avg_sq_row_scale", torch.ones(()))
-        for s in optimizer.state.values()
-        if "exp_avg_sq_row" in s
-    ]
+    """Row means of the second moment, in fp32, however they are held."""
+    states = optimizer.high_precision_states
+    return [states[i]["exp_avg_sq_row"] for i in states if "exp_avg_sq_row" in states[i]]
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

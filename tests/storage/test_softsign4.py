@@ -75,13 +75,15 @@ def test_follows_a_mean_that_nearest_rounding_would_freeze() -> None:
     coder = Softsign4(LAYOUT, 256)
     size = torch.linspace(0.02, 1, LAYOUT.numel).view(1, *LAYOUT.view)
     held = frozen = torch.cat([-size, size])
-    goal = -held
+    goal = held.clone()
+    goal[..., ::2] *= -1  # the scale of a block that moves as a whole would follow it
     total = torch.zeros_like(held)
     for step in range(1000):
         held = coder.decode(coder.encode(torch.lerp(goal, held, 0.99), noise(step, held.shape)))
         frozen = coder.decode(coder.encode(torch.lerp(goal, frozen, 0.99)))
         total += held if step >= 600 else 0
     assert float((total / 400 - goal).norm() / goal.norm()) < 0.12
+    frozen, goal = frozen[..., ::2], goal[..., ::2]
     assert float((frozen - goal).norm() / goal.norm()) > 0.5
 
 
