@@ -73,4 +73,4 @@ def _shared_scale(p: Tensor, four: bool) -> int:
     side = min(layout.rows, layout.cols) if layout.matrix else layout.numel
     if four:
         return 64 if side <= THIN_SIDE else 256
-    return 1024 if layout.matrix and side <= 16 and layout.numel < 8192 else 256
+    return 1024 if layout.matrix and side <= 16 and 4096 <= layout.numel < 8192 else 256

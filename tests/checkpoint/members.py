@@ -31,7 +31,7 @@ MEMBERS: dict[str, tuple[str, dict[str, Any]]] = {
     "affine no residual": ("Automagic_CameAMP_8Bit", {"error_correction": False, "mixed_precision": False}),
     "softsign residual": ("Automagic_CameAMP_8Bit", {"state_code": "softsign", "block_size": 4096}),
     "sized": ("Automagic_CameAMP_Improved_8Bit", {}),
-    "sized four bits": ("Automagic_CameAMP_Improved_8Bit", {"profile": "minimal", "min_8bit_size": 1024}),
+    "sized four bits": ("Automagic_CameAMP_Improved_8Bit", {"optim_bits": 4, "min_8bit_size": 1024}),
     "sized one block": ("Automagic_CameAMP_Improved_8Bit", {"block_wise": False, "min_8bit_size": 1}),
 }
 
