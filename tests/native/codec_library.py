@@ -46,6 +46,22 @@ def codec(name: str, block: int) -> Codec:
     return ErrorCorrected(code, int(bits)) if bits else code
 
 
+def stack(x: Tensor) -> Tensor:
+    """A flat tensor as [1,1,1,n]."""
+    return x.reshape(1, 1, 1, -1)
+
+
+def beside(values: Tensor, ulps: int = 2) -> Tensor:
+    """Values and their neighbours in fp32."""
+    up = down = values
+    found = [values]
+    for _ in range(ulps):
+        up = torch.nextafter(up, torch.tensor(9e9))
+        down = torch.nextafter(down, torch.tensor(-9e9))
+        found += [up, down]
+    return torch.cat(found)
+
+
 def runnable() -> list[str]:
     """Instruction sets that this processor executes."""
     if platform.machine().lower() not in {"x86_64", "amd64"}:

@@ -11,6 +11,7 @@
 #include "dynamic_map.h"
 #include "elementary.h"
 #include "rounding.h"
+#include "tables512.h"
 
 namespace AUTOMAGIC_ISA {
 
@@ -91,6 +92,9 @@ constexpr int32_t CELL_BITS = 17, FIRST_CELL = (105 << 6) - 1, CELLS = (23 << 6)
 struct DynamicTables {
     alignas(64) float value[256];
     alignas(64) uint32_t cell[CELLS];
+#if defined(AUTOMAGIC_TABLES512)
+    alignas(64) float encoder[224];
+#endif
 
     DynamicTables() {
         float middle[128];
@@ -112,6 +116,9 @@ struct DynamicTables {
             }
             cell[i] = entry;
         }
+#if defined(AUTOMAGIC_TABLES512)
+        DynamicEncoder::fill(middle, encoder);
+#endif
     }
 };
 
@@ -141,32 +148,44 @@ struct Dynamic8 {
     // q: uint8 codes; scale: fp32 max |x| of each block.
     static inline void decode(const uint8_t* q, const float* scale, int64_t first, int64_t count, int64_t block,
                               float* out) {
+#if defined(AUTOMAGIC_TABLES512)
+        const OddTable table(dynamic_tables().value + 127);
+        for_blocks(first, count, block, [=, &table](int64_t b, int64_t at, int64_t n) {
+            odd_decode(q + first + at, 127, table, scale[b], n, out + at);
+        });
+#else
         const float* table = dynamic_tables().value;
         for_blocks(first, count, block, [=](int64_t b, int64_t at, int64_t n) {
             table_decode(q + first + at, table, scale[b], n, out + at);
         });
+#endif
     }
 
     static inline void encode(const float* x, int64_t first, int64_t count, int64_t block, uint8_t* q,
                               float* scale) {
-        const uint32_t* cell = dynamic_tables().cell;
-        for_blocks(first, count, block, [=](int64_t b, int64_t at, int64_t n) {
-            float top = absmax(x + at, n);
+#if defined(AUTOMAGIC_TABLES512)
+        const DynamicEncoder encoder(dynamic_tables().encoder);
+#else
+        const Cells encoder{dynamic_tables().cell};
+#endif
+        for_blocks(first, count, block, [=, &encoder](int64_t b, int64_t at, int64_t n) {
+            float top = absmax(x + at, n), inverse = 1.0f / (top > 0.0f ? top : 1.0f);
             scale[b] = top;
-            encode_block(x + at, top, n, cell, q + first + at);
+            if (inverse <= 0x1.fffffep127f)
+                encoder.run(x + at, inverse, n, q + first + at);
+            else  // a block below 2^-128: the reciprocal overflows, and the reference keeps only signs
+                for (int64_t i = at; i < at + n; ++i) q[first + i] = static_cast<uint8_t>(x[i] > 0.0f ? 128 : 127);
         });
     }
 
-    static inline void encode_block(const float* AUTOMAGIC_RESTRICT x, float top, int64_t n,
-                                    const uint32_t* AUTOMAGIC_RESTRICT cell, uint8_t* AUTOMAGIC_RESTRICT q) {
-        float inverse = 1.0f / (top > 0.0f ? top : 1.0f);
-        if (!(inverse <= 0x1.fffffep127f)) {
-            // The reciprocal of a block below 2^-128 overflows; the reference then keeps only signs.
-            for (int64_t i = 0; i < n; ++i) q[i] = static_cast<uint8_t>(x[i] > 0.0f ? 128 : 127);
-            return;
+    struct Cells {
+        const uint32_t* cell;
+
+        inline void run(const float* AUTOMAGIC_RESTRICT x, float inverse, int64_t n,
+                        uint8_t* AUTOMAGIC_RESTRICT q) const {
+            for (int64_t i = 0; i < n; ++i) q[i] = static_cast<uint8_t>(dynamic_code(x[i] * inverse, cell));
         }
-        for (int64_t i = 0; i < n; ++i) q[i] = static_cast<uint8_t>(dynamic_code(x[i] * inverse, cell));
-    }
+    };
 };
 
 // ---- the documents' affine code ----------------------------------------------------------------
