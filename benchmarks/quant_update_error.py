@@ -3,7 +3,9 @@
     python -m benchmarks.quant_update_error
     python -m benchmarks.quant_update_error --pair 'A8:opt=1' 'A:opt=1' --data heavy --steps 500
 
-A 128 x 256 matrix gets synthetic gradients for 500 steps. Both optimizers see the same ones. Each
+    python -m benchmarks.quant_update_error --shape 16 640 --pair ...
+
+A 128 x 256 matrix (or --shape) gets synthetic gradients for 500 steps, the same for both optimizers. Each
 moves its own copy of the parameters; before the last step the copies are made equal, and the
 displacements of that step are compared: ||d8 - d32|| / ||d32||. The error is therefore what
 quantised state, carried through 500 steps, does to the update, and nothing else.
@@ -69,20 +71,21 @@ def update_error(
     seed: int = 0,
     steps: int = 500,
     lr: float = 1e-3,
+    shape: tuple[int, int] = SHAPE,
 ) -> float:
     """Relative L2 difference of the update of step ``steps`` between two optimizers.
 
     ``cls8`` and ``cls32`` are names (see ``common.build``) or classes. The default lr is far above the
     rounding of fp32 parameters of size 0.02, so that the displacement is exact to about 1e-5.
     """
-    start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1000 + seed)) * 0.02
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(1000 + seed)) * 0.02
     params, optimizers = [], []
     for cls, kw in ((cls8, kw8), (cls32, kw32)):
         param = torch.nn.Parameter(start.clone())
         options = {"lr": lr, **kw}
         optimizers.append(build(cls, [param], **options) if isinstance(cls, str) else cls([param], **options))
         params.append(param)
-    for step, gradient in enumerate(gradients(data, seed, steps), start=1):
+    for step, gradient in enumerate(gradients(data, seed, steps, shape), start=1):
         if step == steps:
             with torch.no_grad():
                 params[1].copy_(params[0])
@@ -97,7 +100,8 @@ def update_error(
 def table(rows: list[dict]) -> str:
     cells: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for r in rows:
-        name = label(r["optimizer"], r["options"]), label(r["reference"], r["reference_options"]), r["steps"]
+        name = label(r["optimizer"], r["options"]), label(r["reference"], r["reference_options"])
+        name = (*name, r["steps"], "x".join(str(side) for side in r.get("shape", SHAPE)))
         cells[name][r["data"]].append(r["error_percent"])
 
     def cell(values: list[float] | None) -> str | None:
@@ -105,8 +109,8 @@ def table(rows: list[dict]) -> str:
             return None
         return f"{sum(values) / len(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
-    body = [[a, b, steps, *(cell(found.get(d)) for d in DATA)] for (a, b, steps), found in cells.items()]
-    return markdown(["8-bit", "against", "steps", *(f"{d}, %" for d in DATA)], body)
+    body = [[*name, *(cell(found.get(d)) for d in DATA)] for name, found in cells.items()]
+    return markdown(["8-bit", "against", "steps", "shape", *(f"{d}, %" for d in DATA)], body)
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
@@ -114,6 +118,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--pair", nargs=2, action="append", metavar=("EIGHT", "FULL"), help=CANDIDATE_HELP)
     parser.add_argument("--data", nargs="+", default=list(DATA), choices=list(DATA))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--shape", nargs=2, type=int, default=list(SHAPE), metavar=("ROWS", "COLUMNS"))
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--out", type=Path, default=RESULTS / "quant_update_error.jsonl")
     parser.add_argument("--quick", action="store_true", help="20 steps, one seed: a smoke test")
@@ -130,9 +135,11 @@ def main(argv: list[str] | None = None) -> list[dict]:
             continue
         for data in args.data:
             for seed in args.seeds:
-                error = update_error(name8, kw8, name32, kw32, data, seed, args.steps)
+                shape = args.shape[0], args.shape[1]
+                error = update_error(name8, kw8, name32, kw32, data, seed, args.steps, shape=shape)
                 row = {"bench": "quant_update_error", "optimizer": name8, "options": kw8, "reference": name32}
                 row |= {"reference_options": kw32, "data": data, "seed": seed, "steps": args.steps}
+                row["shape"] = args.shape
                 rows.append({**row, "error_percent": 100 * error, **environment()})
                 append_row(args.out, rows[-1])
     print(table(rows))

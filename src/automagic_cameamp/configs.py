@@ -186,7 +186,7 @@ class Optimizer8BitConfig(RegularizedConfig):
     error_correction: bool = option(True, flag, "keep what the code rounds away in a second plane")
     error_bits: int = option(4, choice(4, 8), "bits of that plane")
     block_size: int = option(256, power_of_two(32, 4096), "elements that share a scale")
-    mixed_precision: bool = option(True, flag, "fp32 row and column statistics; False: fp16")
+    mixed_precision: bool = option(True, flag, "fp32 row and column statistics; False: 16-bit logarithms")
     adaptive_block_size: bool = option(False, flag, "block size from the tensor's size")
     min_block_size: int = option(64, power_of_two(32, 4096), "least adaptive block size")
     max_block_size: int = option(1024, power_of_two(32, 4096), "largest adaptive block size")

@@ -41,7 +41,7 @@ def error_corrected(config: Any, p: Tensor, name: Name) -> Policy:
     elif config.adaptive_block_size:
         size = adaptive_block(p.numel(), config.min_block_size, config.max_block_size)
     bits = config.error_bits if config.error_correction else 0
-    vectors = "fp32" if config.mixed_precision else "half"
+    vectors = "fp32" if config.mixed_precision else "log16"
     return Policy(config.state_code, size, bits, MIN_QUANTIZED, vectors)
 
 

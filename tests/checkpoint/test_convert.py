@@ -221,3 +221,26 @@ def test_precision_changes_in_mid_run_through_convert_state() -> None:
         optimizer = after
         goes_on(optimizer, params, 2)
     assert float(optimizer.state[params[0]]["step"]) == 5 + 3 * 2
+
+
+def test_vectors_in_fp16_of_the_first_checkpoints_are_read() -> None:
+    """fp16 and one scale, under the names of that time."""
+    old, _ = trained("affine no residual")
+    saved = old.state_dict()
+    exact = values(old)
+    for i, state in saved["state"].items():
+        for key in [key for key in state if key.endswith(("_row_q", "_col_q"))]:
+            name = key[:-2]
+            value = exact[i][name].reshape(state[key].shape)
+            scale = torch.exp2(value.amax().log2().floor() - 14)
+            del state[key], state[f"{name}_q_scale"]
+            state |= {name: (value / scale).half(), f"{name}_scale": scale}
+    new, params = fresh("affine no residual")
+    new.load_state_dict(saved)
+    for before, after in zip(exact, values(new), strict=True):
+        for name, value in before.items():
+            if "_row" in name or "_col" in name:
+                torch.testing.assert_close(after[name], value, rtol=2**-10, atol=0)
+            elif value.is_floating_point():
+                torch.testing.assert_close(after[name], value, rtol=1e-6, atol=1e-12)
+    goes_on(new, params)

@@ -82,9 +82,10 @@ DAMAGE: dict[str, tuple[str, str, Change, str]] = {
     "cut residual": ("affine", "exp_avg_q_residual", lambda x: x[:-1], "this model needs"),
     "swapped sides": ("base", "exp_avg", lambda x: x.T.contiguous(), "this model needs (80, 64)"),
     "longer rows": ("base", "exp_avg_sq_row", lambda x: torch.cat([x, x]), "this model needs (80,)"),
-    "half vector cast": ("half", "exp_avg_sq_row", lambda x: x.float(), "was cast"),
-    "half vector without scale": ("half", "exp_avg_sq_row_scale", lambda x: x * 0, "values in [nan"),
-    "infinite half vector": ("half", "exp_avg_sq_row", lambda x: x * 60000, "possible are [0"),
+    "vector codes cast": ("short", "exp_avg_sq_row_q", lambda x: x.float(), "was cast"),
+    "falling grid": ("short", "exp_avg_sq_row_q_scale", lambda x: x.abs() * -1, "values in [nan"),
+    "endless grid": ("short", "exp_avg_sq_row_q_scale", lambda x: x.abs() * 60000, "possible are [0"),
+    "cut grid": ("short", "exp_avg_sq_row_q_scale", lambda x: x[:1], "this model needs (2,)"),
     "NaN": ("base", "exp_avg", lambda x: x.index_fill(0, torch.tensor([3]), float("nan")), "values in [nan"),
     "infinite scale": ("base dynamic", "exp_avg_q_scale", lambda x: x + float("inf"), "values in"),
     "negative scale": ("base dynamic", "exp_avg_q_scale", lambda x: -x, "values in [nan"),
@@ -104,7 +105,7 @@ DAMAGE: dict[str, tuple[str, str, Change, str]] = {
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damage_is_named_whether_or_not_a_conversion_is_needed(case: str, convert: bool) -> None:
     member, key, change, words = DAMAGE[case]
-    member = "affine no residual" if member == "half" else member
+    member = "affine no residual" if member == "short" else member
     old, _ = trained(member)
     saved = disk(old.state_dict())
     saved["state"][0][key] = change(saved["state"][0][key])

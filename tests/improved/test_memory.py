@@ -135,9 +135,7 @@ def check_reports(optimizer: Any, numel: int) -> None:
     assert stats["fraction_of_adam"] == pytest.approx(total / (ADAM * numel), rel=1e-12)
     assert sum(report["states_breakdown"].values()) == total
     for name, size in report["states_breakdown"].items():
-        assert size == sum(
-            b for key, b in held.items() if key == name or key.startswith((f"{name}_q", f"{name}_scale"))
-        )
+        assert size == sum(b for key, b in held.items() if key == name or key.startswith(f"{name}_q"))
     saved = stats["compression_ratio"]
     fp32 = total / saved
     assert report["memory_saved_mb"] == pytest.approx((fp32 - total) / 2**20, rel=1e-9)
@@ -146,12 +144,9 @@ def check_reports(optimizer: Any, numel: int) -> None:
 @pytest.mark.parametrize("name", CLASSES)
 def test_what_is_quantised_is_counted_as_such(name):
     optimizer, _ = stepped(name, [(64, 64), (31, 31), (5000,)])
-    coded = sum(size for key, size in counted(optimizer).items() if "_q" in key or key.endswith("_scale"))
+    coded = sum(size for key, size in counted(optimizer).items() if "_q" in key)
     stats = optimizer.get_memory_stats()
-    halves = sum(
-        v.numel() * 2 for s in optimizer.state.values() for v in s.values() if v.dtype == torch.float16
-    )
-    assert stats["total_quantized_memory"] == coded + halves
+    assert stats["total_quantized_memory"] == coded
     forced = name == "memory_optimized"
     assert stats["quantized_params"] == 64 * 64 + (5000 if forced else 0)
     assert stats["high_precision_params"] == 31 * 31 + (0 if forced else 5000)

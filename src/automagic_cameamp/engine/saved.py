@@ -138,9 +138,10 @@ def _extent(scale: Tensor, suffix: str, spec: StateSpec) -> Tensor:
     """Largest values that these scales can produce; NaN for a scale that no code writes."""
     if suffix == "_scale":
         return torch.where(scale > 0, scale.double() * 2**15, math.nan)
-    if spec.domain == "positive":  # logarithmic: low end and step
+    if spec.domain in ("positive", "vector"):  # logarithmic: low end and step
         low, step = scale.double().unbind(-1)
-        return torch.where(step >= 0, (low + 255 * step).exp(), math.nan)
+        steps = 255 if spec.domain == "positive" else storage.Log16.top
+        return torch.where(step >= 0, (low + steps * step).exp(), math.nan)
     return torch.where(scale >= 0, scale.double() * 255, math.nan)
 
 
@@ -171,7 +172,7 @@ class SavedState:
         keys = {name + s for s in SUFFIXES} & self.state.keys()
         if name in _carry.RESIZABLE and self.state[name].shape != forms[0].own_shape(self.layout):
             return None
-        half = {name, f"{name}_scale"}
+        half = {name, f"{name}_scale"}  # a vector as the first checkpoints held it
         if name in keys and keys - half:
             raise CheckpointError(
                 f"state of {self.name} holds {name!r} twice: as it is and coded ({sorted(keys)}). {ADVICE}"
@@ -187,7 +188,7 @@ class SavedState:
         check_values(self.name, name, value, forms[i], self.layout, hp)
         return value.detach().to(self.device).reshape(1, *forms[i].stack_shape(self.layout))
 
-    def _decoded(self, spec: StateSpec, codec: storage.Codec, hp: Any) -> Tensor:
+    def _decoded(self, spec: StateSpec, codec: storage.Codec | storage.Half16, hp: Any) -> Tensor:
         planes = []
         for plane in codec.planes(self.layout):
             key = spec.name + plane.suffix
@@ -207,6 +208,8 @@ class SavedState:
             raise CheckpointError(f"state of {self.name} is incomplete: {gone!r} is missing. {ADVICE}")
         if scale is None:
             return storage.Unit4(self.layout)
+        if spec.domain == "vector":
+            return storage.Log16(spec, self.layout)
         block = self._block(name, len(scale) if scale.dim() else 0)
         if spec.domain == "positive":
             return storage.Log8(block)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..recipes import _read
-from ..storage import ErrorCorrected
+from ..storage import Codec, ErrorCorrected, StateSpec
 from ..types import Layout
 from .execute import Field, compute_dtype, stack_params
 
@@ -93,7 +93,7 @@ def quantized(p: Tensor, state: dict[str, Any], fields: list[Field]) -> dict[str
     layout = Layout.of(tuple(p.shape))
     found = {}
     for spec, codec in fields:
-        if codec is None:
+        if codec is None or spec.domain == "vector":
             continue
         planes = {q.suffix: state[spec.name + q.suffix].reshape(q.shape) for q in codec.planes(layout)}
         if "_q" in planes:
@@ -101,6 +101,13 @@ def quantized(p: Tensor, state: dict[str, Any], fields: list[Field]) -> dict[str
             block = getattr(inner, "block_size", 0)
             found[spec.name] = QuantizedState(tuple(p.shape), block, planes, codec)
     return found
+
+
+def _decoded(state: dict[str, Any], spec: StateSpec, codec: Codec, layout: Layout) -> Tensor:
+    """A coded field in fp32, in the user's own shape."""
+    planes = codec.planes(layout)
+    stack = tuple(state[spec.name + q.suffix].reshape(1, *q.shape) for q in planes)
+    return codec.decode(stack).reshape(spec.own_shape(layout))
 
 
 def high_precision(
@@ -114,7 +121,7 @@ def high_precision(
         if codec is None and name not in ("lr_mask", "last_polarity"):
             makers[name] = lambda name=name: state[name]
         elif codec is not None and spec.domain == "vector":
-            makers[name] = lambda name=name: state[name].float()
+            makers[name] = lambda spec=spec, codec=codec: _decoded(state, spec, codec, layout)
     if _read.has_mask(hp):
         makers["lr_mask"] = lambda: _read.mask_rates(state, layout, hp, mask_mean)
         makers["last_polarity"] = lambda: _read.polarity(state, layout, hp)

@@ -9,7 +9,7 @@ from .affine8 import Affine8
 from .codec import Codec, Log8, Plane, Softsign8
 from .dynamic8 import Dynamic8, dynamic_map
 from .residual import ErrorCorrected
-from .small import Half16, Unit4
+from .small import Half16, Log16, Unit4
 from .spec import StateSpec
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Codec",
     "Dynamic8",
     "ErrorCorrected",
+    "Log16",
     "Log8",
     "Plane",
     "Policy",
@@ -45,7 +46,7 @@ class Policy(NamedTuple):
         block_size: elements per scale.
         error_bits: bits of error correction, 0, 4 or 8 (not with 'dynamic').
         min_size: tensors with fewer elements are not quantised.
-        vectors: 'fp32', 'half', or 'thin': half where the matrix has a side of at most 64.
+        vectors: 'fp32', 'log16', or 'thin': log16 where the matrix has a side of at most 64.
         force: quantise vectors (biases, norms) too.
     """
 
@@ -69,8 +70,8 @@ def choose(spec: StateSpec, layout: Layout, policy: Policy) -> Codec | None:
         return None
     if spec.domain == "vector":
         thin = min(layout.rows, layout.cols) <= THIN_SIDE
-        half = policy.vectors == "half" or (policy.vectors == "thin" and thin)
-        return Half16(spec, layout) if half else None
+        short = policy.vectors == "log16" or (policy.vectors == "thin" and thin)
+        return Log16(spec, layout) if short else None
     if spec.domain == "unit":
         return Unit4(layout)
     block = policy.block_size
