@@ -284,7 +284,7 @@ class Plan:
         """One step of all parameters, after ``fits``; and what the rest of the engine wants to know of it."""
         multiplier = 1.0
         if optimizer.controller is not None:
-            multiplier = float(optimizer.controller.multiplier(self.params[0]))
+            multiplier = float(optimizer.controller.multiplier(torch.zeros(())))
         for number, (group, low, hard) in enumerate(self.rates):
             table.renew(self.table.options[number], float(self.groups[group]["lr"]), low, hard, multiplier)
         self.table.call(self.grads)

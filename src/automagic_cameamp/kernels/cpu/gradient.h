@@ -71,6 +71,16 @@ inline void raw_sums(const Job& j, const Run& run, Part& part, Local& w) {
     if (j.along) part.sum[ALONG] += dot(g, load_run(j.t->p, j.t->p_type, run.start, run.count, w.p), run.count);
 }
 
+// Row statistic <- its running mean with sums / n + eps; and its reciprocal.
+inline void move_rows(const float* AUTOMAGIC_RESTRICT sums, float n, float eps, float weight, int64_t count,
+                      float* AUTOMAGIC_RESTRICT mean, float* AUTOMAGIC_RESTRICT inverse) {
+    for (int64_t i = 0; i < count; ++i) {
+        float now = lerp(mean[i], sums[i] / n + eps, weight);
+        mean[i] = now;
+        inverse[i] = 1.0f / now;
+    }
+}
+
 inline void pass_gradient(Job& j, int64_t slab, Local& w) {
     Part& part = j.parts[slab];
     for (double& s : part.sum) s = 0;
@@ -99,10 +109,10 @@ inline void pass_gradient(Job& j, int64_t slab, Local& w) {
                     w.row[0] += sum_squares(x, run.count);
                 }
             });
-            for (int64_t i = 0; i < count; ++i) {
-                if (rows) j.R[r + i] = lerp(j.R[r + i], w.row[i] / static_cast<float>(j.n) + eps, weight);
-                w.inverse[i] = rows ? 1.0f / j.R[r + i] : 1.0f;
-            }
+            if (rows)
+                move_rows(w.row, static_cast<float>(j.n), eps, weight, count, j.R + r, w.inverse);
+            else
+                fill(w.inverse, 1.0f, count);
             for_runs(j, r, count, [&](const Run& run) {
                 const float* x = gradient(j, tile, run, w);
                 if (j.group) {
@@ -137,29 +147,75 @@ inline void finish_torque(Job& j, double cross, double mean2, double update2) {
     j.damping = (1.0f + s) / 2.0f + static_cast<float>(j.o->eps[2]);
 }
 
+// Sum of a vector, in several double lanes.
+inline double wide_sum(const float* AUTOMAGIC_RESTRICT x, int64_t n) {
+    double s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; ++i) s += static_cast<double>(x[i]);
+    return s;
+}
+
+inline double wide_dot(const float* AUTOMAGIC_RESTRICT x, const float* AUTOMAGIC_RESTRICT y, int64_t n) {
+    double s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; ++i) s += static_cast<double>(x[i] * y[i]);
+    return s;
+}
+
+// Column sums of matrix k over all slabs, times a factor.
+inline void column_sums(const Job& j, int which, int64_t k, double factor, float* AUTOMAGIC_RESTRICT out) {
+    const double* AUTOMAGIC_RESTRICT first = j.columns[which] + k * j.n;
+    if (j.K > 1 || j.slabs == 1) {
+        for (int64_t i = 0; i < j.n; ++i) out[i] = static_cast<float>(first[i] * factor);
+        return;
+    }
+    for (int64_t i = 0; i < j.n; ++i) {
+        double s = 0;
+        for (int64_t p = 0; p < j.slabs; ++p) s += first[p * j.n + i];
+        out[i] = static_cast<float>(s * factor);
+    }
+}
+
+// Column statistic <- its running mean; its reciprocal and the root of that.
+inline void move_columns(const float* AUTOMAGIC_RESTRICT means, float eps, float weight, int64_t n,
+                         float* AUTOMAGIC_RESTRICT mean, float* AUTOMAGIC_RESTRICT inverse,
+                         float* AUTOMAGIC_RESTRICT root) {
+    for (int64_t i = 0; i < n; ++i) {
+        float now = lerp(mean[i], means[i] + eps, weight);
+        mean[i] = now;
+        inverse[i] = 1.0f / now;
+        root[i] = 1.0f / sqrtf(now);
+    }
+}
+
+inline void root_rows(const float* AUTOMAGIC_RESTRICT row, float mean, int64_t n, float gain,
+                      float* AUTOMAGIC_RESTRICT out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = gain / sqrtf(row[i] / mean);
+}
+
 // New statistics; false, and nothing written, where the gradient was not finite.
 inline bool finish_gradient(Job& j) {
     const Options& o = *j.o;
     float weight = static_cast<float>(1 - o.beta[1]), eps = static_cast<float>(o.eps[0]);
-    double rows = 0, columns = 0, update2 = 0, cross = 0;
+    double rows = 0, columns = 0, update2 = 0, cross = 0, each = 1 / static_cast<double>(j.m);
+    float *inverse = j.first, *sums = j.second;
     for (int64_t k = 0; k < j.K; ++k) {
-        double sum_r = 0;
-        for (int64_t i = 0; i < j.m; ++i) sum_r += j.matrix ? j.R[k * j.m + i] : 1.0f;
-        float mean = static_cast<float>(sum_r / static_cast<double>(j.m));
+        double sum_r = j.matrix ? wide_sum(j.R + k * j.m, j.m) : 1.0;
+        float mean = static_cast<float>(sum_r * each), *C = j.C + k * j.n, *cf = j.cf + k * j.n;
         rows += sum_r;
-        double unit2 = 0, along = 0;
-        for (int64_t c = k * j.n; c < (k + 1) * j.n; ++c) {
-            float now = static_cast<float>(j.column(0, c) / static_cast<double>(j.m)) + eps;
-            j.C[c] = lerp(j.C[c], now, weight);
-            columns += j.C[c];
-            j.cf[c] = 1.0f / sqrtf(j.C[c]);
-            unit2 += j.column(1, c) / j.C[c];
-            if (j.torque && !j.low_rank) along += j.column(2, c) * j.cf[c];
+        column_sums(j, 0, k, each, sums);
+        move_columns(sums, eps, weight, j.n, C, inverse, cf);
+        columns += wide_sum(C, j.n);
+        column_sums(j, 1, k, 1, sums);
+        update2 += wide_dot(sums, inverse, j.n) * mean;
+        if (j.torque && !j.low_rank) {
+            column_sums(j, 2, k, 1, sums);
+            cross += wide_dot(sums, cf, j.n) * sqrt(static_cast<double>(mean));
         }
-        update2 += unit2 * mean;
-        cross += along * sqrt(static_cast<double>(mean));
-        for (int64_t i = 0; i < j.m; ++i)
-            j.rf[k * j.m + i] = j.matrix ? 1.0f / sqrtf(j.R[k * j.m + i] / mean) : 1.0f;
+        if (j.matrix)
+            root_rows(j.R + k * j.m, mean, j.m, 1.0f, j.rf + k * j.m);
+        else
+            j.rf[k] = 1.0f;
     }
     if (!isfinite(static_cast<float>(rows)) || !isfinite(static_cast<float>(columns))) return false;
     double count = static_cast<double>(j.numel);

@@ -69,7 +69,8 @@ struct Job {
     float damping, gain, turn, agree_gain, shrink;
     bool grows, along;
     // vectors: [rows] and [K n]
-    float *R, *rf, *S, *rs, *row_gain, *row_var, *C, *cf, *D, *ds, *col_gain, *col_var;
+    float *R, *rf, *S, *rs, *row_var, *C, *cf, *D, *ds, *col_var;
+    float *first, *second;  // [n] to work in
     double* columns[4];  // partial sums, [K == 1 ? slabs : 1][K n]
     Part* parts;
     float* sketches;  // [slabs][min(numel, 4096)]
@@ -79,11 +80,6 @@ struct Job {
     double total(int which) const {
         double s = 0;
         for (int64_t i = 0; i < slabs; ++i) s += parts[i].sum[which];
-        return s;
-    }
-    double column(int which, int64_t i) const {
-        double s = 0;
-        for (int64_t p = 0, count = K == 1 ? slabs : 1; p < count; ++p) s += columns[which][p * K * n + i];
         return s;
     }
     double* own_columns(int which, int64_t slab) const { return columns[which] + (K == 1 ? slab * n : 0); }
@@ -172,13 +168,15 @@ inline bool lay_out(Job& j, Arena& a) {
     int64_t side = smaller(j.m, j.n), basis = j.low_rank ? j.K * side * side : 0;
     int planes = 0;
     for (int i = 0; i < PLANES; ++i) planes += j.resident && uses(j, i);
-    size_t bytes = static_cast<size_t>(6 * row + 6 * col + sketch + basis + planes * rounded(j.numel)) * 4 +
+    size_t bytes = static_cast<size_t>(5 * row + 5 * col + 2 * rounded(j.n) + sketch + basis + planes * rounded(j.numel)) * 4 +
                    static_cast<size_t>(4 * partial) * 8 + sizeof(Part) * static_cast<size_t>(j.slabs) + 64 * 40;
     if (!a.reserve(bytes)) return false;
-    float** by_row[] = {&j.R, &j.rf, &j.S, &j.rs, &j.row_gain, &j.row_var};
-    float** by_col[] = {&j.C, &j.cf, &j.D, &j.ds, &j.col_gain, &j.col_var};
+    float** by_row[] = {&j.R, &j.rf, &j.S, &j.rs, &j.row_var};
+    float** by_col[] = {&j.C, &j.cf, &j.D, &j.ds, &j.col_var};
     for (float** v : by_row) *v = a.take<float>(row);
     for (float** v : by_col) *v = a.take<float>(col);
+    j.first = a.take<float>(rounded(j.n));
+    j.second = a.take<float>(rounded(j.n));
     for (int i = 0; i < 4; ++i) j.columns[i] = a.take<double>(partial);
     j.parts = a.take<Part>(j.slabs);
     j.sketches = sketch ? a.take<float>(sketch) : nullptr;

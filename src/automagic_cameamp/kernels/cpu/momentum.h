@@ -120,6 +120,23 @@ inline float count_agreement(const float* AUTOMAGIC_RESTRICT m, const float* AUT
     return static_cast<float>(s);
 }
 
+// Running variance <- that of rows with these sums of elements and of squares.
+inline void move_variance(const float* AUTOMAGIC_RESTRICT sums, const float* AUTOMAGIC_RESTRICT squares, float n,
+                          int64_t count, float* AUTOMAGIC_RESTRICT variance) {
+    for (int64_t i = 0; i < count; ++i) {
+        float mean = sums[i] / n;
+        variance[i] = lerp(variance[i], larger(squares[i] / n - mean * mean, 0.0f), 0.1f);
+    }
+}
+
+inline void add_moments(const float* AUTOMAGIC_RESTRICT u, int64_t n, float* AUTOMAGIC_RESTRICT sums,
+                        float* AUTOMAGIC_RESTRICT squares) {
+    for (int64_t i = 0; i < n; ++i) {
+        sums[i] += u[i];
+        squares[i] = fused(u[i], u[i], squares[i]);
+    }
+}
+
 inline void pass_momentum(Job& j, int64_t slab, Local& w) {
     Part& part = j.parts[slab];
     const Options& o = *j.o;
@@ -144,11 +161,7 @@ inline void pass_momentum(Job& j, int64_t slab, Local& w) {
                 unit_update(j, tile, run, w);
                 const float* m = move_means(j, tile, run, w);
                 if (j.sketches) add_sketch(j, slab, run, w);
-                if (by_column)
-                    for (int64_t i = 0; i < run.count; ++i) {
-                        w.sums[2][run.column + i] += w.u[i];
-                        w.sums[3][run.column + i] += w.u[i] * w.u[i];
-                    }
+                if (by_column) add_moments(w.u, run.count, w.sums[2] + run.column, w.sums[3] + run.column);
                 if (by_row && j.group) {
                     row_sums(w.u, count, j.n, first);
                     square(w.u, run.count, w.out);
@@ -164,14 +177,11 @@ inline void pass_momentum(Job& j, int64_t slab, Local& w) {
                 else
                     w.row[0] += sum(w.out, run.count);
             });
-            float width = static_cast<float>(j.n);
-            for (int64_t i = 0; i < count; ++i) {
-                if (rows) j.S[r + i] = lerp(j.S[r + i], w.row[i] / width + eps, weight);
-                w.inverse[i] = rows ? 1.0f / j.S[r + i] : 1.0f;
-                if (!by_row) continue;
-                float mean = first[i] / width, v = larger(second[i] / width - mean * mean, 0.0f);
-                j.row_var[r + i] = lerp(j.row_var[r + i], v, 0.1f);
-            }
+            if (rows)
+                move_rows(w.row, static_cast<float>(j.n), eps, weight, count, j.S + r, w.inverse);
+            else
+                fill(w.inverse, 1.0f, count);
+            if (by_row) move_variance(first, second, static_cast<float>(j.n), count, j.row_var + r);
             for_runs(j, r, count, [&](const Run& run) {
                 const float* g = load_run(j.t->g, j.t->g_type, run.start, run.count, w.raw);
                 const float* m = plane + run.start;

@@ -5,58 +5,62 @@
 
 namespace AUTOMAGIC_ISA {
 
+// Rows that receive almost no gradient move half as much: factor *= gain.
+inline void background(const float* AUTOMAGIC_RESTRICT energy, float mean, int64_t n, float* AUTOMAGIC_RESTRICT factor) {
+    for (int64_t i = 0; i < n; ++i) {
+        float share = (energy[i] + 1e-38f) / (mean + 1e-38f);
+        factor[i] *= smaller(larger(sqrtf(share / 0.1f), 0.5f), 1.0f);
+    }
+}
+
+// Lines with more detail than the average move more: factor *= gain.
+inline void detail(const float* AUTOMAGIC_RESTRICT variance, float mean, float strength, int64_t n,
+                   float* AUTOMAGIC_RESTRICT factor) {
+    for (int64_t i = 0; i < n; ++i) {
+        float gain = 1.0f + strength * ((variance[i] + 1e-38f) / mean - 1.0f);
+        factor[i] *= smaller(larger(gain, 0.5f), 1.5f);
+    }
+}
+
 // New row and column statistics of the surprise, gains of rows and columns, and the final clip.
 inline void finish_momentum(Job& j) {
     const Options& o = *j.o;
     float weight = static_cast<float>(1 - o.beta[2]), eps = static_cast<float>(o.eps[1]);
     double out2 = 0, count = static_cast<double>(j.numel);
+    double each = 1 / static_cast<double>(j.m);
+    float *inverse = j.first, *sums = j.second;
     for (int64_t k = 0; k < j.K; ++k) {
-        double sum_s = 0, sum_r = 0, unit2 = 0;
-        for (int64_t i = k * j.m; i < (k + 1) * j.m; ++i) {
-            sum_s += j.confidence && j.matrix ? j.S[i] : 1.0f;
-            if (j.matrix) sum_r += j.R[i];
+        int64_t first_row = k * j.m;
+        float *D = j.D + k * j.n, *ds = j.ds + k * j.n;
+        double sum_s = j.confidence && j.matrix ? wide_sum(j.S + first_row, j.m) : static_cast<double>(j.m);
+        float mean = static_cast<float>(sum_s * each);
+        if (j.confidence) {
+            column_sums(j, 0, k, each, sums);
+            move_columns(sums, eps, weight, j.n, D, inverse, ds);
+            column_sums(j, 1, k, 1, sums);
+            out2 += wide_dot(sums, inverse, j.n) * mean;
+        } else {
+            fill(ds, 1.0f, j.n);
+            column_sums(j, 1, k, 1, sums);
+            out2 += wide_sum(sums, j.n) * mean;
         }
-        float mean = static_cast<float>(sum_s / static_cast<double>(j.m));
-        float mean_r = static_cast<float>(sum_r / static_cast<double>(j.m));
-        for (int64_t c = k * j.n; c < (k + 1) * j.n; ++c) {
-            if (j.confidence) {
-                float now = static_cast<float>(j.column(0, c) / static_cast<double>(j.m)) + eps;
-                j.D[c] = lerp(j.D[c], now, weight);
-            } else {
-                j.D[c] = 1.0f;
-            }
-            j.ds[c] = 1.0f / sqrtf(j.D[c]);
-            unit2 += j.column(1, c) / j.D[c];
-        }
-        out2 += unit2 * mean;
-        for (int64_t i = k * j.m; i < (k + 1) * j.m; ++i) {
-            j.rs[i] = j.confidence && j.matrix ? 1.0f / sqrtf(j.S[i] / mean) : 1.0f;
-            j.row_gain[i] = 1.0f;
-            if (o.background && j.matrix)
-                j.row_gain[i] = smaller(larger(sqrtf((j.R[i] + 1e-38f) / (mean_r + 1e-38f) / 0.1f), 0.5f), 1.0f);
-        }
+        if (j.confidence && j.matrix)
+            root_rows(j.S + first_row, mean, j.m, 1.0f, j.rs + first_row);
+        else
+            fill(j.rs + first_row, 1.0f, j.m);
+        if (o.background && j.matrix)
+            background(j.R + first_row, static_cast<float>(wide_sum(j.R + first_row, j.m) * each), j.m,
+                       j.rs + first_row);
         if (!has(j.t->spatial)) continue;
-        int64_t side = j.per_row ? j.m : j.n, first = k * side;
-        float* variance = j.per_row ? j.row_var : j.col_var;
-        double sum_v = 0;
-        for (int64_t i = first; i < first + side; ++i) {
-            if (!j.per_row) {
-                float average = static_cast<float>(j.column(2, i) / static_cast<double>(j.m));
-                float square = static_cast<float>(j.column(3, i) / static_cast<double>(j.m));
-                variance[i] = lerp(variance[i], larger(square - average * average, 0.0f), 0.1f);
-            }
-            sum_v += variance[i];
+        int64_t side = j.per_row ? j.m : j.n;
+        float* variance = (j.per_row ? j.row_var : j.col_var) + k * side;
+        if (!j.per_row) {
+            column_sums(j, 2, k, 1, sums);
+            column_sums(j, 3, k, 1, inverse);
+            move_variance(sums, inverse, static_cast<float>(j.m), j.n, variance);
         }
-        float mean_v = static_cast<float>(sum_v / static_cast<double>(side)) + 1e-38f;
-        for (int64_t i = first; i < first + side; ++i) {
-            float ratio = (variance[i] + 1e-38f) / mean_v;
-            float gain = 1.0f + static_cast<float>(o.detail) * (ratio - 1.0f);
-            gain = smaller(larger(gain, 0.5f), 1.5f);
-            if (j.per_row)
-                j.row_gain[i] *= gain;
-            else
-                j.ds[i] *= gain;
-        }
+        float mean_v = static_cast<float>(wide_sum(variance, side) / static_cast<double>(side)) + 1e-38f;
+        detail(variance, mean_v, static_cast<float>(o.detail), side, j.per_row ? j.rs + first_row : ds);
     }
     j.agree_gain = 1.0f;
     if (o.improved && o.cautious && !j.early)
@@ -102,6 +106,27 @@ struct Bounds {
 
 AUTOMAGIC_INLINE float bounded(float rate, const Bounds& b) {
     return larger(smaller(larger(rate, b.low), b.high), b.floor);
+}
+
+// Squares of row norms -> ALLoRA's gain times a factor.
+inline void allora_rates(float factor, float least, int64_t n, float* AUTOMAGIC_RESTRICT row) {
+    for (int64_t i = 0; i < n; ++i) row[i] = factor / sqrtf(sqrtf(row[i]) + least);
+}
+
+inline void row_masks(const int8_t* AUTOMAGIC_RESTRICT k, int64_t stride, int64_t n, float* AUTOMAGIC_RESTRICT row) {
+    for (int64_t i = 0; i < n; ++i)
+        row[i] *= exp2_small(static_cast<float>(static_cast<int32_t>(k[i * stride])) * MASK_STEP);
+}
+
+inline float bound_rows(Bounds b, int64_t n, float* AUTOMAGIC_RESTRICT row) {
+    float s = 0.0f;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; ++i) {
+        float r = bounded(row[i], b);
+        row[i] = r;
+        s += r;
+    }
+    return s;
 }
 
 inline float rates(const uint8_t* AUTOMAGIC_RESTRICT word, const float* AUTOMAGIC_RESTRICT row, Bounds b, int64_t n,
@@ -171,19 +196,19 @@ inline void pass_weights(Job& j, int64_t slab, Local& w, bool dry) {
                     }
                 });
             }
-            for (int64_t i = 0; i < rows; ++i) {
-                float rate = share * (allora ? 1.0f / sqrtf(sqrtf(w.row[i]) + spread_eta) : 1.0f);
-                if (o.mask >= 2) {
-                    int8_t k = static_cast<int8_t*>(t.mask)[o.mask == 2 ? r + i : 0];
-                    rate *= exp2_small(static_cast<float>(k) * MASK_STEP);
-                }
-                if (!elements) {
-                    rate = bounded(rate, bounds);
-                    if (!dry) part.sum[RATE] += static_cast<double>(rate) * static_cast<double>(j.n);
-                }
-                w.row[i] = rate;
-                w.inverse[i] = j.rs[r + i] * j.row_gain[r + i] * step;
+            if (allora)
+                allora_rates(share, spread_eta, rows, w.row);
+            else
+                fill(w.row, share, rows);
+            if (o.mask >= 2) {
+                const int8_t* k = static_cast<const int8_t*>(t.mask);
+                row_masks(o.mask == 2 ? k + r : k, o.mask == 2, rows, w.row);
             }
+            if (!elements) {
+                float total = bound_rows(bounds, rows, w.row);
+                if (!dry) part.sum[RATE] += static_cast<double>(total) * static_cast<double>(j.n);
+            }
+            weigh(j.rs + r, step, rows, w.inverse);
             for_runs(j, r, rows, [&](const Run& run) {
                 if (!j.resident) {
                     unit_update(j, tile, run, w);
