@@ -43,9 +43,6 @@ class BuildKernels(build_ext):
         except (module.BuildError, OSError) as error:
             print(f"warning: the CPU kernels were not built: {error}", file=sys.stderr)
 
-    def copy_extensions_to_source(self):
-        """Nothing: an editable build has written the library there already."""
-
     def get_outputs(self):
         """What was built; without a compiler nothing."""
         return [path for path in super().get_outputs() if Path(path).exists()]
