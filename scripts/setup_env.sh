@@ -27,7 +27,8 @@ started=$(clock)
 # environment holds absolute paths, so a moved or copied one has to be built anew.
 wanted=$(
     echo "$PWD $VENV $TORCH $TORCH_INDEX $EXTRAS"
-    cksum pyproject.toml constraints.txt scripts/setup_env.sh
+    cksum pyproject.toml setup.py constraints.txt scripts/setup_env.sh
+    cksum src/automagic_cameamp/kernels/build.py src/automagic_cameamp/kernels/cpu/*
 )
 if [ -f "$VENV/.stamp" ] && [ "$(cat "$VENV/.stamp")" = "$wanted" ] && "$VENV/bin/python" -c '' 2>/dev/null; then
     exit 0

@@ -133,6 +133,17 @@ class ContextualController:
             q = q.new_zeros(count, q.shape[1]).index_copy(0, rows, q)
         self._add(q, signals.square, signals.bad, key)
 
+    def join(self, sketch: Tensor, square: float, bad: int) -> None:
+        """Add what many stacks tell at once.
+
+        Args:
+            sketch: [4096] sum of their folded sketches; copied.
+            square: sum of squares of their raw gradients.
+            bad: number of unusable gradients.
+        """
+        total = torch.full((), square, dtype=torch.float32, device=sketch.device)
+        self._join(sketch.clone(), total, torch.full((), bad > 0, device=sketch.device))
+
     def finish(self, groups: list[dict[str, Any]]) -> None:
         """Turn what was collected into M for the next step."""
         params = [p for group in groups for p in group["params"]]
@@ -147,7 +158,9 @@ class ContextualController:
 
     def _add(self, q: Tensor, square: Tensor, bad: Tensor, key: tuple[int, int]) -> None:
         q = T.fold(q, 40_503 * key[0] + 24_593 * key[1]).float()
-        total, wrong = square.float().sum(), bad.any()
+        self._join(q, square.float().sum(), bad.any())
+
+    def _join(self, q: Tensor, total: Tensor, wrong: Tensor) -> None:
         if self._sketch is None or self._square is None or self._bad is None:
             self._sketch, self._square, self._bad = q, total, wrong
             return

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from . import execute
+from . import execute, native
 from .buckets import Chunk
 
 
@@ -80,14 +80,16 @@ class Reference:
 REFERENCE = Reference()
 
 
-def available(engine: str) -> tuple[Backend, ...]:
+def available(engine: str, works: list[Work]) -> tuple[Backend, ...]:
     """Backends for this setting, the preferred one first; the reference takes what is left."""
-    return (REFERENCE,)
+    on_cpu = any(work.chunk.params[0].device.type == "cpu" for work in works)
+    kernels = (native.Native(engine),) if on_cpu and native.ready(engine) else ()
+    return (*kernels, REFERENCE)
 
 
 def run(engine: str, works: list[Work]) -> Iterator[Outcome]:
     """Give every work to the first backend that takes it, and run them."""
-    backends = available(engine)
+    backends = available(engine, works)
     parts: list[list[Work]] = [[] for _ in backends]
     for work in works:
         parts[next(i for i, backend in enumerate(backends) if backend.takes(work))].append(work)

@@ -21,7 +21,7 @@ from .. import configs
 from ..storage import Policy
 from ..types import Layout
 from ..validate import callers_depth, checked, fail
-from . import backends, checkpoint, execute, memory
+from . import backends, checkpoint, execute, memory, native
 from .buckets import Chunk, chunks
 from .reports import Reports
 from .rounding import parameter_key
@@ -40,6 +40,7 @@ class Controller(Protocol):
     def begin(self, loss: Any) -> None: ...
     def multiplier(self, like: Tensor) -> Tensor: ...
     def collect(self, signals: Any, key: tuple[int, int], rows: Tensor | None, count: int) -> None: ...
+    def join(self, sketch: Tensor, square: float, bad: int) -> None: ...
     def finish(self, groups: list[dict[str, Any]]) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load(self, memory: Tensor | None) -> None: ...
@@ -81,6 +82,7 @@ class CameAMPOptimizer(Reports, Optimizer):
     def _reset_transient(self) -> None:
         """Caches and counters that no checkpoint needs."""
         self._steps = 0
+        self._plan: native.Plan | None = None
         self._device_lists: dict[tuple[Any, ...], Tensor] = {}
         self._skipped: dict[torch.device, Tensor] = {}
 
@@ -164,21 +166,21 @@ class CameAMPOptimizer(Reports, Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_gradients()
-        lagged = self._lagged()
+        plan = self._plan
+        if plan is not None and not plan.fits(self):
+            plan = None
+        if plan is None:
+            self._check_gradients()
         if self.controller is not None:
             self.controller.begin(loss)
-        plan = list(self._chunks())
-        self._create_states(plan)
-        # All groups look at the model as the last step left it, so before any of them moves.
-        shared = [self._share(number, group, lagged) for number, group in enumerate(self.param_groups)]
-        works = [
-            self._work(group, chunk, active, shared[chunk.key[0]])
-            for group, chunk in plan
-            if (active := [i for i, p in enumerate(chunk.params) if p.grad is not None])
-        ]
-        for work, ok, signals in backends.run(self.config.engine, works):
-            self._note(work, ok, signals)
+        works = [] if plan is not None else self._works()
+        if plan is None:
+            plan = self._plan = native.planned(self, works)
+        if plan is not None:
+            plan.run(self)
+        else:
+            for work, ok, signals in backends.run(self.config.engine, works):
+                self._note(work, ok, signals)
         for group in self.param_groups:
             group["clock"] += 1
         if self.controller is not None:
@@ -190,6 +192,19 @@ class CameAMPOptimizer(Reports, Optimizer):
             rates = ", ".join(f"{float(g['lr']):.3g}" for g in self.param_groups)
             logger.info("%s: step %d, scheduler lr %s", type(self).__name__, self._steps, rates)
         return loss
+
+    def _works(self) -> list[backends.Work]:
+        """The updates of this step, with all state that they need."""
+        lagged = self._lagged()
+        plan = list(self._chunks())
+        self._create_states(plan)
+        # All groups look at the model as the last step left it, so before any of them moves.
+        shared = [self._share(number, group, lagged) for number, group in enumerate(self.param_groups)]
+        return [
+            self._work(group, chunk, active, shared[chunk.key[0]])
+            for group, chunk in plan
+            if (active := [i for i, p in enumerate(chunk.params) if p.grad is not None])
+        ]
 
     def _create_states(self, plan: list[tuple[dict[str, Any], Chunk]]) -> None:
         """State of every parameter that has its first gradient: first all storage, then all values."""
@@ -230,13 +245,16 @@ class CameAMPOptimizer(Reports, Optimizer):
             part, active, len(chunk.params), states, self.recipe, fields, shared, hp, keys, rounds
         )
 
-    def _note(self, work: backends.Work, ok: Tensor, signals: Any) -> None:
+    def _note(self, work: backends.Work | native.Member, ok: Tensor, signals: Any) -> None:
         """What the controller and the health report want to know of an update."""
         if self.controller is not None:
-            rows = None
-            if len(work.active) < work.members:
-                rows = self._on_device(work.active, torch.int64, ok.device)
-            self.controller.collect(signals, work.chunk.key, rows, work.members)
+            if isinstance(signals, native.Folded):
+                self.controller.join(signals.sketch, signals.square, signals.bad)
+            elif signals is not None:
+                rows = None
+                if len(work.active) < work.members:
+                    rows = self._on_device(work.active, torch.int64, ok.device)
+                self.controller.collect(signals, work.chunk.key, rows, work.members)
         self._count_skipped(work.chunk, ok)
 
     def _keys(self, chunk: Chunk) -> Tensor:

@@ -59,6 +59,35 @@ class Signals(NamedTuple):
     bad: Tensor
 
 
+class Mixture(NamedTuple):
+    """The momentum as numbers.
+
+    Args:
+        beta: coefficient of ``exp_avg`` at the start.
+        own, update: weights of ``exp_avg`` and of this step's update.
+        kept: lengths of the means that have fields of their own.
+        others: their weights.
+        mixed: whether anything but ``exp_avg`` counts.
+    """
+
+    beta: float
+    own: float
+    update: float
+    kept: tuple[int, ...]
+    others: tuple[float, ...]
+    mixed: bool
+
+
+def mixture(hp: Any) -> Mixture:
+    """How the means of several lengths are weighed under these options."""
+    beta1, scales = hp.betas[0], hp.momentum_scales
+    beta = T.own_beta(beta1, scales)
+    if scales is None or set(scales) == {T.own_scale(beta1, scales)}:
+        return Mixture(beta, 1.0, 0.0, (), (), False)
+    own, update, others = T.scale_weights(beta1, scales)
+    return Mixture(beta, own, update, T.kept_scales(beta1, scales), others, True)
+
+
 def make_state(fields: dict[str, Tensor]) -> Any:
     """State from decoded fields by name."""
     scales = {name: value for name, value in fields.items() if name.startswith(FIELD)}

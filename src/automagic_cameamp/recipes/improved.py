@@ -81,7 +81,7 @@ Hyper: Any = namedtuple(
 def specs(layout: Layout, hp: Any) -> tuple[StateSpec, ...]:
     """Fields that a parameter of this layout keeps under these options."""
     fields = [*moment_specs(layout, hp), *_rate.specs(layout, hp)]
-    if hp.edge_suppression and hp.edge_penalty > 0 and _has_picture(layout, hp):
+    if hp.edge_suppression and hp.edge_penalty > 0 and has_picture(layout, hp):
         fields.append(StateSpec("edge_history", "full", "unit"))
     if hp.spatial_awareness and hp.detail_preservation > 0 and layout.matrix:
         side = "row" if layout.rows <= layout.cols else "col"  # the short side costs least
@@ -99,7 +99,8 @@ def specs(layout: Layout, hp: Any) -> tuple[StateSpec, ...]:
     return tuple(fields)
 
 
-def _has_picture(layout: Layout, hp: Any) -> bool:
+def has_picture(layout: Layout, hp: Any) -> bool:
+    """Whether edges and frequencies are looked for in a parameter of this layout."""
     return T.picture(torch.empty(1, *layout.view, device="meta"), layout, hp.spatial_mode) is not None
 
 

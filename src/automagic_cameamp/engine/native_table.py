@@ -1,0 +1,230 @@
+"""Works as the kernels see them: options as numbers, parameters and state as addresses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels import layout as abi
+from ..recipes import base, contextual, improved
+from ..recipes._rate import has_mask
+from ..storage import ErrorCorrected
+from .buckets import Chunk
+from .execute import Field
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+MASKS = {"element": 1, "row": 2, "tensor": 3}
+# Field of the recipe -> column of the table, where the names differ.
+COLUMN = {
+    "exp_avg_sq": "sq",
+    "exp_avg_sq_row": "sq_row",
+    "exp_avg_sq_col": "sq_col",
+    "exp_avg_res": "res",
+    "exp_avg_res_row": "res_row",
+    "exp_avg_res_col": "res_col",
+    "spatial_variance": "spatial",
+    "edge_history": "edge",
+    "s": "torque",
+    "lr_mask_sum": "mask_sum",
+    "lr_mask": "mask",
+    "last_polarity": "polarity",
+    "lowrank_basis": "basis",
+}
+PLAIN = ("step", "avg_lr", "s", "lr_mask_sum", "lr_mask", "last_polarity", "lowrank_basis", "lowrank_rate")
+TASK = np.dtype(abi.Task)
+OPTIONS = np.dtype(abi.Options)
+
+
+class Member(NamedTuple):
+    """Part of a work that is the same at every step."""
+
+    chunk: Chunk
+    active: list[int]
+    states: list[dict[str, Any]]
+    recipe: Any
+    fields: list[Field]
+    hp: Any
+    keys: Tensor | None
+    rounds: bool
+
+
+def unsupported(work: Any) -> str | None:
+    """What of a work the kernels cannot do, in words; None where they can do all of it."""
+    hp, chunk = work.hp, work.chunk
+    p = chunk.params[0]
+    if p.device.type != "cpu" or p.dtype not in TYPES:
+        return f"{p.dtype} parameters on {p.device.type!r}"
+    if work.recipe not in (base, contextual, improved):
+        return "another recipe"
+    matrix = chunk.layout.matrix
+    for name, bad in (
+        ("came", not hp.came),
+        ("factored", matrix and not hp.factored),
+        ("use_agr", hp.use_agr),
+        ("use_orthograd", hp.use_orthograd),
+        ("lr_level", hp.lr_level != "fixed"),
+        ("tam_granularity", hp.use_tam and matrix and hp.tam_granularity != "tensor"),
+        ("lr_mask_rule", has_mask(hp) and hp.lr_mask_rule != "geometric"),
+        ("lr_mask_granularity", has_mask(hp) and hp.lr_mask_granularity not in MASKS),
+        ("percentile_clipping", getattr(hp, "percentile_clipping", 100) < 100),
+    ):
+        if bad:
+            return f"{name}={getattr(hp, name)!r}"
+    if work.recipe is contextual and len(contextual.mixture(hp).kept) > abi.MAX_SCALES:
+        return f"more than {abi.MAX_SCALES + 2} momentum_scales"
+    if work.shared.refresh and any(spec.name == "lowrank_basis" for spec, _ in work.fields):
+        return "the search for new low-rank directions every sync_frequency steps"
+    for q in chunk.params:
+        g = q.grad
+        if not q.is_contiguous() or q.is_conj() or q.is_neg():
+            return "parameters that are not contiguous"
+        if g is None or g.device.type != "cpu" or g.dtype not in TYPES or g.shape != q.shape:
+            return "gradients of another kind than their parameters"
+    return _unsupported_state(work)
+
+
+def _unsupported_state(work: Any) -> str | None:
+    compute = torch.float32
+    for field in work.fields:
+        spec, codec = field
+        inner = codec.code if isinstance(codec, ErrorCorrected) else codec
+        if inner is not None and inner.name not in abi.CODES:
+            return f"the code {inner.name!r}"
+        if codec is None and spec.extent != "full" and spec.domain == "plain" and spec.name not in PLAIN:
+            return f"the state {spec.name!r}"
+        for plane in field.planes(work.chunk.layout, compute):
+            size = math.prod(plane.shape)
+            for state in work.states:
+                t = state[spec.name + plane.suffix]
+                fits = t.dtype == plane.dtype and t.numel() == size and t.device.type == "cpu"
+                if not (fits and t.is_contiguous()):
+                    return f"the state {spec.name!r} as it is held"
+    return None
+
+
+def options(hp: Any, recipe: Any, signals: bool) -> np.ndarray:
+    """One row of options; what changes from step to step is set by ``renew``."""
+    row = np.zeros((), dtype=OPTIONS)
+    plain = {
+        "eps": hp.eps,
+        "clip": hp.clip_threshold,
+        "final_clip": hp.final_clip,
+        "beta": hp.betas,
+        "log_decay": math.log(hp.beta1_decay),
+        "eta": hp.eta,
+        "weight_decay": hp.weight_decay,
+        "warmup": hp.warmup_steps,
+        "low": hp.min_lr / hp.base_lr if hp.base_lr > 0 else -math.inf,
+        "high": hp.max_lr / hp.base_lr if hp.base_lr > 0 else math.inf,
+        "multiplier": 1.0,
+        "emphasis": 1.0,
+        "d_coef": 1,
+        "allora": hp.allora,
+        "grams": hp.use_grams,
+        "tam": hp.use_tam,
+        "mask": MASKS[hp.lr_mask_granularity] if has_mask(hp) else 0,
+        "signals": signals,
+    }
+    for name, value in plain.items():
+        row[name] = value
+    if recipe is improved:
+        row["improved"] = 1
+        for name, value in {
+            "edge_penalty": hp.edge_penalty,
+            "edge_threshold": hp.edge_threshold,
+            "detail": hp.detail_preservation,
+            "frequency": hp.frequency_penalty,
+            "emphasis": hp.low_rank_emphasis,
+            "rank_strength": hp.rank_penalty_strength,
+            "cautious": hp.use_cautious,
+            "spd": hp.use_spd and hp.weight_decay > 0,
+            "background": hp.background_regularization,
+            "d_coef": hp.d_coef if has_mask(hp) else 1,
+        }.items():
+            row[name] = value
+    else:
+        row["decay_always"] = hp.weight_decay_phase != "early"
+    if recipe is contextual:
+        mix = contextual.mixture(hp)
+        row["beta"][0] = mix.beta
+        row["mixed"] = mix.mixed
+        row["own_share"], row["update_share"] = mix.own, mix.update
+        row["scales"] = len(mix.kept)
+        for i, (length, share) in enumerate(zip(mix.kept, mix.others, strict=True)):
+            row["share"][i], row["scale_rate"][i] = share, 1 / length
+    return row
+
+
+def renew(row: Any, lr: float, min_lr: float, hard: bool, multiplier: float) -> None:
+    """Numbers of an options row that change from step to step."""
+    row["lr"] = lr
+    row["floor"] = (min_lr / lr if lr > 0 else 0.0) if hard else -math.inf
+    row["multiplier"] = multiplier
+
+
+def addresses(states: list[dict[str, Any]], name: str) -> list[int]:
+    """Where a plane of each state lies."""
+    return [state[name].data_ptr() for state in states]
+
+
+def fill(rows: np.ndarray, member: Member, number: int) -> Iterator[tuple[str, str]]:
+    """Fill the rows of a chunk's members.
+
+    Args:
+        rows: [B] of ``TASK``, zero.
+        member: the chunk.
+        number: its row of options.
+
+    Yields:
+        The names of the state planes whose addresses were taken, with the field's name.
+    """
+    view = member.chunk.layout
+    p = member.chunk.params[0]
+    rows["p"] = [q.data_ptr() for q in member.chunk.params]
+    rows["p_type"] = TYPES[p.dtype]
+    rows["options"] = number
+    rows["rounds"] = member.rounds
+    rows["matrix"] = view.matrix
+    rows["batch"], rows["rows"], rows["cols"] = view.view
+    if member.keys is not None:
+        rows["key"] = member.keys.tolist()
+    if member.recipe is improved and improved.has_picture(view, member.hp):
+        rows["height"], rows["width"] = view.shape[-2:]
+    scales = contextual.mixture(member.hp).kept if member.recipe is contextual else ()
+    for index, field in enumerate(member.fields):
+        spec, codec = field
+        planes = field.planes(view, torch.float32)
+        found = {plane.suffix: addresses(member.states, spec.name + plane.suffix) for plane in planes}
+        yield from ((spec.name + plane.suffix, spec.name) for plane in planes)
+        if spec.name in PLAIN:
+            rows[COLUMN.get(spec.name, spec.name)] = found[""]
+            if spec.name == "lowrank_basis":
+                rows["kept"] = spec.count
+            continue
+        if spec.name.startswith(contextual.FIELD):
+            coded = rows["scale"][:, scales.index(int(spec.name[len(contextual.FIELD) :]))]
+        else:
+            coded = rows[COLUMN.get(spec.name, spec.name)]
+        _fill_coded(coded, codec, found, index + 1, view.numel)
+
+
+def _fill_coded(coded: Any, codec: Any, found: dict[str, list[int]], salt: int, numel: int) -> None:
+    """One field: addresses of its planes and how to read them."""
+    coded["salt"] = salt
+    if codec is None:
+        coded["q"] = found[""]
+        return
+    if isinstance(codec, ErrorCorrected):
+        coded["bits"] = codec.bits
+        codec = codec.code
+    coded["code"] = abi.CODES[codec.name]
+    coded["block"] = max(1, min(getattr(codec, "block_size", 0) or numel, numel))
+    names = {"_q": "q", "_q_scale": "scale", "_q_zero": "zero", "_q_residual": "residual"}
+    for suffix, column in names.items():
+        if suffix in found:
+            coded[column] = found[suffix]

@@ -1,0 +1,243 @@
+// Pass A: what the gradient alone decides. R of a row is final once the row is read, so the same pass that
+// sums g^2 over columns also sums g^2 / R, and with it sum u^2 = mean(R) sum_j (sum_i g_ij^2 / R_i) / C_j:
+// the clip of the update needs no pass of its own. The same holds for <u, m>.
+#pragma once
+
+#include <math.h>
+
+#include "lowrank.h"
+#include "stencil.h"
+
+namespace AUTOMAGIC_ISA {
+
+AUTOMAGIC_INLINE const float* gradient(const Job& j, const Tile& tile, const Run& run, Local& w) {
+    if (j.filtered) return plane_of(j, w, FILTERED) + run.start - tile.origin;
+    return load_run(j.t->g, j.t->g_type, run.start, run.count, w.raw);
+}
+
+inline void add_squares(const float* AUTOMAGIC_RESTRICT x, float inverse, int64_t n, float* AUTOMAGIC_RESTRICT a,
+                        float* AUTOMAGIC_RESTRICT b) {
+    for (int64_t i = 0; i < n; ++i) {
+        float q = x[i] * x[i];
+        a[i] += q;
+        b[i] = fused(q, inverse, b[i]);
+    }
+}
+
+inline void add_squares(const float* AUTOMAGIC_RESTRICT x, const float* AUTOMAGIC_RESTRICT inverse, int64_t n,
+                        float* AUTOMAGIC_RESTRICT a, float* AUTOMAGIC_RESTRICT b) {
+    for (int64_t i = 0; i < n; ++i) {
+        float q = x[i] * x[i];
+        a[i] += q;
+        b[i] = fused(q, inverse[i], b[i]);
+    }
+}
+
+inline void add_products(const float* AUTOMAGIC_RESTRICT x, const float* AUTOMAGIC_RESTRICT m,
+                         const float* AUTOMAGIC_RESTRICT f, int64_t n, float* AUTOMAGIC_RESTRICT a) {
+    for (int64_t i = 0; i < n; ++i) a[i] = fused(x[i] * m[i], f[i], a[i]);
+}
+
+// Column sums of a tile into those of the slab.
+inline void flush_columns(const Job& j, const Tile& tile, int64_t slab, int count, Local& w) {
+    int64_t lines = j.group ? smaller(j.group, tile.end - tile.first) : 1;
+    for (int c = 0; c < count; ++c) {
+        double* AUTOMAGIC_RESTRICT to = j.own_columns(c, slab) + tile.k * j.n;
+        for (int64_t r = 0; r < lines; ++r) {
+            const float* AUTOMAGIC_RESTRICT from = w.sums[c] + r * j.n;
+            for (int64_t i = 0; i < j.n; ++i) to[i] += from[i];
+        }
+    }
+}
+
+inline void clear_sums(const Job& j, int count, Local& w) {
+    for (int c = 0; c < count; ++c) fill(w.sums[c], 0.0f, larger(j.n, j.group * j.n));
+}
+
+inline void clear_columns(const Job& j, int64_t slab, int count) {
+    int64_t first = j.K == 1 ? 0 : slab * j.slab_rows / j.m;
+    int64_t end = j.K == 1 ? 1 : smaller((slab + 1) * j.slab_rows, j.rows) / j.m;
+    for (int c = 0; c < count; ++c) {
+        double* to = j.own_columns(c, slab);
+        for (int64_t i = first * j.n; i < end * j.n; ++i) to[i] = 0;
+    }
+}
+
+// Sums over the raw gradient and the weights.
+inline void raw_sums(const Job& j, const Run& run, Part& part, Local& w) {
+    const float* g = load_run(j.t->g, j.t->g_type, run.start, run.count, w.raw);
+    if (j.decays || j.o->signals) part.sum[SQUARE] += sum_squares(g, run.count);
+    if (j.decays) part.sum[ABS] += sum_magnitudes(g, run.count);
+    if (j.along) part.sum[ALONG] += dot(g, load_run(j.t->p, j.t->p_type, run.start, run.count, w.p), run.count);
+}
+
+// Row statistic <- its running mean with sums / n + eps; and its reciprocal.
+inline void move_rows(const float* AUTOMAGIC_RESTRICT sums, float n, float eps, float weight, int64_t count,
+                      float* AUTOMAGIC_RESTRICT mean, float* AUTOMAGIC_RESTRICT inverse) {
+    for (int64_t i = 0; i < count; ++i) {
+        float now = lerp(mean[i], sums[i] / n + eps, weight);
+        mean[i] = now;
+        inverse[i] = 1.0f / now;
+    }
+}
+
+inline void pass_gradient(Job& j, int64_t slab, Local& w) {
+    Part& part = j.parts[slab];
+    for (double& s : part.sum) s = 0;
+    bool torque = j.torque && !j.low_rank, rows = j.matrix;
+    float weight = static_cast<float>(1 - j.o->beta[1]), eps = static_cast<float>(j.o->eps[0]);
+    clear_columns(j, slab, torque ? 3 : 2);
+    for_tiles(j, slab, [&](const Tile& tile) {
+        if (j.filtered || j.edges) filter_tile(j, tile, w);
+        if (j.edges) {
+            const float* laplace = plane_of(j, w, LAPLACIAN) + tile.start - tile.origin;
+            for (int64_t i = 0; i < tile.count; i += RUN)
+                part.sum[EDGES] += sum_squares(laplace + i, smaller(RUN, tile.count - i));
+        }
+        clear_sums(j, torque ? 3 : 2, w);
+        for (int64_t r = tile.first; r < tile.end;) {
+            int64_t count = rows_at_once(j, r, tile.end);
+            if (!j.group) w.row[0] = 0.0f;
+            for_runs(j, r, count, [&](const Run& run) {
+                if (j.sums_needed) raw_sums(j, run, part, w);
+                if (!rows) return;
+                const float* x = gradient(j, tile, run, w);
+                if (j.group) {
+                    square(x, run.count, w.out);
+                    row_sums(w.out, count, j.n, w.row);
+                } else {
+                    w.row[0] += sum_squares(x, run.count);
+                }
+            });
+            if (rows)
+                move_rows(w.row, static_cast<float>(j.n), eps, weight, count, j.R + r, w.inverse);
+            else
+                fill(w.inverse, 1.0f, count);
+            for_runs(j, r, count, [&](const Run& run) {
+                const float* x = gradient(j, tile, run, w);
+                if (j.group) {
+                    spread(w.inverse, count, j.n, w.rf);
+                    add_squares(x, w.rf, run.count, w.sums[0], w.sums[1]);
+                } else {
+                    add_squares(x, w.inverse[0], run.count, w.sums[0] + run.column, w.sums[1] + run.column);
+                }
+                if (!torque) return;
+                const float* m = decode_run(j.t->exp_avg, run.start, run.count, w.u);
+                part.sum[MEAN2] += sum_squares(m, run.count);
+                float root[RUN];
+                for (int64_t i = 0; i < count; ++i) root[i] = sqrtf(w.inverse[i]);
+                if (j.group)
+                    spread(root, count, j.n, w.rf);
+                else
+                    fill(w.rf, root[0], run.count);
+                add_products(x, m, w.rf, run.count, w.sums[2] + run.column);
+            });
+            r += count;
+        }
+        flush_columns(j, tile, slab, torque ? 3 : 2, w);
+    });
+}
+
+// torque-aware momentum: how much this update counts.
+inline void finish_torque(Job& j, double cross, double mean2, double update2) {
+    float norms = sqrtf(static_cast<float>(mean2) * static_cast<float>(update2));
+    float cosine = norms > 0 ? larger(-1.0f, smaller(1.0f, static_cast<float>(cross) / norms)) : 0.0f;
+    float s = lerp(*j.t->torque, cosine, 0.1f);
+    *j.t->torque = s;
+    j.damping = (1.0f + s) / 2.0f + static_cast<float>(j.o->eps[2]);
+}
+
+// Sum of a vector, in several double lanes.
+inline double wide_sum(const float* AUTOMAGIC_RESTRICT x, int64_t n) {
+    double s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; ++i) s += static_cast<double>(x[i]);
+    return s;
+}
+
+inline double wide_dot(const float* AUTOMAGIC_RESTRICT x, const float* AUTOMAGIC_RESTRICT y, int64_t n) {
+    double s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; ++i) s += static_cast<double>(x[i] * y[i]);
+    return s;
+}
+
+// Column sums of matrix k over all slabs, times a factor.
+inline void column_sums(const Job& j, int which, int64_t k, double factor, float* AUTOMAGIC_RESTRICT out) {
+    const double* AUTOMAGIC_RESTRICT first = j.columns[which] + k * j.n;
+    if (j.K > 1 || j.slabs == 1) {
+        for (int64_t i = 0; i < j.n; ++i) out[i] = static_cast<float>(first[i] * factor);
+        return;
+    }
+    for (int64_t i = 0; i < j.n; ++i) {
+        double s = 0;
+        for (int64_t p = 0; p < j.slabs; ++p) s += first[p * j.n + i];
+        out[i] = static_cast<float>(s * factor);
+    }
+}
+
+// Column statistic <- its running mean; its reciprocal and the root of that.
+inline void move_columns(const float* AUTOMAGIC_RESTRICT means, float eps, float weight, int64_t n,
+                         float* AUTOMAGIC_RESTRICT mean, float* AUTOMAGIC_RESTRICT inverse,
+                         float* AUTOMAGIC_RESTRICT root) {
+    for (int64_t i = 0; i < n; ++i) {
+        float now = lerp(mean[i], means[i] + eps, weight);
+        mean[i] = now;
+        inverse[i] = 1.0f / now;
+        root[i] = 1.0f / sqrtf(now);
+    }
+}
+
+inline void root_rows(const float* AUTOMAGIC_RESTRICT row, float mean, int64_t n, float gain,
+                      float* AUTOMAGIC_RESTRICT out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = gain / sqrtf(row[i] / mean);
+}
+
+// New statistics; false, and nothing written, where the gradient was not finite.
+inline bool finish_gradient(Job& j) {
+    const Options& o = *j.o;
+    float weight = static_cast<float>(1 - o.beta[1]), eps = static_cast<float>(o.eps[0]);
+    double rows = 0, columns = 0, update2 = 0, cross = 0, each = 1 / static_cast<double>(j.m);
+    float *inverse = j.first, *sums = j.second;
+    for (int64_t k = 0; k < j.K; ++k) {
+        double sum_r = j.matrix ? wide_sum(j.R + k * j.m, j.m) : 1.0;
+        float mean = static_cast<float>(sum_r * each), *C = j.C + k * j.n, *cf = j.cf + k * j.n;
+        rows += sum_r;
+        column_sums(j, 0, k, each, sums);
+        move_columns(sums, eps, weight, j.n, C, inverse, cf);
+        columns += wide_sum(C, j.n);
+        column_sums(j, 1, k, 1, sums);
+        update2 += wide_dot(sums, inverse, j.n) * mean;
+        if (j.torque && !j.low_rank) {
+            column_sums(j, 2, k, 1, sums);
+            cross += wide_dot(sums, cf, j.n) * sqrt(static_cast<double>(mean));
+        }
+        if (j.matrix)
+            root_rows(j.R + k * j.m, mean, j.m, 1.0f, j.rf + k * j.m);
+        else
+            j.rf[k] = 1.0f;
+    }
+    if (!isfinite(static_cast<float>(rows)) || !isfinite(static_cast<float>(columns))) return false;
+    double count = static_cast<double>(j.numel);
+    float rms = static_cast<float>(sqrt(update2 / count)), clip = 1.0f;
+    if (!isinf(o.clip)) clip = 1.0f / larger(1.0f, rms / static_cast<float>(o.clip));
+    for (int64_t i = 0; i < j.rows; ++i) j.rf[i] *= clip;
+    if (j.torque && !j.low_rank)
+        finish_torque(j, cross * clip, j.total(MEAN2), update2 * clip * static_cast<double>(clip));
+    j.grows = j.early && o.d_coef > 1 && static_cast<float>(j.total(ALONG)) < 0.0f;
+    if (j.matrix) {
+        encode_vector(j.t->sq_row, j.R, j.rows, j.noise(j.t->sq_row.salt));
+        encode_vector(j.t->sq_col, j.C, j.K * j.n, j.noise(j.t->sq_col.salt));
+    } else {
+        encode_vector(j.t->sq, j.C, j.n, j.noise(j.t->sq.salt));
+    }
+    return true;
+}
+
+inline void finish_turn(Job& j) {
+    double before = j.total(UPDATE2), after = j.total(TURNED2);
+    j.turn = after > 0 ? sqrtf(static_cast<float>(before) / static_cast<float>(after)) : 1.0f;
+    if (j.torque) finish_torque(j, j.total(CROSS) * j.turn, j.total(MEAN2), after * j.turn * j.turn);
+}
+
+}  // namespace AUTOMAGIC_ISA

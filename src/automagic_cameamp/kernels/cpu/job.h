@@ -1,0 +1,259 @@
+// The work on one tensor: how it is cut, and what its passes hand to each other.
+//
+// A tensor [K, m, n] is cut into slabs, the units of work, and a slab into tiles, whose scratch stays in
+// cache; a tile is walked in runs of at most RUN elements, pieces of a row or several whole rows. All of
+// this depends on shapes and options alone, and sums are formed per run, then per tile, then per slab,
+// in that order: the result does not depend on the number of threads.
+#pragma once
+
+#include <stdlib.h>
+
+#include "lanes.h"
+
+namespace AUTOMAGIC_ISA {
+
+constexpr int64_t RUN = 512;
+constexpr int64_t RESIDENT = 196608;  // up to here the scratch of a whole tensor fits into the L2 cache
+constexpr int64_t TILE = 32768, SLABS = 32, LEAST_SLAB = 16384;
+constexpr int PLANES = 4 + MAX_SCALES;  // full-size scratch, see below
+
+// Scratch memory that grows and is given back when its thread ends.
+struct Arena {
+    char* base = nullptr;
+    size_t size = 0, used = 0;
+
+    ~Arena() { free(base); }
+
+    // Everything that the following calls of `take` will ask for.
+    bool reserve(size_t bytes) {
+        used = 0;
+        bytes += 64;
+        if (bytes <= size) return true;
+        free(base);
+        size = 0;
+        base = static_cast<char*>(malloc(bytes));
+        if (base == nullptr) return false;
+        size = bytes;
+        return true;
+    }
+
+    template <class T>
+    T* take(int64_t count) {
+        size_t start = (reinterpret_cast<size_t>(base) + used + 63) / 64 * 64 - reinterpret_cast<size_t>(base);
+        used = start + static_cast<size_t>(count) * sizeof(T);
+        return reinterpret_cast<T*>(base + start);
+    }
+};
+
+// Sums over a slab; the passes reuse the places.
+enum { ABS, SQUARE, ALONG, EDGES, MEAN2, UPDATE2, TURNED2, CROSS, OUT2, AGREE, MASK, VOTES, RATE, NEW2, WEIGHT2, SUMS };
+
+struct Part {
+    double sum[SUMS];
+};
+
+struct Job {
+    Task* t;
+    const Options* o;
+    const Step* step;
+    int64_t K, m, n, rows, numel;  // rows = K m
+    int64_t group, piece;          // rows per run (0: a row has several runs), elements per run
+    int64_t unit;                  // rows after which blocks, nibbles and bits start anew
+    int64_t slab_rows, slabs, tile_rows;
+    bool resident, matrix, picture, filtered, edges, low_rank, per_row;  // per_row: side of the variance
+    bool confidence, early, warm, torque, decays, sums_needed;
+    double now, mask_mean;
+    float beta1, mix;
+    uint32_t key;
+    // found on the way
+    float damping, gain, turn, agree_gain, shrink;
+    bool grows, along;
+    // vectors: [rows] and [K n]
+    float *R, *rf, *S, *rs, *row_var, *C, *cf, *D, *ds, *col_var;
+    float *first, *second;  // [n] to work in
+    double* columns[4];  // partial sums, [K == 1 ? slabs : 1][K n]
+    Part* parts;
+    float* sketches;  // [slabs][min(numel, 4096)]
+    float* basis;     // [K][r][r] identity + (e - 1) Q Q^T
+    float* full[PLANES];  // resident scratch, or null
+
+    double total(int which) const {
+        double s = 0;
+        for (int64_t i = 0; i < slabs; ++i) s += parts[i].sum[which];
+        return s;
+    }
+    double* own_columns(int which, int64_t slab) const { return columns[which] + (K == 1 ? slab * n : 0); }
+    uint32_t noise(int32_t salt) const {
+        return random_base(key ^ static_cast<uint32_t>(salt), static_cast<int32_t>(now));
+    }
+};
+
+// Scratch planes: exp_avg, the gradient after its filter (or the turned update), its Laplacian, the mixture
+// of the running means, the further running means.
+enum { MOMENTUM = 0, FILTERED = 1, LAPLACIAN = 2, MIXTURE = 3, FIRST_SCALE = 4 };
+
+inline int64_t gcd(int64_t a, int64_t b) {
+    while (b) {
+        int64_t c = a % b;
+        a = b, b = c;
+    }
+    return a;
+}
+
+inline bool has(const Coded& c) { return c.q != nullptr; }
+
+// Rows after which every coded plane starts a new block and a new byte.
+inline int64_t aligned_rows(const Task& t, int scales, int64_t n) {
+    int64_t unit = 8;
+    const Coded* coded[2 + MAX_SCALES] = {&t.exp_avg, &t.edge};
+    for (int i = 0; i < scales; ++i) coded[2 + i] = &t.scale[i];
+    for (int i = 0; i < 2 + scales; ++i)
+        if (has(*coded[i]) && coded[i]->code != PLAIN && coded[i]->block > 0) {
+            int64_t block = coded[i]->block;
+            unit = unit / gcd(unit, block) * block;
+        }
+    return unit / gcd(n, unit);
+}
+
+// Everything that shapes and options decide.
+inline void cut(Job& j) {
+    const Task& t = *j.t;
+    const Options& o = *j.o;
+    j.K = t.batch, j.m = t.rows, j.n = t.cols, j.rows = j.K * j.m, j.numel = j.rows * j.n;
+    j.matrix = t.matrix;
+    j.filtered = t.width > 0 && o.frequency > 0 && larger(t.height, t.width) >= 3;
+    j.edges = t.width > 0 && has(t.edge);
+    j.picture = j.filtered || j.edges;
+    j.low_rank = t.basis != nullptr && o.emphasis != 1;
+    j.per_row = j.m <= j.n;
+    j.confidence = has(t.res) || has(t.res_row);
+    j.group = j.n <= RUN ? RUN / j.n : 0;
+    int64_t pieces = (j.n + RUN - 1) / RUN;
+    j.piece = j.group ? j.group * j.n : ((j.n + pieces - 1) / pieces + 15) / 16 * 16;
+    j.unit = aligned_rows(t, o.scales, j.n);
+    j.resident = j.numel <= RESIDENT || j.low_rank;
+    if (j.K > 1) {
+        int64_t matrix = j.m * j.n;
+        bool whole = j.m % j.unit == 0;
+        int64_t each = larger((larger(LEAST_SLAB, j.numel / SLABS) + matrix - 1) / matrix, int64_t(1));
+        j.slab_rows = whole ? each * j.m : j.rows;
+        if (!whole) j.resident = true;
+    } else {
+        int64_t each = larger(larger(LEAST_SLAB, j.numel / SLABS) / j.n, smaller(j.m, int64_t(16)));
+        j.slab_rows = smaller((each + j.unit - 1) / j.unit * j.unit, j.rows);
+        if (j.low_rank && j.per_row) j.slab_rows = j.rows;  // every row of a column is needed at once
+    }
+    j.slabs = (j.rows + j.slab_rows - 1) / j.slab_rows;
+    int64_t each = larger(TILE / j.n, int64_t(8));
+    j.tile_rows = (each + j.unit - 1) / j.unit * j.unit;
+    if (j.K > 1 && j.m % j.unit != 0) j.tile_rows = j.m;  // tiles of a resident tensor may start anywhere
+}
+
+// Whether the scratch plane of this number is used.
+inline bool uses(const Job& j, int plane) {
+    if (plane == MOMENTUM) return true;
+    if (plane == FILTERED) return j.filtered || j.low_rank;
+    if (plane == LAPLACIAN) return j.edges;
+    if (plane == MIXTURE) return j.o->mixed;
+    return plane - FIRST_SCALE < j.o->scales;
+}
+
+inline int64_t rounded(int64_t n) { return (n + 31) / 16 * 16; }
+
+// Memory that the passes of one tensor share.
+inline bool lay_out(Job& j, Arena& a) {
+    int64_t row = rounded(j.rows), col = rounded(j.K * j.n);
+    int64_t partial = (j.K == 1 ? j.slabs : 1) * j.K * j.n;
+    int64_t sketch = j.o->signals ? j.slabs * smaller(j.numel, int64_t(4096)) : 0;
+    int64_t side = smaller(j.m, j.n), basis = j.low_rank ? j.K * side * side : 0;
+    int planes = 0;
+    for (int i = 0; i < PLANES; ++i) planes += j.resident && uses(j, i);
+    size_t bytes = static_cast<size_t>(5 * row + 5 * col + 2 * rounded(j.n) + sketch + basis + planes * rounded(j.numel)) * 4 +
+                   static_cast<size_t>(4 * partial) * 8 + sizeof(Part) * static_cast<size_t>(j.slabs) + 64 * 40;
+    if (!a.reserve(bytes)) return false;
+    float** by_row[] = {&j.R, &j.rf, &j.S, &j.rs, &j.row_var};
+    float** by_col[] = {&j.C, &j.cf, &j.D, &j.ds, &j.col_var};
+    for (float** v : by_row) *v = a.take<float>(row);
+    for (float** v : by_col) *v = a.take<float>(col);
+    j.first = a.take<float>(rounded(j.n));
+    j.second = a.take<float>(rounded(j.n));
+    for (int i = 0; i < 4; ++i) j.columns[i] = a.take<double>(partial);
+    j.parts = a.take<Part>(j.slabs);
+    j.sketches = sketch ? a.take<float>(sketch) : nullptr;
+    j.basis = basis ? a.take<float>(basis) : nullptr;
+    for (int i = 0; i < PLANES; ++i) j.full[i] = j.resident && uses(j, i) ? a.take<float>(rounded(j.numel)) : nullptr;
+    return true;
+}
+
+// What one thread needs to walk a tile.
+struct Local {
+    Arena arena;
+    float *raw, *x, *rf, *cf, *u, *p, *out, *rate;  // runs
+    float *row, *inverse;                            // values of the rows of a run
+    float* sums[4];                                  // column sums of a tile
+    float* plane[PLANES];                            // tile scratch where the tensor is not resident
+    float *pad, *smooth, *hits;                      // stencils
+    float *left, *right, *up, *down;                 // 1 where a neighbour exists
+    int8_t *sign, *last;
+
+    bool prepare(const Job& j) {
+        int64_t tile = rounded(smaller(j.tile_rows, larger(j.slab_rows, j.m)) * j.n), wide = rounded(larger(j.n, RUN));
+        int64_t halo = rounded((smaller(j.tile_rows, j.rows) + 2) * j.n + 2 * j.n + 64);
+        int planes = 0;
+        for (int i = 0; i < PLANES; ++i) planes += !j.resident && uses(j, i);
+        bool bits = j.o->mask >= 2;
+        int64_t floats = 10 * rounded(RUN) + 4 * wide + planes * tile;
+        if (j.picture) floats += 2 * halo + 4 * wide + (j.edges ? tile : 0);
+        if (!arena.reserve(static_cast<size_t>(floats) * 4 + static_cast<size_t>(bits ? 2 * tile : 0) + 64 * 64))
+            return false;
+        float** runs[] = {&raw, &x, &rf, &cf, &u, &p, &out, &rate, &row, &inverse};
+        for (float** v : runs) *v = arena.take<float>(rounded(RUN));
+        for (float*& v : sums) v = arena.take<float>(wide);
+        for (int i = 0; i < PLANES; ++i) plane[i] = !j.resident && uses(j, i) ? arena.take<float>(tile) : nullptr;
+        if (j.picture) {
+            pad = arena.take<float>(halo);
+            smooth = arena.take<float>(halo);
+            float** masks[] = {&left, &right, &up, &down};
+            for (float** v : masks) *v = arena.take<float>(wide);
+            hits = j.edges ? arena.take<float>(tile) : nullptr;
+        }
+        sign = bits ? arena.take<int8_t>(tile) : nullptr;
+        last = bits ? arena.take<int8_t>(tile) : nullptr;
+        return true;
+    }
+};
+
+// Rows [first, end) of matrix k; scratch planes start at element `origin`.
+struct Tile {
+    int64_t first, end, k, start, count, origin;
+};
+
+// Part of a tile: `rows` whole rows from `row`, or a piece of one row from column `column`.
+struct Run {
+    int64_t row, rows, column, start, count;
+};
+
+template <class F>
+inline void for_tiles(const Job& j, int64_t slab, F f) {
+    int64_t end = smaller((slab + 1) * j.slab_rows, j.rows);
+    for (int64_t r = slab * j.slab_rows; r < end;) {
+        int64_t k = r / j.m;
+        int64_t stop = smaller(smaller(r + j.tile_rows, end), (k + 1) * j.m);
+        f(Tile{r, stop, k, r * j.n, (stop - r) * j.n, j.resident ? 0 : r * j.n});
+        r = stop;
+    }
+}
+
+// before(first row, rows) -> runs of these rows -> after: what a pass does per row goes around the runs.
+template <class F>
+inline void for_runs(const Job& j, int64_t row, int64_t rows, F f) {
+    if (j.group) return f(Run{row, rows, 0, row * j.n, rows * j.n});
+    for (int64_t c = 0; c < j.n; c += j.piece)
+        f(Run{row, 1, c, row * j.n + c, smaller(j.piece, j.n - c)});
+}
+
+inline int64_t rows_at_once(const Job& j, int64_t row, int64_t end) {
+    return j.group ? smaller(j.group, end - row) : 1;
+}
+
+}  // namespace AUTOMAGIC_ISA

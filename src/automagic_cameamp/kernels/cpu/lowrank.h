@@ -1,0 +1,122 @@
+// The update leans to the strongest directions of the weights (techniques/lowrank.py): u + (e - 1) Q Q^T u.
+#pragma once
+
+#include "job.h"
+
+namespace AUTOMAGIC_ISA {
+
+// Identity + (e - 1) Q Q^T of every matrix, r x r.
+inline void build_turn(Job& j) {
+    int64_t r = smaller(j.m, j.n), kept = j.t->kept;
+    double lean = j.o->emphasis - 1;
+    for (int64_t k = 0; k < j.K; ++k) {
+        const uint16_t* q = j.t->basis + k * r * kept;
+        float* out = j.basis + k * r * r;
+        for (int64_t a = 0; a < r; ++a)
+            for (int64_t b = a; b < r; ++b) {
+                double s = 0;
+                for (int64_t i = 0; i < kept; ++i)
+                    s += static_cast<double>(from_bf16(q[a * kept + i])) * from_bf16(q[b * kept + i]);
+                out[a * r + b] = out[b * r + a] = static_cast<float>(lean * s + (a == b));
+            }
+    }
+}
+
+constexpr int64_t COLUMNS = 64;
+
+// out[i][c] = sum_l turn[i][l] u[l][c] over COLUMNS columns.
+inline void turn_columns(const float* AUTOMAGIC_RESTRICT turn, const float* AUTOMAGIC_RESTRICT u, int64_t r,
+                         float* AUTOMAGIC_RESTRICT out) {
+    for (int64_t i = 0; i < r; ++i) {
+        float acc[COLUMNS] = {0};
+        for (int64_t l = 0; l < r; ++l) {
+            float f = turn[i * r + l];
+            for (int64_t c = 0; c < COLUMNS; ++c) acc[c] = fused(f, u[l * COLUMNS + c], acc[c]);
+        }
+        copy_run(acc, COLUMNS, out + i * COLUMNS);
+    }
+}
+
+template <int N>
+inline void turn_short_rows(const float* AUTOMAGIC_RESTRICT turn, int64_t rows, float* AUTOMAGIC_RESTRICT u) {
+    for (int64_t i = 0; i < rows; ++i) {
+        float acc[N] = {0};
+        for (int l = 0; l < N; ++l) {
+            float f = u[i * N + l];
+            for (int c = 0; c < N; ++c) acc[c] = fused(f, turn[l * N + c], acc[c]);
+        }
+        for (int c = 0; c < N; ++c) u[i * N + c] = acc[c];
+    }
+}
+
+// Rows of n <= 128 elements, in place.
+inline void turn_rows(const float* turn, int64_t rows, int64_t n, float* u) {
+    if (n == 16) return turn_short_rows<16>(turn, rows, u);
+    if (n == 32) return turn_short_rows<32>(turn, rows, u);
+    if (n == 64) return turn_short_rows<64>(turn, rows, u);
+    if (n == 128) return turn_short_rows<128>(turn, rows, u);
+    for (int64_t i = 0; i < rows; ++i) {
+        float acc[128] = {0};
+        for (int64_t l = 0; l < n; ++l)
+            for (int64_t c = 0; c < n; ++c) acc[c] = fused(u[i * n + l], turn[l * n + c], acc[c]);
+        copy_run(acc, n, u + i * n);
+    }
+}
+
+inline void scale_run(const float* x, const float* AUTOMAGIC_RESTRICT rf, const float* AUTOMAGIC_RESTRICT cf,
+                      int64_t n, float* out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = x[i] * rf[i] * cf[i];
+}
+
+inline void scale_row(const float* x, float rf, const float* AUTOMAGIC_RESTRICT cf, int64_t n, float* out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = x[i] * rf * cf[i];
+}
+
+// Update of unit size of a slab, turned, into its plane; sums of squares before and after.
+inline void pass_turn(Job& j, int64_t slab, Local& w) {
+    Part& part = j.parts[slab];
+    double before = 0, after = 0, cross = 0, mean2 = 0;
+    int64_t side = smaller(j.m, j.n);
+    alignas(64) float held[128 * COLUMNS], turned[128 * COLUMNS];
+    for_tiles(j, slab, [&](const Tile& tile) {
+        const float* turn = j.basis + tile.k * side * side;
+        const float* cf = j.cf + tile.k * j.n;
+        float* out = j.full[FILTERED];
+        for (int64_t r = tile.first; r < tile.end; ++r)
+            for (int64_t c = 0; c < j.n; c += RUN) {
+                int64_t n = smaller(RUN, j.n - c), at = r * j.n + c;
+                const float* x = j.filtered ? out + at : load_run(j.t->g, j.t->g_type, at, n, w.raw);
+                scale_row(x, j.rf[r], cf + c, n, out + at);
+                before += sum_squares(out + at, n);
+            }
+        if (!j.per_row) turn_rows(turn, tile.end - tile.first, j.n, out + tile.start);
+    });
+    if (j.per_row) {  // tiles cut a column; this walks whole matrices, which are small in this direction
+        int64_t first = slab * j.slab_rows / j.m, end = smaller((slab + 1) * j.slab_rows, j.rows) / j.m;
+        for (int64_t k = first; k < end; ++k) {
+            float* u = j.full[FILTERED] + k * j.m * j.n;
+            for (int64_t c = 0; c < j.n; c += COLUMNS) {
+                int64_t n = smaller(COLUMNS, j.n - c);
+                for (int64_t i = 0; i < j.m; ++i) {
+                    copy_run(u + i * j.n + c, n, held + i * COLUMNS);
+                    for (int64_t l = n; l < COLUMNS; ++l) held[i * COLUMNS + l] = 0.0f;
+                }
+                turn_columns(j.basis + k * side * side, held, j.m, turned);
+                for (int64_t i = 0; i < j.m; ++i) copy_run(turned + i * COLUMNS, n, u + i * j.n + c);
+            }
+        }
+    }
+    int64_t start = slab * j.slab_rows * j.n, end = smaller((slab + 1) * j.slab_rows, j.rows) * j.n;
+    for (int64_t i = start; i < end; i += RUN) {
+        int64_t n = smaller(RUN, end - i);
+        after += sum_squares(j.full[FILTERED] + i, n);
+        if (j.torque) {
+            const float* m = decode_run(j.t->exp_avg, i, n, w.u);
+            cross += dot(m, j.full[FILTERED] + i, n);
+            mean2 += sum_squares(m, n);
+        }
+    }
+    part.sum[UPDATE2] = before, part.sum[TURNED2] = after, part.sum[CROSS] = cross, part.sum[MEAN2] = mean2;
+}
+
+}  // namespace AUTOMAGIC_ISA

@@ -1,0 +1,211 @@
+// Pass B: momentum, its surprise, the mask. S of a row is final once the row is read, so the squares of the
+// direction are summed in the same pass: the final clip needs no pass of its own either.
+#pragma once
+
+#include "gradient.h"
+#include "mask.h"
+
+namespace AUTOMAGIC_ISA {
+
+inline void lerp_run(const float* AUTOMAGIC_RESTRICT old, const float* AUTOMAGIC_RESTRICT u, float gain, float weight,
+                     int64_t n, float* out) {
+    if (weight < 0.5f)
+        for (int64_t i = 0; i < n; ++i) out[i] = fused(weight, u[i] * gain - old[i], old[i]);
+    else
+        for (int64_t i = 0; i < n; ++i) out[i] = fused(weight - 1.0f, u[i] * gain - old[i], u[i] * gain);
+}
+
+inline void weigh(const float* AUTOMAGIC_RESTRICT x, float weight, int64_t n, float* AUTOMAGIC_RESTRICT out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = x[i] * weight;
+}
+
+inline void add_weighed(const float* AUTOMAGIC_RESTRICT x, float weight, int64_t n, float* AUTOMAGIC_RESTRICT out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = fused(x[i], weight, out[i]);
+}
+
+// Update of unit size of a run, in w.u.
+inline void unit_update(const Job& j, const Tile& tile, const Run& run, Local& w) {
+    if (j.low_rank) return weigh(j.full[FILTERED] + run.start, j.turn, run.count, w.u);
+    const float* x = gradient(j, tile, run, w);
+    const float* cf = j.cf + tile.k * j.n;
+    if (j.group) {
+        spread(j.rf + run.row, run.rows, j.n, w.rf);
+        tile_rows(cf, run.rows, j.n, w.cf);
+        scale_run(x, w.rf, w.cf, run.count, w.u);
+    } else {
+        scale_row(x, j.rf[run.row], cf + run.column, run.count, w.u);
+    }
+}
+
+// New means of a run into their planes; returns the momentum that the direction is made of.
+inline const float* move_means(const Job& j, const Tile& tile, const Run& run, Local& w) {
+    int64_t at = run.start - tile.origin;
+    float* own = plane_of(j, w, MOMENTUM) + at;
+    const float* old = decode_run(j.t->exp_avg, run.start, run.count, w.x);
+    lerp_run(old, w.u, j.damping, 1.0f - j.beta1, run.count, own);
+    if (!j.o->mixed) return own;
+    float* mixture = plane_of(j, w, MIXTURE) + at;
+    weigh(own, static_cast<float>(j.o->own_share), run.count, mixture);
+    if (j.o->update_share != 0) add_weighed(w.u, static_cast<float>(j.o->update_share), run.count, mixture);
+    for (int s = 0; s < j.o->scales; ++s) {
+        float* mean = plane_of(j, w, FIRST_SCALE + s) + at;
+        old = decode_run(j.t->scale[s], run.start, run.count, w.x);
+        lerp_run(old, w.u, 1.0f, static_cast<float>(j.o->scale_rate[s]), run.count, mean);
+        add_weighed(mean, static_cast<float>(j.o->share[s]), run.count, mixture);
+    }
+    return mixture;
+}
+
+AUTOMAGIC_INLINE const float* momentum_plane(const Job& j, const Local& w) {
+    return plane_of(j, w, j.o->mixed ? MIXTURE : MOMENTUM);
+}
+
+// Codes of the means from element `done` of the tensor on, as far as blocks are complete; returns how far.
+inline int64_t encode_means(const Job& j, const Tile& tile, int64_t done, int64_t end, const Local& w) {
+    int64_t limit = end == j.numel ? end : end - end % (j.unit * j.n);
+    for (int s = -1; s < j.o->scales; ++s) {
+        const Coded& c = s < 0 ? j.t->exp_avg : j.t->scale[s];
+        const float* x = plane_of(j, w, s < 0 ? MOMENTUM : FIRST_SCALE + s);
+        encode_run(c, x + done - tile.origin, done, limit - done, j.numel, 0);
+    }
+    return limit;
+}
+
+inline void surprise(const float* AUTOMAGIC_RESTRICT u, const float* AUTOMAGIC_RESTRICT m, int64_t n,
+                     float* AUTOMAGIC_RESTRICT column, float* AUTOMAGIC_RESTRICT out) {
+    for (int64_t i = 0; i < n; ++i) {
+        float d = u[i] - m[i], q = d * d;
+        column[i] += q;
+        out[i] = q;
+    }
+}
+
+// What a sign costs or gains: weight of the elements that disagree with the gradient, and that agree.
+struct Signs {
+    float against, none, with;
+};
+
+inline Signs signs_of(const Job& j) {
+    if (!j.o->improved) return j.o->grams ? Signs{1.0f - 2.0f * j.mix, 1.0f, 1.0f} : Signs{1.0f, 1.0f, 1.0f};
+    if (j.early) return j.o->grams ? Signs{-1.0f, 1.0f, 1.0f} : Signs{1.0f, 1.0f, 1.0f};
+    return j.o->cautious ? Signs{0.0f, 0.0f, 1.0f} : Signs{1.0f, 1.0f, 1.0f};
+}
+
+AUTOMAGIC_INLINE float sign_weight(float m, float g, const Signs& s) {
+    float product = m * g;
+    return product < 0.0f ? s.against : product > 0.0f ? s.with : s.none;
+}
+
+inline void add_direction(const float* AUTOMAGIC_RESTRICT m, const float* AUTOMAGIC_RESTRICT g, float inverse, Signs s,
+                          int64_t n, float* AUTOMAGIC_RESTRICT column) {
+    for (int64_t i = 0; i < n; ++i) {
+        float d = m[i] * sign_weight(m[i], g[i], s);
+        column[i] = fused(d * d, inverse, column[i]);
+    }
+}
+
+inline void add_direction(const float* AUTOMAGIC_RESTRICT m, const float* AUTOMAGIC_RESTRICT g,
+                          const float* AUTOMAGIC_RESTRICT inverse, Signs s, int64_t n,
+                          float* AUTOMAGIC_RESTRICT column) {
+    for (int64_t i = 0; i < n; ++i) {
+        float d = m[i] * sign_weight(m[i], g[i], s);
+        column[i] = fused(d * d, inverse[i], column[i]);
+    }
+}
+
+inline float count_agreement(const float* AUTOMAGIC_RESTRICT m, const float* AUTOMAGIC_RESTRICT g, int64_t n) {
+    int32_t s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; ++i) s += m[i] * g[i] > 0.0f;
+    return static_cast<float>(s);
+}
+
+// Running variance <- that of rows with these sums of elements and of squares.
+inline void move_variance(const float* AUTOMAGIC_RESTRICT sums, const float* AUTOMAGIC_RESTRICT squares, float n,
+                          int64_t count, float* AUTOMAGIC_RESTRICT variance) {
+    for (int64_t i = 0; i < count; ++i) {
+        float mean = sums[i] / n;
+        variance[i] = lerp(variance[i], larger(squares[i] / n - mean * mean, 0.0f), 0.1f);
+    }
+}
+
+inline void add_moments(const float* AUTOMAGIC_RESTRICT u, int64_t n, float* AUTOMAGIC_RESTRICT sums,
+                        float* AUTOMAGIC_RESTRICT squares) {
+    for (int64_t i = 0; i < n; ++i) {
+        sums[i] += u[i];
+        squares[i] = fused(u[i], u[i], squares[i]);
+    }
+}
+
+inline void pass_momentum(Job& j, int64_t slab, Local& w) {
+    Part& part = j.parts[slab];
+    const Options& o = *j.o;
+    bool variance = has(j.t->spatial), by_row = variance && j.per_row, by_column = variance && !j.per_row;
+    bool rows = j.confidence && j.matrix;
+    int count_columns = by_column ? 4 : 2;
+    float weight = static_cast<float>(1 - o.beta[2]), eps = static_cast<float>(o.eps[1]);
+    Signs signs = signs_of(j);
+    bool counted = o.improved && o.cautious && !j.early;
+    clear_columns(j, slab, count_columns);
+    if (j.sketches) fill(j.sketches + slab * smaller(j.numel, int64_t(4096)), 0.0f, smaller(j.numel, int64_t(4096)));
+    int64_t done = slab * j.slab_rows * j.n;
+    for_tiles(j, slab, [&](const Tile& tile) {
+        if (!j.resident && j.filtered) filter_tile(j, tile, w);
+        clear_sums(j, count_columns, w);
+        const float* plane = momentum_plane(j, w) - tile.origin;
+        for (int64_t r = tile.first; r < tile.end;) {
+            int64_t count = rows_at_once(j, r, tile.end);
+            float first[RUN], second[RUN];
+            if (!j.group) w.row[0] = first[0] = second[0] = 0.0f;
+            for_runs(j, r, count, [&](const Run& run) {
+                unit_update(j, tile, run, w);
+                const float* m = move_means(j, tile, run, w);
+                if (j.sketches) add_sketch(j, slab, run, w);
+                if (by_column) add_moments(w.u, run.count, w.sums[2] + run.column, w.sums[3] + run.column);
+                if (by_row && j.group) {
+                    row_sums(w.u, count, j.n, first);
+                    square(w.u, run.count, w.out);
+                    row_sums(w.out, count, j.n, second);
+                } else if (by_row) {
+                    first[0] += sum(w.u, run.count);
+                    second[0] += sum_squares(w.u, run.count);
+                }
+                if (!j.confidence) return;
+                surprise(w.u, m, run.count, w.sums[0] + run.column, w.out);
+                if (j.group)
+                    row_sums(w.out, count, j.n, w.row);
+                else
+                    w.row[0] += sum(w.out, run.count);
+            });
+            if (rows)
+                move_rows(w.row, static_cast<float>(j.n), eps, weight, count, j.S + r, w.inverse);
+            else
+                fill(w.inverse, 1.0f, count);
+            if (by_row) move_variance(first, second, static_cast<float>(j.n), count, j.row_var + r);
+            for_runs(j, r, count, [&](const Run& run) {
+                const float* g = load_run(j.t->g, j.t->g_type, run.start, run.count, w.raw);
+                const float* m = plane + run.start;
+                if (j.group) {
+                    spread(w.inverse, count, j.n, w.rf);
+                    add_direction(m, g, w.rf, signs, run.count, w.sums[1]);
+                } else {
+                    add_direction(m, g, w.inverse[0], signs, run.count, w.sums[1] + run.column);
+                }
+                if (counted) part.sum[AGREE] += count_agreement(m, g, run.count);
+                if (j.warm && o.mask == 1) move_words(j, run, g, part);
+                if (j.warm && o.mask >= 2) keep_signs(g, run.count, w.sign + run.start - tile.start);
+            });
+            r += count;
+        }
+        flush_columns(j, tile, slab, count_columns, w);
+        if (j.warm && o.mask >= 2) vote(j, tile, part, w);
+        if (j.resident) done = encode_means(j, tile, done, tile.start + tile.count, w);
+    });
+    int64_t end = smaller((slab + 1) * j.slab_rows, j.rows) * j.n;
+    if (j.resident && done < end) {
+        Tile last{0, 0, 0, end, 0, 0};
+        encode_means(j, last, done, end, w);
+    }
+}
+
+}  // namespace AUTOMAGIC_ISA

@@ -1,0 +1,310 @@
+// Codes of less than a byte, error correction, sixteen-bit vectors, sign bits and words of the mask.
+#pragma once
+
+#include "codecs.h"
+
+namespace AUTOMAGIC_ISA {
+
+constexpr int64_t PART = 512;  // elements worked on at a time where a scratch buffer is needed
+
+// ---- nibbles -----------------------------------------------------------------------------------
+
+// Elements [first, first + n) of a packed plane; the first of a pair is in the low half.
+inline void unpack_nibbles(const uint8_t* packed, int64_t first, int64_t n, uint8_t* AUTOMAGIC_RESTRICT out) {
+    if (n > 0 && (first & 1)) {
+        *out++ = packed[first >> 1] >> 4;
+        ++first;
+        --n;
+    }
+    const uint8_t* AUTOMAGIC_RESTRICT from = packed + (first >> 1);
+    for (int64_t i = 0; i < n >> 1; ++i) {
+        out[2 * i] = from[i] & 15;
+        out[2 * i + 1] = from[i] >> 4;
+    }
+    if (n & 1) out[n - 1] = from[n >> 1] & 15;
+}
+
+// Write elements [first, first + n); where the run ends inside a byte at ``numel``, its high half is 0.
+inline void pack_nibbles(const uint8_t* AUTOMAGIC_RESTRICT x, int64_t first, int64_t n, int64_t numel,
+                         uint8_t* packed) {
+    if (n > 0 && (first & 1)) {
+        packed[first >> 1] = static_cast<uint8_t>((packed[first >> 1] & 15) | (*x++ << 4));
+        ++first;
+        --n;
+    }
+    uint8_t* AUTOMAGIC_RESTRICT to = packed + (first >> 1);
+    for (int64_t i = 0; i < n >> 1; ++i) to[i] = static_cast<uint8_t>(x[2 * i] | (x[2 * i + 1] << 4));
+    if (n & 1) {
+        uint8_t high = first + n == numel ? 0 : to[n >> 1] & 0xF0;
+        to[n >> 1] = static_cast<uint8_t>(x[n - 1] | high);
+    }
+}
+
+// ---- error correction --------------------------------------------------------------------------
+
+// The residual plane of ErrorCorrected: one byte per element (BITS 8) or two elements per byte (BITS 4).
+template <int BITS>
+struct Residual {
+    static constexpr float levels = static_cast<float>((1 << (BITS - 1)) - 1);
+
+    // The residuals of elements [first, first + n), as bytes: in ``buffer``, or the plane itself.
+    static AUTOMAGIC_INLINE const uint8_t* read(const uint8_t* plane, int64_t first, int64_t n, uint8_t* buffer) {
+        if (BITS == 8) return plane + first;
+        unpack_nibbles(plane, first, n, buffer);
+        return buffer;
+    }
+
+    static AUTOMAGIC_INLINE float fraction(uint8_t r) {
+        float k = static_cast<float>(static_cast<int32_t>(r)) - levels;
+#if defined(AUTOMAGIC_FMA)
+        constexpr float inverse = 1.0f / levels;
+        float q = k * inverse;
+        return __builtin_fmaf(__builtin_fmaf(-q, levels, k), inverse, q);
+#else
+        return k / levels;
+#endif
+    }
+
+    // A block so small that ``unit`` is infinite makes NaN of a zero error: the reference holds code 0.
+    static AUTOMAGIC_INLINE uint8_t code(float error, float unit) {
+        float t = smaller(larger(error * unit, -levels), levels);
+        return static_cast<uint8_t>(nearest_int(t) + static_cast<int32_t>(levels));
+    }
+
+    template <class F>
+    static AUTOMAGIC_INLINE void write(int64_t first, int64_t n, int64_t numel, uint8_t* plane, F coded) {
+        alignas(64) uint8_t buffer[PART];
+        for (int64_t i = 0; i < n; i += PART) {
+            int64_t size = smaller(PART, n - i);
+            uint8_t* to = BITS == 8 ? plane + first + i : buffer;
+            coded(i, size, to);
+            if (BITS == 4) pack_nibbles(buffer, first + i, size, numel, plane);
+        }
+    }
+
+    // out += residual * half width of the block's codes; ``width`` by code, or nullptr where all are alike.
+    static inline void add(const uint8_t* AUTOMAGIC_RESTRICT r, const uint8_t* AUTOMAGIC_RESTRICT q,
+                           const float* AUTOMAGIC_RESTRICT width, float unit, int64_t n,
+                           float* AUTOMAGIC_RESTRICT out) {
+        if (width == nullptr)
+            for (int64_t i = 0; i < n; ++i) out[i] += fraction(r[i]) * unit;
+        else
+            for (int64_t i = 0; i < n; ++i) out[i] += fraction(r[i]) * (width[q[i]] * unit);
+    }
+
+    static inline void affine_codes(const float* AUTOMAGIC_RESTRICT x, const uint8_t* AUTOMAGIC_RESTRICT q,
+                                    float scale, int32_t zero, int64_t n, uint8_t* AUTOMAGIC_RESTRICT r) {
+        float width = scale / 2.0f, unit = width > 0.0f ? (1.0f / width) * levels : 0.0f;
+        for (int64_t i = 0; i < n; ++i)
+            r[i] = code(x[i] - static_cast<float>(static_cast<int32_t>(q[i]) - zero) * scale, unit);
+    }
+
+    static inline void softsign_codes(const float* AUTOMAGIC_RESTRICT x, const uint8_t* AUTOMAGIC_RESTRICT q,
+                                      float scale, const SoftsignTables& t, int64_t n,
+                                      uint8_t* AUTOMAGIC_RESTRICT r) {
+        const float* AUTOMAGIC_RESTRICT value = t.value;
+        const float* AUTOMAGIC_RESTRICT width = t.width;
+        float unit = scale / 127.0f;
+        for (int64_t i = 0; i < n; ++i) {
+            float w = width[q[i]] * unit, inverse = (1.0f / w) * levels;
+            r[i] = code(x[i] - value[q[i]] * scale, w > 0.0f ? inverse : 0.0f);
+        }
+    }
+};
+
+// Affine8 with BITS bits of error; ``numel`` is the size of the whole tensor.
+template <int BITS>
+struct CorrectedAffine8 {
+    using R = Residual<BITS>;
+
+    static inline void decode(const uint8_t* q, const float* scale, const uint8_t* zero, const uint8_t* residual,
+                              int64_t first, int64_t count, int64_t block, float* out) {
+        alignas(64) uint8_t held[PART];
+        uint8_t* buffer = held;
+        for_blocks(first, count, block, [=](int64_t b, int64_t at, int64_t n) {
+            for (int64_t i = at; i < at + n; i += PART) {
+                int64_t size = smaller(PART, at + n - i);
+                Affine8::decode_block(q + first + i, scale[b], zero[b], size, out + i);
+                const uint8_t* r = R::read(residual, first + i, size, buffer);
+                R::add(r, q + first + i, nullptr, scale[b] / 2.0f, size, out + i);
+            }
+        });
+    }
+
+    static inline void encode(const float* x, int64_t first, int64_t count, int64_t block, int64_t numel,
+                              uint8_t* q, float* scale, uint8_t* zero, uint8_t* residual) {
+        Affine8::encode(x, first, count, block, q, scale, zero);
+        for_blocks(first, count, block, [=](int64_t b, int64_t at, int64_t n) {
+            R::write(first + at, n, numel, residual, [=](int64_t i, int64_t size, uint8_t* to) {
+                R::affine_codes(x + at + i, q + first + at + i, scale[b], zero[b], size, to);
+            });
+        });
+    }
+};
+
+// Softsign8 with BITS bits of error.
+template <int BITS>
+struct CorrectedSoftsign8 {
+    using R = Residual<BITS>;
+
+    static inline void decode(const uint8_t* q, const float* scale, const uint8_t* residual, int64_t first,
+                              int64_t count, int64_t block, float* out) {
+        const SoftsignTables& t = softsign_tables();
+        alignas(64) uint8_t held[PART];
+        uint8_t* buffer = held;
+        for_blocks(first, count, block, [=, &t](int64_t b, int64_t at, int64_t n) {
+            for (int64_t i = at; i < at + n; i += PART) {
+                int64_t size = smaller(PART, at + n - i);
+                table_decode(q + first + i, t.value, scale[b], size, out + i);
+                const uint8_t* r = R::read(residual, first + i, size, buffer);
+                R::add(r, q + first + i, t.width, scale[b] / 127.0f, size, out + i);
+            }
+        });
+    }
+
+    static inline void encode(const float* x, int64_t first, int64_t count, int64_t block, int64_t numel,
+                              uint8_t* q, float* scale, uint8_t* residual) {
+        const SoftsignTables& t = softsign_tables();
+        Softsign8::encode(x, first, count, block, q, scale);
+        for_blocks(first, count, block, [=, &t](int64_t b, int64_t at, int64_t n) {
+            R::write(first + at, n, numel, residual, [=, &t](int64_t i, int64_t size, uint8_t* to) {
+                R::softsign_codes(x + at + i, q + first + at + i, scale[b], t, size, to);
+            });
+        });
+    }
+};
+
+// ---- four bits of [0, 1] -----------------------------------------------------------------------
+
+struct Unit4 {
+    static inline void decode(const uint8_t* packed, int64_t first, int64_t count, float* out) {
+        alignas(64) uint8_t buffer[PART];
+        for (int64_t i = 0; i < count; i += PART) {
+            int64_t size = smaller(PART, count - i);
+            unpack_nibbles(packed, first + i, size, buffer);
+            values(buffer, size, out + i);
+        }
+    }
+
+    static inline void values(const uint8_t* AUTOMAGIC_RESTRICT q, int64_t n, float* AUTOMAGIC_RESTRICT out) {
+        for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(static_cast<int32_t>(q[i])) / 15.0f;
+    }
+
+    // ``base``: random_base(key ^ salt, step); rounds to the nearest where ``random`` is false.
+    static inline void encode(const float* x, int64_t first, int64_t count, int64_t numel, bool random,
+                              uint32_t base, uint8_t* packed) {
+        alignas(64) uint8_t buffer[PART];
+        for (int64_t i = 0; i < count; i += PART) {
+            int64_t size = smaller(PART, count - i);
+            if (random)
+                random_codes(x + i, static_cast<uint32_t>(first + i), size, base, buffer);
+            else
+                nearest_codes(x + i, size, buffer);
+            pack_nibbles(buffer, first + i, size, numel, packed);
+        }
+    }
+
+    static inline void random_codes(const float* AUTOMAGIC_RESTRICT x, uint32_t first, int64_t n, uint32_t base,
+                                    uint8_t* AUTOMAGIC_RESTRICT q) {
+        int32_t size = static_cast<int32_t>(n);
+        for (int32_t i = 0; i < size; ++i) {
+            float code = round_to_grid(x[i] * 15.0f, random_bits(base, first + static_cast<uint32_t>(i)));
+            q[i] = static_cast<uint8_t>(static_cast<int32_t>(smaller(larger(code, 0.0f), 15.0f)));
+        }
+    }
+
+    static inline void nearest_codes(const float* AUTOMAGIC_RESTRICT x, int64_t n, uint8_t* AUTOMAGIC_RESTRICT q) {
+        for (int64_t i = 0; i < n; ++i)
+            q[i] = static_cast<uint8_t>(nearest_int(smaller(larger(x[i] * 15.0f, 0.0f), 15.0f)));
+    }
+};
+
+// ---- sixteen-bit logarithms --------------------------------------------------------------------
+
+// Log16 of a whole row or column statistic. q: int16 codes, -32768 for 0; scale: two fp16 numbers, lowest
+// logarithm and step.
+struct Log16 {
+    static inline void decode(const int16_t* AUTOMAGIC_RESTRICT q, const uint16_t* scale, int64_t count,
+                              float* AUTOMAGIC_RESTRICT out) {
+        float low = from_fp16(scale[0]), step = from_fp16(scale[1]);
+        for (int64_t i = 0; i < count; ++i) {
+            float x = exp_float(static_cast<float>(static_cast<int32_t>(q[i]) + 32767) * step + low);
+            out[i] = q[i] == INT16_MIN ? 0.0f : x;
+        }
+    }
+
+    static AUTOMAGIC_INLINE float logarithm(float x) { return log_normal(smaller(larger(x, 0x1p-126f), 0x1p127f)); }
+
+    // ``base``: random_base(key ^ salt, step); rounds to the nearest where ``random`` is false.
+    static inline void encode(const float* AUTOMAGIC_RESTRICT x, int64_t count, bool random, uint32_t base,
+                              int16_t* AUTOMAGIC_RESTRICT q, uint16_t* scale) {
+        float high = -0x1p100f, low = 0x1p100f;
+        for (int64_t i = 0; i < count; ++i) {
+            float l = logarithm(x[i]);
+            high = larger(high, l);
+            low = smaller(low, x[i] >= 0x1p-126f ? l : 0x1p100f);
+        }
+        low = floor_small(smaller(low, high) * 16.0f) / 16.0f;
+        float steps = (high - low) * 8.0002441480757f;  // 2^19 / 65534
+        float whole = floor_small(steps);
+        float step = larger(whole < steps ? whole + 1.0f : whole, 1.0f) * 0x1p-19f;
+        scale[0] = to_fp16(low);
+        scale[1] = to_fp16(step);
+        int32_t size = static_cast<int32_t>(count);
+        for (int32_t i = 0; i < size; ++i) {
+            float t = (logarithm(x[i]) - low) / step, f = floor_small(t);
+            uint32_t bits = random_bits(base, static_cast<uint32_t>(i));
+            float noise = static_cast<float>(static_cast<int32_t>(bits & 0x1FFFu)) * 0x1p-13f;
+            float code = random ? f + (t - f > noise ? 1.0f : 0.0f) : nearest(t);
+            int32_t c = static_cast<int32_t>(smaller(larger(code, 0.0f), 65534.0f)) - 32767;
+            q[i] = static_cast<int16_t>(x[i] >= 0x1p-126f ? c : INT16_MIN);
+        }
+    }
+};
+
+// ---- sign bits and mask words ------------------------------------------------------------------
+
+// Bits [first, first + count) of a plane, lowest bit first; ``first`` is a multiple of 8. A run that ends
+// inside a byte is the end of the tensor: the rest of the byte is 0.
+inline void pack_negative(const float* AUTOMAGIC_RESTRICT x, int64_t first, int64_t count, uint8_t* plane) {
+    uint8_t* AUTOMAGIC_RESTRICT to = plane + (first >> 3);
+    int64_t whole = count >> 3;
+    for (int64_t i = 0; i < whole; ++i) {
+        uint32_t byte = 0;
+        for (int j = 0; j < 8; ++j) byte |= static_cast<uint32_t>(x[8 * i + j] < 0.0f) << j;
+        to[i] = static_cast<uint8_t>(byte);
+    }
+    if (count & 7) {
+        uint32_t byte = 0;
+        for (int j = 0; j < (count & 7); ++j) byte |= static_cast<uint32_t>(x[8 * whole + j] < 0.0f) << j;
+        to[whole] = static_cast<uint8_t>(byte);
+    }
+}
+
+AUTOMAGIC_INLINE bool bit_at(const uint8_t* plane, int64_t i) { return (plane[i >> 3] >> (i & 7)) & 1; }
+
+// The geometric mask's word is 2 (k + 84) + [last gradient negative], -84 <= k <= 42.
+constexpr int32_t MASK_OFFSET = 84, MASK_TOP = 126;
+
+// Word after a gradient: k moves with or against the last sign if ``live`` is 1, not if it is 0; a gradient
+// of 0 (or NaN) changes nothing.
+AUTOMAGIC_INLINE uint8_t mask_word(uint8_t word, float g, int32_t live) {
+    int32_t negative = g < 0.0f, moves = (g > 0.0f) | negative, last = word & 1;
+    int32_t bump = (moves & live) * (1 - 2 * (negative ^ last));
+    int32_t k = smaller(larger((word >> 1) + bump, 0), MASK_TOP);
+    return static_cast<uint8_t>(2 * k + (moves ? negative : last));
+}
+
+// Words of a run, in place.
+inline void run_mask_words(const float* AUTOMAGIC_RESTRICT g, int64_t count, int32_t live,
+                           uint8_t* AUTOMAGIC_RESTRICT word) {
+    for (int64_t i = 0; i < count; ++i) word[i] = mask_word(word[i], g[i], live);
+}
+
+// Multipliers of a run: ``table`` holds 2^(k step) / mean for k + 84 = 0 .. 126, and one more.
+inline void run_mask_values(const uint8_t* AUTOMAGIC_RESTRICT word, const float* AUTOMAGIC_RESTRICT table,
+                            int64_t count, float* AUTOMAGIC_RESTRICT out) {
+    for (int64_t i = 0; i < count; ++i) out[i] = table[word[i] >> 1];
+}
+
+}  // namespace AUTOMAGIC_ISA

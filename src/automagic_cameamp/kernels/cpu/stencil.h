@@ -1,0 +1,141 @@
+// Neighbourhoods: the frequency filter and the Laplacian of a gradient seen as pictures (techniques/stencil.py).
+//
+// A picture is a whole matrix, or the kernel of a convolution, many of which lie in one row.
+#pragma once
+
+#include "job.h"
+
+namespace AUTOMAGIC_ISA {
+
+AUTOMAGIC_INLINE bool whole_picture(const Job& j) { return j.t->width == j.n && j.t->height == j.m; }
+
+// Where a neighbour exists: over one row of the matrix, or the rows of a run.
+inline void neighbours(const Job& j, Local& w) {
+    int64_t width = j.t->width, kernel = width * j.t->height;
+    for (int64_t i = 0; i < j.n; ++i) {
+        int64_t column = i % width, row = i % kernel / width;
+        w.left[i] = column > 0;
+        w.right[i] = column < width - 1;
+        w.up[i] = row > 0;
+        w.down[i] = row < j.t->height - 1;
+    }
+    float* masks[] = {w.left, w.right, w.up, w.down};
+    for (float* v : masks)
+        for (int64_t r = 1; r < j.group; ++r) copy_run(v, j.n, v + r * j.n);
+}
+
+inline void smooth_row(const float* x, const float* AUTOMAGIC_RESTRICT left, const float* AUTOMAGIC_RESTRICT right,
+                       int64_t n, float* AUTOMAGIC_RESTRICT out) {
+    for (int64_t i = 0; i < n; ++i)
+        out[i] = x[i] + 0.25f * (left[i] * (x[i - 1] - x[i]) + right[i] * (x[i + 1] - x[i]));
+}
+
+// Vertical half of the filter, then the blend; v is the distance to the row below.
+inline void blend(const float* AUTOMAGIC_RESTRICT x, const float* h, int64_t v, float penalty, int64_t n,
+                  float* AUTOMAGIC_RESTRICT out) {
+    for (int64_t i = 0; i < n; ++i) {
+        float s = h[i] + 0.25f * ((h[i - v] - h[i]) + (h[i + v] - h[i]));
+        out[i] = lerp(x[i], s, penalty);
+    }
+}
+
+inline void blend_kernels(const float* AUTOMAGIC_RESTRICT x, const float* h, const float* AUTOMAGIC_RESTRICT up,
+                          const float* AUTOMAGIC_RESTRICT down, int64_t v, float penalty, int64_t n,
+                          float* AUTOMAGIC_RESTRICT out) {
+    for (int64_t i = 0; i < n; ++i) {
+        float s = h[i] + 0.25f * (up[i] * (h[i - v] - h[i]) + down[i] * (h[i + v] - h[i]));
+        out[i] = lerp(x[i], s, penalty);
+    }
+}
+
+inline void laplacian(const float* x, const float* AUTOMAGIC_RESTRICT left, const float* AUTOMAGIC_RESTRICT right,
+                      int64_t v, int64_t n, float* AUTOMAGIC_RESTRICT out) {
+    for (int64_t i = 0; i < n; ++i) {
+        float across = left[i] * (x[i - 1] - x[i]) + right[i] * (x[i + 1] - x[i]);
+        out[i] = across + ((x[i - v] - x[i]) + (x[i + v] - x[i]));
+    }
+}
+
+inline void laplacian_kernels(const float* x, const float* AUTOMAGIC_RESTRICT left,
+                              const float* AUTOMAGIC_RESTRICT right, const float* AUTOMAGIC_RESTRICT up,
+                              const float* AUTOMAGIC_RESTRICT down, int64_t v, int64_t n,
+                              float* AUTOMAGIC_RESTRICT out) {
+    for (int64_t i = 0; i < n; ++i) {
+        float across = left[i] * (x[i - 1] - x[i]) + right[i] * (x[i + 1] - x[i]);
+        out[i] = across + (up[i] * (x[i - v] - x[i]) + down[i] * (x[i + v] - x[i]));
+    }
+}
+
+inline void fill(float* AUTOMAGIC_RESTRICT x, float value, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) x[i] = value;
+}
+
+// Elements [first, first + n) in fp32, copied.
+inline void fetch(const Job& j, int64_t first, int64_t n, float* out) {
+    const float* x = load_run(j.t->g, j.t->g_type, first, n, out);
+    if (x != out) copy_run(x, n, out);
+}
+
+AUTOMAGIC_INLINE float* plane_of(const Job& j, const Local& w, int which) {
+    return j.resident ? j.full[which] : w.plane[which];
+}
+
+// Filtered gradient and Laplacian of a tile into their planes.
+inline void filter_tile(const Job& j, const Tile& tile, Local& w) {
+    bool whole = whole_picture(j);
+    int64_t v = whole ? j.n : j.t->width, period = j.group ? j.group * j.n : j.n;
+    float* x = w.pad + 16 + v;
+    float* h = w.smooth + 16 + v;
+    fetch(j, tile.start, tile.count, x);
+    fill(w.pad, 0.0f, 16 + (whole ? 0 : v));
+    fill(x + tile.count + (whole ? v : 0), 0.0f, 16 + (whole ? 0 : v));
+    if (whole) {  // the border is repeated: its difference to itself is 0
+        bool top = tile.first == tile.k * j.m, bottom = tile.end == (tile.k + 1) * j.m;
+        fetch(j, top ? tile.start : tile.start - j.n, j.n, x - v);
+        fetch(j, tile.start + tile.count - (bottom ? j.n : 0), j.n, x + tile.count);
+    }
+    int64_t at = tile.start - tile.origin;
+    if (j.filtered) {
+        float penalty = static_cast<float>(j.o->frequency);
+        float* out = plane_of(j, w, FILTERED) + at;
+        if (!whole) {
+            fill(h - v, 0.0f, v);
+            fill(h + tile.count, 0.0f, v);
+        }
+        int64_t begin = whole ? -j.n : 0, end = tile.count + (whole ? j.n : 0);
+        for (int64_t i = begin; i < end; i += period)
+            smooth_row(x + i, w.left, w.right, smaller(period, end - i), h + i);
+        for (int64_t i = 0; i < tile.count; i += period) {
+            int64_t n = smaller(period, tile.count - i);
+            if (whole)
+                blend(x + i, h + i, v, penalty, n, out + i);
+            else
+                blend_kernels(x + i, h + i, w.up, w.down, v, penalty, n, out + i);
+        }
+    }
+    if (j.edges) {
+        float* out = plane_of(j, w, LAPLACIAN) + at;
+        for (int64_t i = 0; i < tile.count; i += period) {
+            int64_t n = smaller(period, tile.count - i);
+            if (whole)
+                laplacian(x + i, w.left, w.right, v, n, out + i);
+            else
+                laplacian_kernels(x + i, w.left, w.right, w.up, w.down, v, n, out + i);
+        }
+    }
+}
+
+// New history of edges and its gain, element by element: hits[i] <- history, factor[i] *= 1 - penalty history.
+inline void edge_gains(const float* AUTOMAGIC_RESTRICT laplace, const float* AUTOMAGIC_RESTRICT old, float scale,
+                       float threshold, float penalty, int64_t n, float* AUTOMAGIC_RESTRICT history,
+                       float* AUTOMAGIC_RESTRICT factor) {
+    for (int64_t i = 0; i < n; ++i) {
+        float edge = magnitude(laplace[i]);
+        float e = edge / (edge + scale + 1e-38f);
+        float h = lerp(old[i], e > threshold ? e : 0.0f, 0.1f);
+        history[i] = h;
+        factor[i] *= 1.0f - penalty * h;
+    }
+}
+
+}  // namespace AUTOMAGIC_ISA

@@ -1,0 +1,282 @@
+// Pass C: direction, rate of every element, weight decay, new weights.
+#pragma once
+
+#include "momentum.h"
+
+namespace AUTOMAGIC_ISA {
+
+// Rows that receive almost no gradient move half as much: factor *= gain.
+inline void background(const float* AUTOMAGIC_RESTRICT energy, float mean, int64_t n, float* AUTOMAGIC_RESTRICT factor) {
+    for (int64_t i = 0; i < n; ++i) {
+        float share = (energy[i] + 1e-38f) / (mean + 1e-38f);
+        factor[i] *= smaller(larger(sqrtf(share / 0.1f), 0.5f), 1.0f);
+    }
+}
+
+// Lines with more detail than the average move more: factor *= gain.
+inline void detail(const float* AUTOMAGIC_RESTRICT variance, float mean, float strength, int64_t n,
+                   float* AUTOMAGIC_RESTRICT factor) {
+    for (int64_t i = 0; i < n; ++i) {
+        float gain = 1.0f + strength * ((variance[i] + 1e-38f) / mean - 1.0f);
+        factor[i] *= smaller(larger(gain, 0.5f), 1.5f);
+    }
+}
+
+// New row and column statistics of the surprise, gains of rows and columns, and the final clip.
+inline void finish_momentum(Job& j) {
+    const Options& o = *j.o;
+    float weight = static_cast<float>(1 - o.beta[2]), eps = static_cast<float>(o.eps[1]);
+    double out2 = 0, count = static_cast<double>(j.numel);
+    double each = 1 / static_cast<double>(j.m);
+    float *inverse = j.first, *sums = j.second;
+    for (int64_t k = 0; k < j.K; ++k) {
+        int64_t first_row = k * j.m;
+        float *D = j.D + k * j.n, *ds = j.ds + k * j.n;
+        double sum_s = j.confidence && j.matrix ? wide_sum(j.S + first_row, j.m) : static_cast<double>(j.m);
+        float mean = static_cast<float>(sum_s * each);
+        if (j.confidence) {
+            column_sums(j, 0, k, each, sums);
+            move_columns(sums, eps, weight, j.n, D, inverse, ds);
+            column_sums(j, 1, k, 1, sums);
+            out2 += wide_dot(sums, inverse, j.n) * mean;
+        } else {
+            fill(ds, 1.0f, j.n);
+            column_sums(j, 1, k, 1, sums);
+            out2 += wide_sum(sums, j.n) * mean;
+        }
+        if (j.confidence && j.matrix)
+            root_rows(j.S + first_row, mean, j.m, 1.0f, j.rs + first_row);
+        else
+            fill(j.rs + first_row, 1.0f, j.m);
+        if (o.background && j.matrix)
+            background(j.R + first_row, static_cast<float>(wide_sum(j.R + first_row, j.m) * each), j.m,
+                       j.rs + first_row);
+        if (!has(j.t->spatial)) continue;
+        int64_t side = j.per_row ? j.m : j.n;
+        float* variance = (j.per_row ? j.row_var : j.col_var) + k * side;
+        if (!j.per_row) {
+            column_sums(j, 2, k, 1, sums);
+            column_sums(j, 3, k, 1, inverse);
+            move_variance(sums, inverse, static_cast<float>(j.m), j.n, variance);
+        }
+        float mean_v = static_cast<float>(wide_sum(variance, side) / static_cast<double>(side)) + 1e-38f;
+        detail(variance, mean_v, static_cast<float>(o.detail), side, j.per_row ? j.rs + first_row : ds);
+    }
+    j.agree_gain = 1.0f;
+    if (o.improved && o.cautious && !j.early)
+        j.agree_gain = 1.0f / larger(static_cast<float>(j.total(AGREE) / count), 1e-3f);
+    float rms = static_cast<float>(sqrt(out2 / count)) * j.agree_gain;
+    j.gain = isinf(o.final_clip) ? 1.0f : 1.0f / larger(1.0f, rms / static_cast<float>(o.final_clip));
+    Task& t = *j.t;
+    if (has(t.res_row)) {
+        encode_vector(t.res_row, j.S, j.rows, j.noise(t.res_row.salt));
+        encode_vector(t.res_col, j.D, j.K * j.n, j.noise(t.res_col.salt));
+    } else if (has(t.res)) {
+        encode_vector(t.res, j.D, j.n, j.noise(t.res.salt));
+    }
+    if (has(t.spatial))
+        encode_vector(t.spatial, j.per_row ? j.row_var : j.col_var, j.K * (j.per_row ? j.m : j.n),
+                      j.noise(t.spatial.salt));
+    if (!j.warm || o.mask == 0) return;
+    if (o.mask == 3) {
+        int8_t* counter = static_cast<int8_t*>(t.mask);
+        double votes = j.total(VOTES);
+        *counter = moved(*counter, stride(j) * ((votes > 0) - (votes < 0)));
+        *t.mask_sum = exp2_small(static_cast<float>(*counter) * MASK_STEP) * static_cast<float>(j.numel);
+    } else {
+        double each = o.mask == 1 ? 1.0 : static_cast<double>(j.n);
+        *t.mask_sum = static_cast<float>(j.total(MASK) * each);
+    }
+}
+
+inline void direct(const float* AUTOMAGIC_RESTRICT m, const float* AUTOMAGIC_RESTRICT g, float row,
+                   const float* AUTOMAGIC_RESTRICT col, Signs s, int64_t n, float* AUTOMAGIC_RESTRICT out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = m[i] * row * col[i] * sign_weight(m[i], g[i], s);
+}
+
+inline void direct(const float* AUTOMAGIC_RESTRICT m, const float* AUTOMAGIC_RESTRICT g,
+                   const float* AUTOMAGIC_RESTRICT row, const float* AUTOMAGIC_RESTRICT col, Signs s, int64_t n,
+                   float* AUTOMAGIC_RESTRICT out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = m[i] * row[i] * col[i] * sign_weight(m[i], g[i], s);
+}
+
+struct Bounds {
+    float low, high, floor;
+};
+
+AUTOMAGIC_INLINE float bounded(float rate, const Bounds& b) {
+    return larger(smaller(larger(rate, b.low), b.high), b.floor);
+}
+
+// Squares of row norms -> ALLoRA's gain times a factor.
+inline void allora_rates(float factor, float least, int64_t n, float* AUTOMAGIC_RESTRICT row) {
+    for (int64_t i = 0; i < n; ++i) row[i] = factor / sqrtf(sqrtf(row[i]) + least);
+}
+
+inline void row_masks(const int8_t* AUTOMAGIC_RESTRICT k, int64_t stride, int64_t n, float* AUTOMAGIC_RESTRICT row) {
+    for (int64_t i = 0; i < n; ++i)
+        row[i] *= exp2_small(static_cast<float>(static_cast<int32_t>(k[i * stride])) * MASK_STEP);
+}
+
+inline float bound_rows(Bounds b, int64_t n, float* AUTOMAGIC_RESTRICT row) {
+    float s = 0.0f;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; ++i) {
+        float r = bounded(row[i], b);
+        row[i] = r;
+        s += r;
+    }
+    return s;
+}
+
+inline float rates(const uint8_t* AUTOMAGIC_RESTRICT word, const float* AUTOMAGIC_RESTRICT row, Bounds b, int64_t n,
+                   float* AUTOMAGIC_RESTRICT rate) {
+    float s = 0.0f;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; ++i) {
+        float mask = exp2_small(static_cast<float>(static_cast<int32_t>(word[i] >> 1) + MASK_LOW) * MASK_STEP);
+        float r = bounded(mask * row[i], b);
+        rate[i] = r;
+        s += r;
+    }
+    return s;
+}
+
+// p - p rate strength(|g|): adaptive decay.
+inline void decay_run(const float* AUTOMAGIC_RESTRICT g, const float* AUTOMAGIC_RESTRICT rate, float mean, float slope,
+                      float strength, int64_t n, float* AUTOMAGIC_RESTRICT p) {
+    for (int64_t i = 0; i < n; ++i) {
+        float x = smaller(larger((magnitude(g[i]) - mean) * slope, -87.0f), 87.0f);
+        float sigmoid = 2.0f / (1.0f + exp2_small(x * 1.44269504f));
+        p[i] = fused(p[i], -(sigmoid * rate[i] * strength), p[i]);
+    }
+}
+
+inline void move_run(const float* AUTOMAGIC_RESTRICT out, const float* AUTOMAGIC_RESTRICT rate, int64_t n,
+                     float* AUTOMAGIC_RESTRICT p) {
+    for (int64_t i = 0; i < n; ++i) p[i] = fused(-out[i], rate[i], p[i]);
+}
+
+// The new weights of a slab, or, where `dry`, only the sums of squares of the old and the new ones.
+inline void pass_weights(Job& j, int64_t slab, Local& w, bool dry) {
+    Part& part = j.parts[slab];
+    const Options& o = *j.o;
+    const Task& t = *j.t;
+    Signs signs = signs_of(j);
+    signs.with *= j.agree_gain;
+    Bounds bounds{static_cast<float>(o.low), static_cast<float>(o.high), static_cast<float>(o.floor)};
+    float step = j.gain * static_cast<float>(o.lr), share = static_cast<float>(o.multiplier / j.mask_mean);
+    float spread_eta = static_cast<float>(1 / (o.eta * o.eta));
+    double count = static_cast<double>(j.numel);
+    double average = j.total(ABS) / count, square_mean = j.total(SQUARE) / count;
+    double deviation = sqrt(square_mean > average * average ? square_mean - average * average : 0.0);
+    float slope = static_cast<float>(-4.0 / (deviation + 1e-4 * average + 1e-30));
+    float decay = static_cast<float>(o.lr * o.weight_decay), scale = dry ? 1.0f : j.shrink;
+    float edge_scale = static_cast<float>(sqrt(j.total(EDGES) / count));
+    float threshold = static_cast<float>(o.edge_threshold), penalty = static_cast<float>(o.edge_penalty);
+    uint32_t base = j.noise(0), edge_base = j.noise(t.edge.salt);
+    bool allora = o.allora && j.matrix, elements = o.mask == 1;
+    if (!dry) part.sum[RATE] = 0;
+    part.sum[NEW2] = part.sum[WEIGHT2] = 0;
+    int64_t done = slab * j.slab_rows * j.n;
+    for_tiles(j, slab, [&](const Tile& tile) {
+        if (!j.resident && (j.filtered || j.edges)) filter_tile(j, tile, w);
+        const float* plane = momentum_plane(j, w) - tile.origin;
+        for (int64_t r = tile.first; r < tile.end;) {
+            int64_t rows = rows_at_once(j, r, tile.end);
+            if (allora) {
+                if (!j.group) w.row[0] = 0.0f;
+                for_runs(j, r, rows, [&](const Run& run) {
+                    const float* p = load_run(t.p, t.p_type, run.start, run.count, w.p);
+                    if (j.group) {
+                        square(p, run.count, w.out);
+                        row_sums(w.out, rows, j.n, w.row);
+                    } else {
+                        w.row[0] += sum_squares(p, run.count);
+                    }
+                });
+            }
+            if (allora)
+                allora_rates(share, spread_eta, rows, w.row);
+            else
+                fill(w.row, share, rows);
+            if (o.mask >= 2) {
+                const int8_t* k = static_cast<const int8_t*>(t.mask);
+                row_masks(o.mask == 2 ? k + r : k, o.mask == 2, rows, w.row);
+            }
+            if (!elements) {
+                float total = bound_rows(bounds, rows, w.row);
+                if (!dry) part.sum[RATE] += static_cast<double>(total) * static_cast<double>(j.n);
+            }
+            weigh(j.rs + r, step, rows, w.inverse);
+            for_runs(j, r, rows, [&](const Run& run) {
+                if (!j.resident) {
+                    unit_update(j, tile, run, w);
+                    move_means(j, tile, run, w);
+                }
+                const float* g = load_run(t.g, t.g_type, run.start, run.count, w.raw);
+                const float* m = plane + run.start;
+                const float* ds = j.ds + tile.k * j.n;
+                if (j.group) {
+                    spread(w.row, rows, j.n, w.rf);
+                    tile_rows(ds, rows, j.n, w.cf);
+                    spread(w.inverse, rows, j.n, w.rate);
+                    direct(m, g, w.rate, w.cf, signs, run.count, w.out);
+                } else {
+                    fill(w.rf, w.row[0], run.count);
+                    direct(m, g, w.inverse[0], ds + run.column, signs, run.count, w.out);
+                }
+                const float* rate = w.rf;
+                if (elements) {
+                    const uint8_t* word = static_cast<const uint8_t*>(t.mask) + run.start;
+                    float total = rates(word, w.rf, bounds, run.count, w.rate);
+                    if (!dry) part.sum[RATE] += total;
+                    rate = w.rate;
+                }
+                if (j.edges) {
+                    const float* old = decode_run(t.edge, run.start, run.count, w.x);
+                    const float* laplace = plane_of(j, w, LAPLACIAN) + run.start - tile.origin;
+                    edge_gains(laplace, old, edge_scale, threshold, penalty, run.count,
+                               w.hits + run.start - tile.start, w.out);
+                }
+                const float* p = load_run(t.p, t.p_type, run.start, run.count, w.p);
+                if (p != w.p) copy_run(p, run.count, w.p);
+                if (dry) part.sum[WEIGHT2] += sum_squares(w.p, run.count);
+                if (j.decays) {
+                    if (j.numel < 2)
+                        w.p[0] -= w.p[0] * rate[0] * decay;
+                    else
+                        decay_run(g, rate, static_cast<float>(average), slope, decay, run.count, w.p);
+                }
+                move_run(w.out, rate, run.count, w.p);
+                if (dry) {
+                    part.sum[NEW2] += sum_squares(w.p, run.count);
+                    return;
+                }
+                if (scale != 1.0f) weigh(w.p, scale, run.count, w.out);
+                store_run(scale != 1.0f ? w.out : w.p, t.p, t.p_type, run.start, run.count, t.rounds, base);
+            });
+            r += rows;
+        }
+        if (dry) return;
+        if (j.edges) encode_run(t.edge, w.hits, tile.start, tile.count, j.numel, edge_base);
+        if (!j.resident) done = encode_means(j, tile, done, tile.start + tile.count, w);
+    });
+}
+
+// How much Selective Projection Decay pulls back.
+inline void finish_dry(Job& j) {
+    float before = sqrtf(static_cast<float>(j.total(WEIGHT2))), after = sqrtf(static_cast<float>(j.total(NEW2)));
+    float ratio = after > 0 ? larger(0.0f, smaller(1.0f, 1.0f - before / after)) : 0.0f;
+    j.shrink = 1.0f - smaller(static_cast<float>(j.o->weight_decay) * ratio, 1.0f);
+}
+
+inline void finish_weights(Job& j) {
+    Task& t = *j.t;
+    float mean = static_cast<float>(j.total(RATE) / static_cast<double>(j.numel)) * static_cast<float>(j.o->lr);
+    *t.avg_lr = mean;
+    *t.step += 1.0f;
+    if (t.lowrank_rate != nullptr) *t.lowrank_rate += mean * static_cast<float>(j.o->rank_strength);
+}
+
+}  // namespace AUTOMAGIC_ISA

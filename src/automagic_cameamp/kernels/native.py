@@ -1,0 +1,74 @@
+"""The CPU kernels' library: found, checked and opened when a step first needs it.
+
+``AUTOMAGIC_CAMEAMP_NATIVE=0`` keeps it closed; any other value is the path of a library to open
+instead of the one beside this file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import lru_cache
+from typing import Any
+
+from . import layout
+from .build import LIBRARY
+
+SWITCH = "AUTOMAGIC_CAMEAMP_NATIVE"
+
+
+class Unavailable(RuntimeError):
+    """There is no usable library; the message says why."""
+
+
+@lru_cache(maxsize=1)
+def _opened() -> Any:
+    """The library, or the reason why there is none."""
+    wanted = os.environ.get(SWITCH, "")
+    if wanted == "0":
+        return f"{SWITCH}=0 is set"
+    path = wanted or str(LIBRARY)
+    if not os.path.exists(path):
+        return f"{path} does not exist: no C++ compiler was found when the package was installed"
+    try:
+        library = ctypes.CDLL(path)
+        library.automagic_abi.restype = ctypes.c_int32
+        library.automagic_abi.argtypes = [ctypes.c_int32]
+        library.automagic_step.restype = None
+        library.automagic_step.argtypes = [ctypes.c_void_p]
+    except (OSError, AttributeError) as error:
+        return f"{path} could not be opened: {error}"
+    sizes = (ctypes.sizeof(s) for s in (layout.Coded, layout.Options, layout.Task, layout.Step))
+    expected = [layout.ABI_VERSION, *sizes]
+    found = [library.automagic_abi(i) for i in range(len(expected))]
+    if found != expected:
+        return f"{path} is of another version ({found}, expected {expected}): install the package again"
+    return library
+
+
+def library() -> Any:
+    """The open library.
+
+    Raises:
+        Unavailable: there is none.
+    """
+    found = _opened()
+    if isinstance(found, str):
+        raise Unavailable(found)
+    return found
+
+
+def why_not() -> str | None:
+    """None where the library can be used, else the reason."""
+    found = _opened()
+    return found if isinstance(found, str) else None
+
+
+def flavour() -> str:
+    """Instruction set that this machine runs: 'base', 'avx2' or 'avx512'."""
+    return ("base", "avx2", "avx512")[library().automagic_abi(5)]
+
+
+def switched_off() -> bool:
+    """Whether the user keeps the library closed."""
+    return os.environ.get(SWITCH, "") == "0"

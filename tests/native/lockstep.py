@@ -1,0 +1,141 @@
+"""One state, one gradient, two engines; and how far apart they may end.
+
+Both engines evaluate the same formulas in fp32; they differ in the order of sums, in fused products
+and in a polynomial for 2^x instead of a table. With eps = 2^-24:
+
+* a sum of n positive terms, taken in lanes, is off by about sqrt(n / 16) eps of itself, at most 2e-5
+  for n = 2^20 and 2e-6 for the sizes here (LINE); a running mean of it, its root and its reciprocal
+  keep that order; a quotient of two (the confidence) doubles it;
+* a direction is a product of at most eight such factors: DIRECTION = 2e-5 of the move it makes. The
+  surprise (u - m)^2 loses digits where u and m agree, so RESIDUAL is larger than LINE;
+* a weight is rounded once: half a unit in its last place on top of that;
+* a code differs by one where the value lies within that distance of a midpoint; error correction makes
+  up for it, so its decoded value differs by at most two of its own steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from automagic_cameamp import OPTIMIZERS
+from automagic_cameamp.storage import ErrorCorrected
+from automagic_cameamp.types import Layout
+
+LINE, RESIDUAL, DIRECTION = 4e-6, 3e-5, 2e-5
+RARE = 0.01  # share of the codes of a field that may lie so close to a midpoint
+EXACT = ("step", "lr_mask", "last_polarity", "lowrank_basis")
+
+SHAPES: list[tuple[int, ...]] = [
+    (), (1,), (7,), (300,), (5000,),
+    (16, 640), (640, 16), (1, 50), (50, 1), (33, 65), (13, 600), (100, 1030),
+    (3, 17, 19), (8, 4, 3, 3), (5, 3, 2, 2, 3),
+]  # fmt: skip
+
+
+def make(name: str, shapes: Any, dtype: torch.dtype, engine: str, **options: Any) -> tuple[Any, list[Any]]:
+    """An optimizer and its parameters, the same for every engine."""
+    draw = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter((torch.randn(s, generator=draw) * 0.05).to(dtype)) for s in shapes]
+    return OPTIMIZERS[name](params, lr=1e-3, engine=engine, **options), params
+
+
+def gradients(params: list[Any], step: int) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(1000 + step)
+    found = [(torch.randn(p.shape, generator=draw) * 0.01).to(p.dtype) for p in params]
+    for g in found:
+        g.view(-1)[::11] = 0  # signs of exactly 0 matter to the mask
+    return found
+
+
+def take(optimizer: Any, params: list[Any], step: int) -> None:
+    for p, g in zip(params, gradients(params, step), strict=True):
+        p.grad = g
+    optimizer.step()
+
+
+def twin(
+    name: str, shapes: Any, dtype: torch.dtype, before: int, **options: Any
+) -> list[tuple[Any, list[Any]]]:
+    """The same run, ``before`` steps old, for the reference and for the kernels."""
+    reference, params = make(name, shapes, dtype, "reference", **options)
+    for step in range(before):
+        take(reference, params, step)
+    native, others = make(name, shapes, dtype, "native", **options)
+    for p, q in zip(params, others, strict=True):
+        q.data.copy_(p.data)
+    if before:
+        native.load_state_dict(copy.deepcopy(reference.state_dict()))
+    return [(reference, params), (native, others)]
+
+
+def off_by(a: Tensor, b: Tensor) -> float:
+    """Largest distance, in units of the largest element."""
+    a, b = a.double(), b.double()
+    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) if a.numel() else 0.0
+
+
+def compare_state(optimizer: Any, p: Any, other: Any, q: Any, fields: Any) -> None:
+    layout = Layout.of(tuple(p.shape))
+    mine, theirs = optimizer.state[p], other.state[q]
+    assert list(mine) == list(theirs)
+    for spec, codec in fields:
+        where = f"{spec.name} of {tuple(p.shape)}"
+        if codec is None:
+            a, b = mine[spec.name], theirs[spec.name]
+            assert a.dtype == b.dtype and a.shape == b.shape
+            if spec.name in EXACT:
+                assert torch.equal(a, b), where
+                continue
+            limit = RESIDUAL if "res" in spec.name or spec.name == "s" else LINE
+            assert off_by(a, b) <= limit, (where, off_by(a, b))
+            continue
+        planes = [
+            tuple(s[spec.name + pl.suffix].reshape(pl.shape).unsqueeze(0) for pl in codec.planes(layout))
+            for s in (mine, theirs)
+        ]
+        a, b = (codec.decode(held) for held in planes)
+        inner = codec.code if isinstance(codec, ErrorCorrected) else codec
+        if isinstance(codec, ErrorCorrected):
+            width = inner.half_step(planes[0][:-1]) / codec.levels
+            assert bool(((a - b).abs() <= 2.1 * width + 1e-12).all()), where
+            continue
+        if spec.name == "edge_history":  # four bits to a byte's half
+            assert float((a - b).abs().max()) <= 1 / 15 + 1e-6
+            assert float(((a - b).abs() > 1e-6).float().mean()) <= RARE
+            continue
+        apart = (planes[0][0].to(torch.int32) - planes[1][0].to(torch.int32)).abs()
+        if inner.name == "log16":  # a step of the code is far finer than the tolerance of the value
+            assert off_by(a, b) <= RESIDUAL, (where, off_by(a, b))
+            continue
+        assert int(apart.max()) <= 1, (where, int(apart.max()))
+        assert float((apart > 0).float().mean()) <= max(RARE, 1.5 / apart.numel()), where
+
+
+def compare(runs: list[tuple[Any, list[Any]]], before: list[Tensor]) -> None:
+    """Whether the kernels ended where the reference did, parameter by parameter."""
+    (reference, params), (native, others) = runs
+    fields = {id(p): f for p, f in reference._parameters_with_fields()}
+    for p, q, old in zip(params, others, before, strict=True):
+        compare_state(reference, p, native, q, fields[id(p)])
+        a, b = p.detach().double(), q.detach().double()
+        move = (a - old.double()).abs()
+        if p.dtype == torch.float32:
+            ulp = a.abs().clamp(min=1e-30) * 2.0**-23
+            assert bool(((a - b).abs() <= DIRECTION * move.max() + 1.01 * ulp).all()), tuple(p.shape)
+        else:  # one rounding may fall the other way
+            step = a.abs() * (2.0**-7 if p.dtype == torch.bfloat16 else 2.0**-10) + 2.0**-24
+            assert bool(((a - b).abs() <= step).all()), tuple(p.shape)
+            assert float((a != b).double().mean()) <= max(RARE, 1.5 / a.numel()), tuple(p.shape)
+
+
+def check(name: str, dtype: torch.dtype, before: int, shapes: Any = SHAPES, **options: Any) -> None:
+    runs = twin(name, shapes, dtype, before, **options)
+    old = [p.detach().clone() for p in runs[0][1]]
+    for optimizer, params in runs:
+        take(optimizer, params, before)
+    assert runs[1][0]._plan is not None, "the kernels did not take this"
+    compare(runs, old)

@@ -1,0 +1,117 @@
+"""The kernels against the reference: every class, phase, type of weights, shape and option."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from native import lockstep
+
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "base": ("Automagic_CameAMP", {}),
+    "base dynamic": ("Automagic_CameAMP8bit", {}),
+    "base softsign": ("Automagic_CameAMP8bit", {"state_code": "softsign", "blocksize": 64}),
+    "contextual": ("Automagic_CameAMP_COptim", {}),
+    "contextual 8bit": ("Automagic_CameAMP_COptim8bit", {"blocksize": 256}),
+    "improved": ("Automagic_CameAMP_Improved", {}),
+    "affine": ("Automagic_CameAMP_8Bit", {"sync_frequency": 50}),
+    "affine 8 bits of error": ("Automagic_CameAMP_8Bit", {"error_bits": 8, "mixed_precision": False}),
+    "affine alone": ("Automagic_CameAMP_8Bit", {"error_correction": False}),
+    "softsign with error": ("Automagic_CameAMP_8Bit", {"state_code": "softsign"}),
+    "memory_optimized": ("Automagic_CameAMP_Improved_8Bit", {"profile": "memory_optimized"}),
+    "balanced": ("Automagic_CameAMP_Improved_8Bit", {"profile": "balanced", "verbose": False}),
+    "quality_optimized": (
+        "Automagic_CameAMP_Improved_8Bit",
+        {"profile": "quality_optimized", "verbose": False, "min_8bit_size": 100},
+    ),
+}
+BEFORE = 3
+PHASES = {"early": 100, "middle": 6, "late": 2, "no warm-up": 0}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_one_step_from_the_same_state(kind: str, phase: str) -> None:
+    name, options = CLASSES[kind]
+    lockstep.check(name, FP32, BEFORE, warmup_steps=PHASES[phase], **options)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16])
+@pytest.mark.parametrize("kind", ["base", "base dynamic", "balanced", "affine", "contextual 8bit"])
+@pytest.mark.parametrize("phase", ["early", "late"])
+def test_low_precision_weights(kind: str, phase: str, dtype: torch.dtype) -> None:
+    name, options = CLASSES[kind]
+    lockstep.check(name, dtype, BEFORE, warmup_steps=PHASES[phase], **options)
+
+
+def test_nearest_rounding() -> None:
+    lockstep.check("Automagic_CameAMP", BF16, BEFORE, stochastic_rounding=False)
+
+
+BASE = [
+    {"use_tam": False}, {"use_grams": False}, {"lr_mask_rule": "none"}, {"use_lr_mask": False},
+    {"lr_mask_granularity": "row"}, {"lr_mask_granularity": "tensor"}, {"weight_decay": 0.0},
+    {"weight_decay_phase": "always"}, {"full_finetune": True}, {"final_clip": float("inf")},
+    {"final_clip": 0.3}, {"clip_threshold": float("inf")}, {"clip_threshold": 0.2}, {"confidence_1d": True},
+    {"hard_min_lr": True, "min_lr": 5e-4}, {"betas": (0.3, 0.9, 0.95)}, {"beta1_decay": 0.5},
+    {"max_lr": 1.2e-3, "min_lr": 9e-4}, {"eta": 0.5}, {"eps": (1e-8, 1e-8, 1e-3)},
+]  # fmt: skip
+IMPROVED = [
+    {"use_cautious": False}, {"use_spd": False}, {"edge_suppression": False}, {"frequency_penalty": 0.0},
+    {"frequency_penalty": 1.0}, {"background_regularization": False}, {"spatial_awareness": False},
+    {"lora_rank_penalty": False}, {"low_rank_emphasis": 3.0}, {"rank_keep": 2}, {"d_coef": 1},
+    {"d_coef": 5}, {"spatial_mode": "conv"}, {"weight_decay": 0.3}, {"edge_penalty": 1.0},
+    {"detail_preservation": 0.1}, {"lr_mask_granularity": "row"}, {"use_grams": False},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", BASE, ids=str)
+def test_options_of_every_recipe(option: dict[str, Any]) -> None:
+    late = option.get("weight_decay_phase") == "always" or "beta1_decay" in option
+    lockstep.check("Automagic_CameAMP8bit", FP32, BEFORE, warmup_steps=2 if late else 100, **option)
+
+
+@pytest.mark.parametrize("option", IMPROVED, ids=str)
+def test_options_of_the_improved_recipe(option: dict[str, Any]) -> None:
+    warmup = 2 if "use_cautious" in option else 100
+    lockstep.check("Automagic_CameAMP_Improved", FP32, BEFORE, warmup_steps=warmup, **option)
+
+
+@pytest.mark.parametrize("scales", [None, [1], [5], [2, 7], [1, 5, 10, 25, 50, 100]], ids=str)
+def test_momentum_scales(scales: Any) -> None:
+    lockstep.check("Automagic_CameAMP_COptim", FP32, BEFORE, momentum_scales=scales)
+
+
+# Slabs, tiles that do not divide them, rows longer than a tile, stacks of matrices.
+LARGE = [(700, 777), (16, 20000), (40000, 16), (2, 400, 512), (3, 40000), (600, 100, 3, 3)]
+
+
+@pytest.mark.parametrize("kind", ["base dynamic", "balanced", "memory_optimized", "contextual 8bit"])
+@pytest.mark.parametrize("phase", ["early", "late"])
+def test_tensors_larger_than_a_slab(kind: str, phase: str) -> None:
+    name, options = CLASSES[kind]
+    options = {**options, "lora_rank_penalty": False} if "profile" in options else options
+    lockstep.check(name, FP32, 2, LARGE, warmup_steps=1 if phase == "late" else 100, **options)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_twenty_steps_stay_together(kind: str) -> None:
+    """Codes that fall the other way add up over steps, so this bound is wide; the mask stays exact."""
+    name, options = CLASSES[kind]
+    options = {**options, "sync_frequency": 1000} if "improved" in name.lower() else options
+    runs = lockstep.twin(
+        name, [(300,), (16, 640), (640, 16), (8, 4, 3, 3)], FP32, 1, warmup_steps=12, **options
+    )
+    old = [p.detach().clone() for p in runs[0][1]]
+    for optimizer, params in runs:
+        for step in range(1, 21):
+            lockstep.take(optimizer, params, step)
+    for p, q, before in zip(*(params for _, params in runs), old, strict=True):
+        mine, theirs = runs[0][0].state[p], runs[1][0].state[q]
+        for field in ("step", "lr_mask", "last_polarity"):
+            assert field not in mine or torch.equal(mine[field], theirs[field])
+        apart = (p - q).detach().norm() / (p - before).detach().norm()
+        assert apart < 2e-3 if "q" in "".join(mine) else apart < 1e-5
