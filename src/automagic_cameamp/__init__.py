@@ -14,9 +14,11 @@ from .engine import (
     CameAMPOptimizer,
     CheckpointError,
     ImportReport,
+    ReleaseHandle,
     convert_state,
     export_state,
     import_state,
+    release_gradients,
 )
 from .lora import LoraMarks, mark_lora, unmark_lora
 from .optimizers import (
@@ -55,11 +57,13 @@ __all__ = [
     "Optimizer8BitConfig",
     "OptimizerConfig",
     "OptimizerConfig8bit",
+    "ReleaseHandle",
     "__version__",
     "convert_state",
     "create_improved_8bit_optimizer",
     "export_state",
     "import_state",
     "mark_lora",
+    "release_gradients",
     "unmark_lora",
 ]

@@ -110,6 +110,18 @@ def fill_state(
             stacks[spec.name + plane.suffix].copy_(coded)
 
 
+def check_complete(states: list[dict[str, Any]], fields: list[Field], layout: Layout) -> None:
+    """Refuse options that ask for a field which the state, made under other options, does not have."""
+    for field in fields:
+        keys = {field.spec.name + plane.suffix for plane in field.planes(layout, torch.float32)}
+        if any(not keys <= state.keys() for state in states):
+            raise RuntimeError(
+                f"the options of a group have changed and now need the state {field.spec.name!r}, which was "
+                "not kept so far: change them through load_state_dict or convert_state. A scheduler that cycles "
+                "the momentum changes betas: pass cycle_momentum=False to it."
+            )
+
+
 def load_rows(
     saved: list[dict[str, Any]], params: list[Tensor], fields: list[Field], layout: Layout
 ) -> list[dict[str, Any]]:
