@@ -30,6 +30,7 @@ def commands(full: bool, threads: int, jobs: int, out: Path) -> list[tuple[str, 
             ("memory", ["benchmarks.memory", "--quick", *to("memory")]),
             ("resident", ["benchmarks.resident", "--quick", *to("resident")]),
             ("quant_update_error", ["benchmarks.quant_update_error", "--quick", *to("quant_update_error")]),
+            ("release_memory", ["benchmarks.release_memory", "--quick", *to("release_memory")]),
             ("charlm", ["benchmarks.charlm", "--quick"]),
             ("compare", ["benchmarks.compare", "--quick", *to("quality")]),
         ]
