@@ -84,7 +84,14 @@ def table(rows: list[dict]) -> str:
         ]
         for r in rows
     ]
-    header = ["optimizer", "release", "weights", "state", "added by backward and step", "over weights + state + 1"]
+    header = [
+        "optimizer",
+        "release",
+        "weights",
+        "state",
+        "added by backward and step",
+        "over weights + state + largest gradient",
+    ]
     return "Peak of backward and step, MiB\n\n" + markdown(header, body)
 
 

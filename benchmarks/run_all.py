@@ -44,6 +44,7 @@ def commands(full: bool, threads: int, jobs: int, out: Path) -> list[tuple[str, 
         ("step_cpu", [*step, "--workload", "lora-sdxl", "one-big", "--rounds", "5", *chunks, *ours]),
         ("memory", ["benchmarks.memory", "--dtype", "float32", "bfloat16", *to("memory")]),
         ("resident", ["benchmarks.resident", *to("resident")]),
+        ("release_memory", ["benchmarks.release_memory", *to("release_memory")]),
         ("quant_update_error", ["benchmarks.quant_update_error", *to("quant_update_error")]),
         ("compare", ["benchmarks.compare", "--jobs", str(jobs), *to("quality")]),
     ]

@@ -81,7 +81,7 @@ def test_release_memory(tmp_path):
     out = tmp_path / "release.jsonl"
     release_memory.main(["--quick", "--optimizers", OURS[1], "--out", str(out)])
     plain, released = check(out, {"weights", "state", "largest_gradient", "added", "over_bound"})
-    assert plain["added"] > plain["weights"] > 3 * released["added"] > 3 * released["largest_gradient"]
+    assert plain["added"] > plain["weights"] > released["added"] > released["largest_gradient"]
 
 
 def test_quant_update_error(tmp_path):
