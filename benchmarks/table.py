@@ -30,7 +30,8 @@ def newest(rows: list[dict]) -> list[dict]:
     for row in rows:
         # One measurement = one optimizer, its options, and what it was run on.
         names = ("optimizer", "options", "phase", "chunk", "case", "dtype", "data", "reference")
-        names += ("reference_options", "task", "lr", "seed", "schedule", "steps", "release", "layers", "width")
+        names += ("reference_options", "task", "lr", "seed", "schedule", "steps")
+        names += ("release", "layers", "width")
         key = tuple(str(row.get(name)) for name in (*SPLIT, *names))
         last.pop(key, None)
         last[key] = row

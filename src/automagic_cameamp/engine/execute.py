@@ -105,7 +105,8 @@ def fill_state(
                 stacks[spec.name].copy_(value)
             continue
         # Every element starts alike, so one parameter's code serves all.
-        one = torch.full((1, *spec.stack_shape(layout)), spec.initial, device=params[0].device)
+        shape = (1, *spec.stack_shape(layout))
+        one = torch.full(shape, spec.initial, dtype=torch.float32, device=params[0].device)
         for plane, coded in zip(planes, codec.encode(one), strict=True):
             stacks[spec.name + plane.suffix].copy_(coded)
 
