@@ -3,6 +3,7 @@
 from .checkpoint import CheckpointError, convert_state
 from .importers import ImportReport, export_state, import_state
 from .optimizer import CameAMPOptimizer
+from .precision import accumulate_in_fp32
 from .release import ReleaseHandle, release_gradients
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "CheckpointError",
     "ImportReport",
     "ReleaseHandle",
+    "accumulate_in_fp32",
     "convert_state",
     "export_state",
     "import_state",

@@ -23,6 +23,7 @@ from ..types import Layout
 from ..validate import callers_depth, checked, fail
 from . import backends, checkpoint, execute, memory
 from .buckets import Chunk, chunks
+from .precision import LOW_PRECISION, ScalerAdvice
 from .release import GradientRelease
 from .reports import Reports
 from .rounding import parameter_key
@@ -30,7 +31,6 @@ from .rounding import parameter_key
 logger = logging.getLogger("automagic_cameamp")
 LOG_EVERY = 100
 LISTS_KEPT = 4096
-LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 class Controller(Protocol):
@@ -46,7 +46,7 @@ class Controller(Protocol):
     def load(self, memory: Tensor | None) -> None: ...
 
 
-class CameAMPOptimizer(GradientRelease, Reports, Optimizer):
+class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Optimizer):
     """Engine of the family. Final classes set ``recipe``, ``config_class``, ``policy``, nothing else.
 
     State is created at the first gradient of a parameter, from the parameter as it is then; no
