@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks import compare, memory, quant_update_error, resident, step_cpu
+from benchmarks import compare, memory, quant_update_error, release_memory, resident, step_cpu
 from benchmarks.common import argument_parser, read_rows
 
 PRINTERS = {
@@ -18,6 +18,7 @@ PRINTERS = {
     "quant_update_error": quant_update_error.table,
     "resident": resident.table,
     "quality": compare.table,
+    "release_memory": release_memory.table,
 }
 # Rows of one benchmark are split by these fields: a table never mixes machines or thread counts.
 SPLIT = ("bench", "workload", "cpu", "gpu", "threads", "allocator", "torch")
@@ -30,6 +31,7 @@ def newest(rows: list[dict]) -> list[dict]:
         # One measurement = one optimizer, its options, and what it was run on.
         names = ("optimizer", "options", "phase", "chunk", "case", "dtype", "data", "reference")
         names += ("reference_options", "task", "lr", "seed", "schedule", "steps")
+        names += ("release", "layers", "width")
         key = tuple(str(row.get(name)) for name in (*SPLIT, *names))
         last.pop(key, None)
         last[key] = row

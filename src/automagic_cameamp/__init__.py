@@ -14,9 +14,12 @@ from .engine import (
     CameAMPOptimizer,
     CheckpointError,
     ImportReport,
+    ReleaseHandle,
+    accumulate_in_fp32,
     convert_state,
     export_state,
     import_state,
+    release_gradients,
 )
 from .lora import LoraMarks, mark_lora, unmark_lora
 from .optimizers import (
@@ -55,11 +58,14 @@ __all__ = [
     "Optimizer8BitConfig",
     "OptimizerConfig",
     "OptimizerConfig8bit",
+    "ReleaseHandle",
     "__version__",
+    "accumulate_in_fp32",
     "convert_state",
     "create_improved_8bit_optimizer",
     "export_state",
     "import_state",
     "mark_lora",
+    "release_gradients",
     "unmark_lora",
 ]

@@ -93,7 +93,8 @@ def rate(name: str, value: Any) -> float | Tensor:
     """A learning rate: a number >= 0, or a tensor of one element."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
-            raise fail(name, tuple(value.shape), "a number or a tensor of one element")
+            advice = f"Tensor {name} must be 1-element."  # torch's own words
+            raise fail(name, tuple(value.shape), "a number or a tensor of one element", advice)
         number(0.0)(name, float(value))
         return value if value.dim() == 0 else value.reshape(())
     return number(0.0)(name, value)

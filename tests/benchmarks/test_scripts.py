@@ -9,7 +9,18 @@ import pytest
 import torch
 from benchmarks.common import read_rows
 
-from benchmarks import charlm, common, compare, memory, quant_update_error, resident, run_all, step_cpu, table
+from benchmarks import (
+    charlm,
+    common,
+    compare,
+    memory,
+    quant_update_error,
+    release_memory,
+    resident,
+    run_all,
+    step_cpu,
+    table,
+)
 
 OURS = ["Automagic_CameAMP", "Automagic_CameAMP8bit"]
 ENVIRONMENT = {"date", "cpu", "threads", "python", "torch", "package", "commit"}
@@ -64,6 +75,13 @@ def test_resident(tmp_path):
     rows = check(out, {"workload", "steps", "state_mib", "resident_mib", "high_mib"})
     assert 0 < rows[0]["state_mib"] < 5
     assert rows[0]["resident_mib"] <= rows[0]["high_mib"]
+
+
+def test_release_memory(tmp_path):
+    out = tmp_path / "release.jsonl"
+    release_memory.main(["--quick", "--optimizers", OURS[1], "--out", str(out)])
+    plain, released = check(out, {"weights", "state", "largest_gradient", "added", "over_bound"})
+    assert plain["added"] > plain["weights"] > released["added"] > released["largest_gradient"]
 
 
 def test_quant_update_error(tmp_path):

@@ -172,9 +172,13 @@ class ContextualController:
     def _observe(self, lr: float | Tensor, device: torch.device) -> None:
         """One observation from what was collected and recorded."""
         memory = Memory.unpack(self._memory_on(device))
-        s, zero = Signals(*memory.signals.unbind()), torch.zeros((), device=device)
+        s, zero = Signals(*memory.signals.unbind()), torch.zeros((), dtype=torch.float32, device=device)
         loss = self._take_loss(device)
-        q = self._sketch if self._sketch is not None else torch.zeros(T.SKETCH_SIZE, device=device)
+        q = (
+            self._sketch
+            if self._sketch is not None
+            else torch.zeros(T.SKETCH_SIZE, dtype=torch.float32, device=device)
+        )
         square = self._square if self._square is not None else zero
         wrong = self._bad if self._bad is not None else zero > 0
         finite = torch.isfinite(loss) if loss is not None else zero == 0
@@ -209,14 +213,14 @@ class ContextualController:
 
     def _memory_on(self, device: torch.device) -> Tensor:
         if self.memory is None:
-            return torch.zeros(Memory.size(self.context_window), device=device)
+            return torch.zeros(Memory.size(self.context_window), dtype=torch.float32, device=device)
         return self.memory.to(device)
 
     def _take_loss(self, device: torch.device) -> Tensor | None:
         """Mean of the recorded losses, summed over the ranks; None where none was recorded."""
         if not self._pending:
             return None
-        zero = torch.zeros((), device=device)
+        zero = torch.zeros((), dtype=torch.float32, device=device)
         values = [_scalar(x, zero) for x in self._pending]
         self._pending = []
         loss = torch.stack(values).mean()

@@ -105,9 +105,22 @@ def fill_state(
                 stacks[spec.name].copy_(value)
             continue
         # Every element starts alike, so one parameter's code serves all.
-        one = torch.full((1, *spec.stack_shape(layout)), spec.initial, device=params[0].device)
+        shape = (1, *spec.stack_shape(layout))
+        one = torch.full(shape, spec.initial, dtype=torch.float32, device=params[0].device)
         for plane, coded in zip(planes, codec.encode(one), strict=True):
             stacks[spec.name + plane.suffix].copy_(coded)
+
+
+def check_complete(states: list[dict[str, Any]], fields: list[Field], layout: Layout) -> None:
+    """Refuse options that ask for a field which the state, made under other options, does not have."""
+    for field in fields:
+        keys = {field.spec.name + plane.suffix for plane in field.planes(layout, torch.float32)}
+        if any(not keys <= state.keys() for state in states):
+            raise RuntimeError(
+                f"the options of a group have changed and now need the state {field.spec.name!r}, which was "
+                "not kept so far: change them with convert_state. A scheduler that cycles "
+                "the momentum changes betas: pass cycle_momentum=False to it."
+            )
 
 
 def load_rows(

@@ -48,6 +48,12 @@ class Folded:
     def __init__(self, sketch: Tensor, square: float, bad: int) -> None:
         self.sketch, self.square, self.bad = sketch, square, bad
 
+    @classmethod
+    def of(cls, parts: list[Folded]) -> Folded:
+        """All of them as one."""
+        sketch = torch.stack([part.sketch for part in parts]).double().sum(0).float()
+        return cls(sketch, sum(part.square for part in parts), sum(part.bad for part in parts))
+
 
 def ready(engine: str) -> bool:
     """Whether this setting may use the kernels; warns once, or raises, where they are missing."""

@@ -23,13 +23,14 @@ from ..types import Layout
 from ..validate import callers_depth, checked, fail
 from . import backends, checkpoint, execute, memory, native
 from .buckets import Chunk, chunks
+from .precision import LOW_PRECISION, ScalerAdvice
+from .release import GradientRelease
 from .reports import Reports
 from .rounding import parameter_key
 
 logger = logging.getLogger("automagic_cameamp")
 LOG_EVERY = 100
 LISTS_KEPT = 4096
-LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 class Controller(Protocol):
@@ -46,7 +47,7 @@ class Controller(Protocol):
     def load(self, memory: Tensor | None) -> None: ...
 
 
-class CameAMPOptimizer(Reports, Optimizer):
+class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Optimizer):
     """Engine of the family. Final classes set ``recipe``, ``config_class``, ``policy``, nothing else.
 
     State is created at the first gradient of a parameter, from the parameter as it is then; no
@@ -83,10 +84,13 @@ class CameAMPOptimizer(Reports, Optimizer):
         """Caches and counters that no checkpoint needs."""
         self._steps = 0
         self._plan: native.Plan | None = None
+        self._open = None
+        self._handle = None
         self._device_lists: dict[tuple[Any, ...], Tensor] = {}
         self._skipped: dict[torch.device, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
+        self._settle("copying")
         return {**super().__getstate__(), "config": self.config, "controller": self.controller}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -97,7 +101,8 @@ class CameAMPOptimizer(Reports, Optimizer):
     # ---------------------------------------------------------------- groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its options are checked like the constructor's. Allowed at any time."""
+        """Add a group; its options are checked like the constructor's. Allowed between any two steps."""
+        self._settle("adding a group")
         known = {f.name for f in dataclass_fields(self.config_class)}
         group = dict(param_group)
         for name in group.keys() & set(configs.engine_options(self.config_class)):
@@ -166,6 +171,10 @@ class CameAMPOptimizer(Reports, Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._open is not None:  # begun by released gradients
+            self._check_gradients()
+            self._open.finish(loss, rest=True)
+            return loss
         plan = self._plan
         if plan is not None and not plan.fits(self):
             plan = None
@@ -181,6 +190,11 @@ class CameAMPOptimizer(Reports, Optimizer):
         else:
             for work, ok, signals in backends.run(self.config.engine, works):
                 self._note(work, ok, signals)
+        self._end_step()
+        return loss
+
+    def _end_step(self) -> None:
+        """Count a step whose updates are all done."""
         for group in self.param_groups:
             group["clock"] += 1
         if self.controller is not None:
@@ -191,7 +205,6 @@ class CameAMPOptimizer(Reports, Optimizer):
         if self.config.verbose and self._steps % LOG_EVERY == 1:
             rates = ", ".join(f"{float(g['lr']):.3g}" for g in self.param_groups)
             logger.info("%s: step %d, scheduler lr %s", type(self).__name__, self._steps, rates)
-        return loss
 
     def _works(self) -> list[backends.Work]:
         """The updates of this step, with all state that they need."""
@@ -238,6 +251,7 @@ class CameAMPOptimizer(Reports, Optimizer):
         for state in states:
             if state["step"].device != device:  # the parameter was moved after its last step
                 state.update({k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()})
+        execute.check_complete(states, fields, chunk.layout)
         rounds = part.params[0].dtype in LOW_PRECISION and self.config.stochastic_rounding is not False
         coded = any(f.codec is not None and f.codec.random for f in fields)
         keys = self._keys(part) if rounds or coded else None
@@ -300,9 +314,11 @@ class CameAMPOptimizer(Reports, Optimizer):
             result.append(found)
         return result
 
-    def _share(self, number: int, group: dict[str, Any], lagged: list[Any]) -> Any:
-        """The recipe's shared scalars for one group, None where nothing has a gradient."""
-        p = next((p for p in group["params"] if p.grad is not None), None)
+    def _share(
+        self, number: int, group: dict[str, Any], lagged: list[Any], first: Tensor | None = None
+    ) -> Any:
+        """The recipe's shared scalars for one group, None where nothing has a gradient (nor will: first)."""
+        p = next((p for p in group["params"] if p.grad is not None), None) if first is None else first
         if p is None:
             return None
         like = torch.empty((), dtype=execute.compute_dtype(p), device=p.device)
@@ -326,6 +342,7 @@ class CameAMPOptimizer(Reports, Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """State as plain tensors and numbers, readable with ``torch.load(weights_only=True)``."""
+        self._settle("state_dict()")
         extra = {} if self.controller is None else {memory.KEY: self.controller.state_dict()}
         return {**super().state_dict(), "magic_version": checkpoint.FORMAT_VERSION, **extra}
 
@@ -344,6 +361,7 @@ class CameAMPOptimizer(Reports, Optimizer):
             result = hook(self, state_dict)
             state_dict = state_dict if result is None else result
         fitted = checkpoint.fit(self, state_dict)
+        self._open = None  # what an unfinished step has changed is replaced
         checkpoint.commit(self, fitted)
         checkpoint.say(self, fitted)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():

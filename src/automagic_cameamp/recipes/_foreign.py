@@ -74,8 +74,8 @@ def fields(
     """
     square = second_moment(learned)
     device, like = square.device, square
-    scalar = {"step": torch.full((1, 1, 1, 1), float(step), device=device)}
-    scalar["avg_lr"] = torch.full((1, 1, 1, 1), float(hp.lr), device=device)
+    scalar = {"step": torch.full((1, 1, 1, 1), float(step), dtype=torch.float32, device=device)}
+    scalar["avg_lr"] = torch.full((1, 1, 1, 1), float(hp.lr), dtype=torch.float32, device=device)
     result = {**scalar, **(_came(learned, square, hp) if hp.came else _belief(learned, square, step, hp))}
     if hp.came and learned.row is not None and learned.col is not None and hp.factored and layout.matrix:
         del result["exp_avg_sq"]

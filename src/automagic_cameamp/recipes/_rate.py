@@ -136,7 +136,7 @@ def share(
         # Every parameter keeps the level of its own last step; the latest one counts.
         latest = (group["vote_clock"] == group["vote_clock"].max()).float()
         level = ((group["lr_level"] * latest).sum() / latest.sum() + step).to(like.dtype)
-    now = torch.full((), float(clock), device=like.device)
+    now = torch.full((), float(clock), dtype=torch.float32, device=like.device)
     return Shared(mean, vote, level, start, clock=now)
 
 

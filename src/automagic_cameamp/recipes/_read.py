@@ -27,7 +27,7 @@ def mask_rates(state: dict[str, Any], layout: Layout, hp: Any, mask_mean: float)
     if hp.lr_mask_rule == "additive":
         mask = T.additive_mask(counter, torch.float32, hp.base_lr, hp.lr_bump, hp.min_lr, hp.max_lr)
     else:
-        mask = T.geometric_mask(counter, torch.tensor(mask_mean, device=word.device))
+        mask = T.geometric_mask(counter, torch.tensor(mask_mean, dtype=torch.float32, device=word.device))
     rates = (mask * hp.base_lr).clamp(hp.min_lr, hp.max_lr)
     if hp.lr_mask_granularity == "row" and layout.matrix:
         lead = rates.reshape(layout.batch, layout.rows, 1)

@@ -48,7 +48,7 @@ def _tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     last = ((keys << _SHIFT) | ((1 << _SHIFT) - 1)).view(torch.float32)
     low = torch.minimum(first, last).nan_to_num(nan=0.0)  # NaN cells are never reached
     base = torch.bucketize(low, middles)
-    bound = torch.cat([middles, torch.tensor([float("inf")])])[base]
+    bound = torch.cat([middles, middles.new_tensor([float("inf")])])[base]
     return values.to(device), base.float().to(device), bound.to(device)
 
 

@@ -79,7 +79,7 @@ bool every_slab(Job& j, Pass pass, int threads) {
 }
 
 // One tensor from its gradient to its weights. Memory is asked for before anything is written.
-void update(Job& j, int threads, float* sketch) {
+void update(Job& j, int threads, double* sketch) {
     Task& t = *j.t;
     t.ok = -1;
     if (!lay_out(j, shared_arena) || !local.prepare(j)) return;
@@ -109,7 +109,7 @@ struct Bundles {
     Step* step;
     double mask_mean;
     int64_t* first;
-    float* sketches;
+    double* sketches;
 };
 
 void one_bundle(void* context, int64_t index) {
@@ -147,8 +147,8 @@ void step(Step* s) {
         held += size;
     }
     first[bundles] = s->count;
-    float* sketches = nullptr;
-    if (s->sketch != nullptr) sketches = static_cast<float*>(calloc(static_cast<size_t>(bundles + 1) * SKETCH, 4));
+    double* sketches = nullptr;
+    if (s->sketch != nullptr) sketches = static_cast<double*>(calloc(static_cast<size_t>(bundles + 1) * SKETCH, 8));
     Bundles b{s, mask_mean, first, sketches};
     for (int64_t i = 0; i < bundles; ++i) {
         int64_t size = size_of(s->tasks[first[i]]);

@@ -143,11 +143,14 @@ inline void add_sketch(const Job& j, int64_t slab, const Run& run, const Local& 
 }
 
 // Sketch of the tensor into that of the model.
-inline void fold_sketch(Job& j, float* model) {
-    int64_t width = smaller(j.numel, SKETCH);
+// Doubles: the order in which tensors come (one by one under gradient release) leaves no trace in the float result.
+inline void fold_sketch(Job& j, double* model) {
+    int64_t width = smaller(j.numel, SKETCH), place = j.t->sketch_place;
     for (int64_t s = 1; s < j.slabs; ++s)
         for (int64_t i = 0; i < width; ++i) j.sketches[i] += j.sketches[s * width + i];
-    add_cyclic(j.sketches, j.t->sketch_place, j.t->sketch_offset, width, model);
+    const float* sign = sign_table();
+    for (int64_t i = 0; i < width; ++i)
+        model[(place + i) % SKETCH] += j.sketches[i] * sign[(j.t->sketch_offset + place + i) % PERIOD];
 }
 
 }  // namespace AUTOMAGIC_ISA
