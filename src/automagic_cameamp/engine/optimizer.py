@@ -24,6 +24,7 @@ from ..validate import callers_depth, checked, fail
 from . import backends, checkpoint, execute, memory
 from .buckets import Chunk, chunks
 from .reports import Reports
+from .resume import Resume
 from .rounding import parameter_key
 
 logger = logging.getLogger("automagic_cameamp")
@@ -45,7 +46,7 @@ class Controller(Protocol):
     def load(self, memory: Tensor | None) -> None: ...
 
 
-class CameAMPOptimizer(Reports, Optimizer):
+class CameAMPOptimizer(Reports, Resume, Optimizer):
     """Engine of the family. Final classes set ``recipe``, ``config_class``, ``policy``, nothing else.
 
     State is created at the first gradient of a parameter, from the parameter as it is then; no
