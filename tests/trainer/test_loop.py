@@ -195,7 +195,8 @@ def test_old_checkpoints_go_and_none_is_ever_half_written(
 ) -> None:
     train_in("run", steps=6)
     folder = tmp_path / "run" / "checkpoints" / "AdamW"
-    assert [f.name for f in sorted(folder.iterdir())] == ["step-00000004.pt", "step-00000006.pt"]
+    names = ["manifest.json", "step-00000004.pt", "step-00000006.pt"]
+    assert [f.name for f in sorted(folder.iterdir())] == names
     before = {f.name: f.read_bytes() for f in folder.iterdir()}
 
     def half(payload: Any, f: Any) -> None:
@@ -205,20 +206,11 @@ def test_old_checkpoints_go_and_none_is_ever_half_written(
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(OSError, match="disk full"):
         checkpoint.write(folder, 8, {})
-    assert {f.name: f.read_bytes() for f in checkpoint.every(folder)} == before
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
 
 
-def test_damaged_checkpoint_and_changed_pictures_are_explained(
-    train_in: Any, folder: Path, tmp_path: Path
-) -> None:
+def test_changed_pictures_are_explained(train_in: Any, folder: Path) -> None:
     train_in("run")
-    newest = tmp_path / "run" / "checkpoints" / "AdamW" / "step-00000004.pt"
-    whole = newest.read_bytes()
-    newest.write_bytes(whole[:1000])
-    with pytest.raises(UserError, match="cannot read the checkpoint .*; delete it to go on") as error:
-        train_in("run", resume=True)
-    assert "\n" not in str(error.value)
-    newest.write_bytes(whole)
     (folder / "red.txt").write_text("another caption", encoding="utf-8")
     with pytest.raises(UserError, match="pictures or captions"):
         train_in("run", resume=True)

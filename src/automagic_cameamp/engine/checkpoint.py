@@ -21,7 +21,7 @@ from torch import Tensor
 from ..recipes import _carry
 from ..types import Layout
 from ..validate import fail
-from . import execute, memory
+from . import execute, landing, memory
 from .buckets import Chunk
 from .execute import Field
 from .saved import ADVICE, CheckpointError, SavedState, check_family, check_values, refuse_foreign, split_key
@@ -45,6 +45,7 @@ class Fitted(NamedTuple):
         extra: saved state that belongs to no parameter.
         home: index of the parameter beside whose state the controller's memory was kept.
         memory: that memory.
+        landed: keys of the chunks whose states are rows of tensors made for them.
     """
 
     groups: list[dict[str, Any]]
@@ -55,6 +56,7 @@ class Fitted(NamedTuple):
     extra: dict[Any, Any]
     home: int | None = None
     memory: Tensor | None = None
+    landed: frozenset[tuple[int, int]] = frozenset()
 
 
 def fit(
@@ -95,27 +97,44 @@ def fit(
         work.add(group, chunk, order[id(group)])
     work.share_group_masks(groups)
     fresh, dropped = sorted(work.fresh), sorted(work.dropped | lost)
-    return Fitted(groups, work.states, work.converted, fresh, dropped, extra, home, remembered)
+    landed = frozenset(work.landed)
+    return Fitted(groups, work.states, work.converted, fresh, dropped, extra, home, remembered, landed)
 
 
 def commit(optimizer: Any, fitted: Fitted) -> None:
-    """Put a fitted state into the optimizer, as rows of one tensor per field and chunk."""
-    state: dict[Any, dict[str, Tensor]] = {}
+    """Put a fitted state into the optimizer, as rows of one tensor per field and chunk.
+
+    Rows that the optimizer holds are written anew, so that a load needs no second copy of them;
+    all that has to be allocated is allocated before the first is written.
+    """
+    planned: list[tuple[list[Tensor], list[dict[str, Tensor]], list[dict[str, Tensor]]]] = []
+    owners = [p for group in fitted.groups for p in group["params"]]
+    apart = landing.overlaps({owners[i]: state for i, state in fitted.states.items()}, optimizer.state)
     for group, chunk in optimizer._chunks(fitted.groups):
         members = [(i, p) for i, p in zip(chunk.indices, chunk.params, strict=True) if i in fitted.states]
         if members:
             params = [p for _, p in members]
             saved = [fitted.states[i] for i, _ in members]
-            rows = execute.load_rows(saved, params, optimizer._fields(group, chunk), chunk.layout)
-            state.update(zip(params, rows, strict=True))
+            rows = saved if chunk.key in fitted.landed else None
+            fields = optimizer._fields(group, chunk)
+            if rows is None and not apart:
+                held = [optimizer.state.get(p) for p in params]
+                rows = landing.held_rows(held, params[0], fields, chunk.layout)
+            if rows is None:
+                rows = landing.new_rows(len(params), params[0], fields, chunk.layout)
+            planned.append((params, saved, rows))
+    state: dict[Any, dict[str, Tensor]] = {}
+    for params, saved, rows in planned:
+        for row, entry in zip(rows, saved, strict=True):
+            landing.fill(row, entry)
+        state.update(zip(params, rows, strict=True))
     optimizer.__setstate__(
         {"state": defaultdict(dict, {**state, **fitted.extra}), "param_groups": fitted.groups}
     )
     optimizer._skipped.clear()
     if optimizer.controller is not None:
-        params = [p for group in fitted.groups for p in group["params"]]
         optimizer.controller.load(fitted.memory)
-        homes = params if fitted.home is None else [params[fitted.home]]
+        homes = owners if fitted.home is None else [owners[fitted.home]]
         memory.keep(state, homes, optimizer.controller.memory)
 
 
@@ -217,6 +236,8 @@ class _Conversion:
         self.fresh: set[str] = set()
         self.dropped: set[str] = set()
         self.new_masks: set[int] = set()  # parameters whose mask is of another granularity or rule
+        self.landed: set[tuple[int, int]] = set()  # chunks that are in rows of their own already
+        self.own: set[int] = set()  # parameters in them
 
     def add(self, group: dict[str, Any], chunk: Chunk, before: Any) -> None:
         """The saved members of a chunk."""
@@ -225,7 +246,8 @@ class _Conversion:
             return
         fields = self.optimizer._fields(group, chunk)
         hp = self.optimizer._hyper(group, chunk.lora)
-        for i, p in members:
+        rows: list[dict[str, Tensor]] | None = None
+        for place, (i, p) in enumerate(members):
             name, state = self.names[i], self.entries[i]
             compute = execute.compute_dtype(p)
             wanted = {key: form for field in fields for key, form in _forms(field, chunk.layout, compute)}
@@ -240,8 +262,18 @@ class _Conversion:
                         check_values(name, key, state[key], field.spec, chunk.layout, hp)
                 self.states[i] = dict(state)
             else:
-                self.states[i] = self._convert(i, state, p, fields, chunk, hp, before)
+                if rows is None:
+                    rows = landing.new_rows(len(members), p, fields, chunk.layout)
+                # At once, so that no more than one parameter is held twice.
+                landing.fill(rows[place], self._convert(i, state, p, fields, chunk, hp, before))
+                self.states[i] = rows[place]
                 self.converted += 1
+        if rows is not None:
+            for (i, _), row in zip(members, rows, strict=True):
+                landing.fill(row, self.states[i])
+                self.states[i] = row
+                self.own.add(i)
+            self.landed.add(chunk.key)
 
     def _convert(
         self,
@@ -297,9 +329,14 @@ class _Conversion:
             mean = round(total / sum(p.numel() for _, p in members))
             for i, p in members:
                 state, layout = self.states[i], Layout.of(tuple(p.shape))
-                state["lr_mask"] = torch.full_like(state["lr_mask"], mean)
+                changed = {"lr_mask": torch.full_like(state["lr_mask"], mean)}
                 if "lr_mask_sum" in state:
-                    state["lr_mask_sum"] = _carry.mask_sum(state["lr_mask"].view(1, 1, 1, 1), layout).view(())
+                    summed = _carry.mask_sum(changed["lr_mask"].view(1, 1, 1, 1), layout)
+                    changed["lr_mask_sum"] = summed.view(())
+                if i in self.own:
+                    landing.fill({key: state[key] for key in changed}, changed)
+                else:
+                    state.update(changed)
 
 
 def _forms(

@@ -123,20 +123,6 @@ def check_complete(states: list[dict[str, Any]], fields: list[Field], layout: La
             )
 
 
-def load_rows(
-    saved: list[dict[str, Any]], params: list[Tensor], fields: list[Field], layout: Layout
-) -> list[dict[str, Any]]:
-    """Saved states of a chunk as rows of one tensor per plane, on the parameters' device."""
-    states: list[dict[str, Any]] = [{} for _ in saved]
-    for field in fields:
-        for plane in field.planes(layout, compute_dtype(params[0])):
-            key = field.spec.name + plane.suffix
-            stack = torch.stack([row[key].detach().to(params[0].device) for row in saved])
-            for state, row in zip(states, arena.rows_of(stack, plane.own_shape), strict=True):
-                state[key] = row
-    return states
-
-
 def phase_on_host(step: Tensor, warmup_steps: int) -> Phase:
     """Common phase of the stack, where the host may know it without waiting for a device."""
     if warmup_steps == 0:

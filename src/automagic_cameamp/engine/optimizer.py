@@ -26,6 +26,7 @@ from .buckets import Chunk, chunks
 from .precision import LOW_PRECISION, ScalerAdvice
 from .release import GradientRelease
 from .reports import Reports
+from .resume import Resume
 from .rounding import parameter_key
 
 logger = logging.getLogger("automagic_cameamp")
@@ -47,7 +48,7 @@ class Controller(Protocol):
     def load(self, memory: Tensor | None) -> None: ...
 
 
-class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Optimizer):
+class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer):
     """Engine of the family. Final classes set ``recipe``, ``config_class``, ``policy``, nothing else.
 
     State is created at the first gradient of a parameter, from the parameter as it is then; no

@@ -185,30 +185,50 @@ class Run:
         )
 
     def save(self) -> None:
-        """Write a checkpoint of the step just made."""
+        """Write a checkpoint of the step just made.
+
+        Raises:
+            TrainingFailed: the disk took it not; the checkpoints before it are untouched.
+        """
         payload = {
             "step": self.step,
             "seconds": self.seconds,
+            "bad": self.bad,
             "data": checkpoint.fingerprint(self.data),
             "lora": [p.detach().cpu() for p in self.params],
             "optimizer": self.optimizer.state_dict(),
             "rng": checkpoint.rng_state(),
         }
-        checkpoint.write(self.checkpoints, self.step, payload)
+        try:
+            checkpoint.write(self.checkpoints, self.step, payload, self.settings.keep)
+        except OSError as error:
+            raise self.cannot_write(error) from None
 
-    def load_latest(self) -> None:
-        """Go back to the newest checkpoint, if there is one."""
+    def cannot_write(self, error: OSError) -> TrainingFailed:
+        """What to say when the disk is full or gone."""
         found = checkpoint.every(self.checkpoints)
-        if not found:
+        last = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+        return TrainingFailed(
+            f"{self.label}: stopped at step {self.step}, it cannot be written: {error.strerror or error}; "
+            f"{last}; make room and go on with --resume"
+        )
+
+    def check_resume(self) -> str | None:
+        """Whether this run could be resumed to the bit, in one line; None if the optimizer cannot say."""
+        verify = getattr(self.optimizer, "verify_resume", None)
+        return None if verify is None else f"{self.label}: resume check {verify()}"
+
+    def load_latest(self, say: Callable[[str], object]) -> None:
+        """Go back to the newest checkpoint that is whole, if there is one."""
+        found = checkpoint.newest(self.checkpoints, lambda words: say(f"{self.label}: {words}"))
+        if found is None:
             return
-        payload = checkpoint.read(found[-1])
+        path, payload = found
         if payload["data"] != checkpoint.fingerprint(self.data):
-            raise UserError(
-                f"--resume: the pictures or captions of {self.data.name} differ from {found[-1]}'s"
-            )
+            raise UserError(f"--resume: the pictures or captions of {self.data.name} differ from {path}'s")
         if payload["step"] > self.settings.steps:
             raise UserError(
-                f"--resume: {found[-1]} is at step {payload['step']}, past steps={self.settings.steps}; "
+                f"--resume: {path} is at step {payload['step']}, past steps={self.settings.steps}; "
                 "give a larger --steps"
             )
         with torch.no_grad():
@@ -216,6 +236,7 @@ class Run:
                 p.copy_(saved)
         self.optimizer.load_state_dict(payload["optimizer"])
         self.step, self.seconds = payload["step"], payload["seconds"]
+        self.bad = payload.get("bad", 0)
         checkpoint.restore_rng(payload["rng"])
 
     def check(self, loss: float) -> None:
@@ -234,21 +255,35 @@ class Run:
         return RunResult(self.label, self.settings, self.adapter, count, rows)
 
 
-def train(run: Run, metrics: MetricsFile, on_row: Callable[[Row], object], *, resume: bool) -> RunResult:
+def train(
+    run: Run,
+    metrics: MetricsFile,
+    on_row: Callable[[Row], object],
+    *,
+    resume: bool,
+    say: Callable[[str], object] = lambda words: None,
+) -> RunResult:
     """Train to the last step; Ctrl-C saves and raises Stopped."""
     if resume:
-        run.load_latest()
+        run.load_latest(say)
     s = run.settings
-    metrics.trim(run.label, run.step if run.step else -1)
+    try:
+        metrics.trim(run.label, run.step if run.step else -1)
+    except OSError as error:
+        raise run.cannot_write(error) from None
     for row in metrics.rows(run.label):
         on_row(row)
 
     def record(row: Row) -> None:
-        metrics.append(row)
+        try:
+            metrics.append(row)
+        except OSError as error:
+            raise run.cannot_write(error) from None
         on_row(row)
 
     if run.step == 0:
         record(run.row(None, 0.0, run.task.evaluate()))
+    checked = False
     with StopSignal() as stop:
         while run.step < s.steps:
             started = time.perf_counter()
@@ -257,8 +292,14 @@ def train(run: Run, metrics: MetricsFile, on_row: Callable[[Row], object], *, re
             due = run.step % s.eval_every == 0 or run.step == s.steps
             record(run.row(loss, spent, run.task.evaluate() if due else None))
             run.check(loss)
+            if not checked and (words := run.check_resume()) is not None:
+                say(words)
+            checked = True
             if stop.asked or run.step % s.save_every == 0 or run.step == s.steps:
                 run.save()
             if stop.asked and run.step < s.steps:
                 raise Stopped(run.step)
-    return run.result(metrics.rows(run.label))
+    try:
+        return run.result(metrics.rows(run.label))
+    except OSError as error:
+        raise run.cannot_write(error) from None

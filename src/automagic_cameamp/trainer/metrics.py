@@ -9,6 +9,8 @@ from typing import Any, TypedDict
 
 import torch
 
+from . import durable
+
 
 class Row(TypedDict):
     """One line. `loss` is null at step 0; `held_out` is null where it was not measured."""
@@ -55,9 +57,7 @@ class MetricsFile:
         """Forget what `optimizer` wrote after `step`."""
         kept = [row for row in self.rows() if row["optimizer"] != optimizer or row["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
-        unfinished = self.path.with_suffix(".tmp")
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(self.path)
+        durable.replace(self.path, lambda sink: sink.write(text.encode()))
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import durable
 from .errors import UserError
 
 BASE_NAME = "emoji-base"
@@ -74,11 +75,12 @@ def add_lora(unet: nn.Module, rank: int, seed: int) -> nn.Module:
 def save_adapter(model: Any, folder: Path) -> None:
     """Write a folder that ``PeftModel.from_pretrained(base, folder)`` reads."""
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().float().cpu().contiguous() for k, v in get_peft_model_state_dict(model).items()}
-    save_file(weights, str(folder / ADAPTER_WEIGHTS), {"base": BASE_NAME})
+    content = save(weights, {"base": BASE_NAME})
+    durable.replace(folder / ADAPTER_WEIGHTS, lambda sink: sink.write(content))
     model.peft_config["default"].base_model_name_or_path = BASE_NAME
     model.peft_config["default"].save_pretrained(str(folder))
 

@@ -56,6 +56,10 @@ class Bars(Watcher):
         """One step of a bar that counts nothing but itself."""
         self.progress.advance(self._task)
 
+    def say(self, words: str) -> None:
+        """One line above the bars."""
+        self.progress.console.print(words, highlight=False, markup=False, soft_wrap=True)
+
 
 def summary(console: Console, out: Path, results: Sequence[RunResult], again: str) -> None:
     """The closing table, and where to look next."""

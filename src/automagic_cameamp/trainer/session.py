@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..factory import OptimizerArgumentError, resolve_optimizer
+from . import durable
 from .data import PictureSet, load
-from .errors import UserError
+from .errors import TrainingFailed, UserError
 from .gallery import CHUNK, Drawing, chosen_targets, make_gallery, write_sheet
 from .loop import Run, RunResult, device_of, preflight, train
 from .metrics import MetricsFile
@@ -98,6 +98,7 @@ def prepare(session: Session, *, resume: bool, overwrite: bool) -> PictureSet:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not resume:
+            (out / RECORD).unlink(missing_ok=True)  # first: half an old run must not look like one
             for folder in ("checkpoints", "adapters"):
                 shutil.rmtree(out / folder, ignore_errors=True)
             MetricsFile(out / "metrics.jsonl").clear()
@@ -114,9 +115,8 @@ def _write_record(session: Session) -> None:
         "prompts": session.prompts,
         "drawing": dataclasses.asdict(session.drawing),
     }
-    unfinished = session.out / f"{RECORD}.tmp"
-    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, session.out / RECORD)
+    text = json.dumps(record, indent=1) + "\n"
+    durable.replace(session.out / RECORD, lambda sink: sink.write(text.encode()))
 
 
 class Watcher:
@@ -131,6 +131,9 @@ class Watcher:
     def tick(self) -> None:
         """A step of any other work was made."""
 
+    def say(self, words: str) -> None:
+        """One line for the user."""
+
 
 def run_session(
     session: Session, data: PictureSet, *, title: str, resume: bool, watch: Watcher
@@ -142,8 +145,14 @@ def run_session(
     for settings, label in zip(session.runs, session.labels, strict=True):
         watch.start(label, settings.steps)
         run = Run(settings, data, label, out)
-        results.append(train(run, metrics, watch.on_row, resume=resume))
-    write_outputs(session, data, results, title=title, start=watch.start, tick=watch.tick)
+        results.append(train(run, metrics, watch.on_row, resume=resume, say=watch.say))
+    try:
+        write_outputs(session, data, results, title=title, start=watch.start, tick=watch.tick)
+    except OSError as error:
+        raise TrainingFailed(
+            f"{out}: the pictures and the report cannot be written: {error.strerror or error}; the training "
+            "itself is saved: make room and go on with --resume"
+        ) from None
     return results
 
 

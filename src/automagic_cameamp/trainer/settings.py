@@ -38,10 +38,11 @@ class TrainSettings:
     device: str = "auto"
     eval_every: int = 25
     save_every: int = 50
+    keep: int = 2
 
 
 # What --resume may change: none of these alters a step that was already made.
-FREE_ON_RESUME = frozenset({"out", "steps", "eval_every", "save_every", "device"})
+FREE_ON_RESUME = frozenset({"out", "steps", "eval_every", "save_every", "keep", "device"})
 
 HELP = {
     "data": "folder of pictures with captions, or a shipped set: cats, base",
@@ -61,6 +62,7 @@ HELP = {
     "device": "auto, cpu, cuda or cuda:N",
     "eval_every": "steps between two measurements of the held-out loss",
     "save_every": "steps between two checkpoints",
+    "keep": "checkpoints to keep; a damaged one is replaced by the one before it",
 }
 
 LIMITS: dict[str, tuple[float, float]] = {
@@ -74,6 +76,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "eval_every": (1, 10_000_000),
     "save_every": (1, 10_000_000),
+    "keep": (1, 1000),
     "lr": (0.0, 1e3),
 }
 CHOICES = {"schedule": SCHEDULES, "precision": PRECISIONS}
