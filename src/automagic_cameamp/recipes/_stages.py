@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
+from . import _rate
 
 
 class Hyper(NamedTuple):
@@ -187,3 +188,52 @@ def belief(g: Tensor, state: State, k: Scalars, hp: Hyper) -> tuple[Tensor, Stat
     corrected = var / (1 - decayed)
     out = state.exp_avg / (1 - product) / (corrected.sqrt() + hp.eps[2])
     return out, state._replace(exp_avg_var=var, beta1_product=product), T.all_finite(var)
+
+
+def displacement(
+    p: Tensor,
+    g: Tensor,
+    u: Tensor,
+    out: Tensor,
+    state: State,
+    shared: _rate.Shared,
+    k: Scalars,
+    hp: Any,
+    phase: Phase,
+    layout: Layout,
+    gain: Tensor | None = None,
+) -> tuple[Tensor, Tensor, State]:
+    """Direction -> what is subtracted from the weights: clipped, times the rate of each element.
+
+    Args:
+        p: [B,K,m,n] weights before the step.
+        g: [B,K,m,n] raw gradient.
+        u: [B,K,m,n] update of unit size.
+        out: [B,K,m,n] direction.
+        gain: factors that are no part of the rate, broadcast to [B,K,m,n].
+
+    Returns:
+        The displacement, the rate relative to the group's lr, the new state.
+    """
+    row_gain = T.allora_gain(p, hp.eta) if hp.allora and layout.matrix else torch.ones_like(k.t)
+    rate, state = _rate.rate(g, u, p, row_gain, state, shared, k, hp, phase)
+    clip = T.rms_gain(out, hp.final_clip) if not math.isinf(hp.final_clip) else torch.ones_like(k.t)
+    d = out * rate * (clip * hp.lr)
+    if gain is not None:
+        d = d * gain
+    if hp.use_orthograd and phase.may_be_early:
+        d = torch.where(k.early, T.orthograd(d, p), d)
+    return d, rate, state
+
+
+def decay(p: Tensor, g: Tensor, rate: Tensor, k: Scalars, hp: Hyper, phase: Phase) -> Tensor:
+    """Decoupled weight decay, stronger where the gradient is large; early phase only by default."""
+    early_only = hp.weight_decay_phase == "early"
+    if hp.weight_decay == 0 or (early_only and not phase.may_be_early):
+        return p
+    strength = T.adaptive_decay(g).mul_(rate)
+    if early_only and phase is Phase.MIXED:
+        strength = strength * k.early.to(p.dtype)
+    if isinstance(hp.lr, Tensor):
+        return torch.addcmul(p, strength * (hp.lr * hp.weight_decay), p, value=-1)
+    return torch.addcmul(p, strength, p, value=-hp.lr * hp.weight_decay)

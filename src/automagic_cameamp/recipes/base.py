@@ -15,15 +15,12 @@ With ``came=False`` steps 1, 2 and 4 are AdaBelief's. Sources and deviations sta
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 
 from .. import schedule
 from .. import techniques as T
 from ..storage.spec import StateSpec
-from ..types import Layout, Phase, Scalars
+from ..types import Layout, Phase
 from . import _rate
 from ._rate import LAGGED, Shared, share
 from ._stages import (
@@ -34,6 +31,8 @@ from ._stages import (
     as_dict,
     belief,
     confidence,
+    decay,
+    displacement,
     make_state,
     moment_specs,
     normalise,
@@ -95,26 +94,7 @@ def update(
     if hp.use_grams:
         out = T.grams(out, raw, k.grams_mix)
 
-    gain = T.allora_gain(p, hp.eta) if hp.allora and layout.matrix else torch.ones_like(k.t)
-    rate, state = _rate.rate(raw, u, p, gain, state, shared, k, hp, phase)
-    clip = T.rms_gain(out, hp.final_clip) if not math.isinf(hp.final_clip) else torch.ones_like(k.t)
-    d = out * rate * (clip * hp.lr)
-    if hp.use_orthograd and phase.may_be_early:
-        d = torch.where(k.early, T.orthograd(d, p), d)
-
+    d, rate, state = displacement(p, raw, u, out, state, shared, k, hp, phase, layout)
+    p = decay(p, raw, rate, k, hp, phase) - d
     mean_rate = T.tensor_mean(rate) * hp.lr
-    p = _decay(p, raw, rate, k, hp, phase) - d
     return Result(p, state._replace(step=state.step + 1, avg_lr=mean_rate.float()), ok)
-
-
-def _decay(p: Tensor, g: Tensor, rate: Tensor, k: Scalars, hp: Hyper, phase: Phase) -> Tensor:
-    """Decoupled weight decay, stronger where the gradient is large; early phase only by default."""
-    early_only = hp.weight_decay_phase == "early"
-    if hp.weight_decay == 0 or (early_only and not phase.may_be_early):
-        return p
-    strength = T.adaptive_decay(g).mul_(rate)
-    if early_only and phase is Phase.MIXED:
-        strength = strength * k.early.to(p.dtype)
-    if isinstance(hp.lr, Tensor):
-        return torch.addcmul(p, strength * (hp.lr * hp.weight_decay), p, value=-1)
-    return torch.addcmul(p, strength, p, value=-hp.lr * hp.weight_decay)

@@ -7,7 +7,6 @@ from the steps before. What the controller needs to know leaves ``update`` as ``
 
 from __future__ import annotations
 
-import math
 from collections import namedtuple
 from typing import Any, NamedTuple
 
@@ -20,8 +19,7 @@ from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
 from . import _rate, _stages
 from ._rate import LAGGED, Shared, share
-from ._stages import Result, accumulate, belief, confidence, moment_specs, normalise
-from .base import _decay as decay
+from ._stages import Result, accumulate, belief, confidence, decay, displacement, moment_specs, normalise
 from .base import initial
 
 __all__ = [
@@ -132,15 +130,9 @@ def update(p: Tensor, g: Tensor, state: Any, shared: Shared, hp: Any, phase: Pha
     if hp.use_grams:
         out = T.grams(out, raw, k.grams_mix)
 
-    gain = T.allora_gain(p, hp.eta) if hp.allora and layout.matrix else torch.ones_like(k.t)
-    rate, state = _rate.rate(raw, u, p, gain, state, shared, k, hp, phase)
-    clip = T.rms_gain(out, hp.final_clip) if not math.isinf(hp.final_clip) else torch.ones_like(k.t)
-    d = out * rate * (clip * hp.lr)
-    if hp.use_orthograd and phase.may_be_early:
-        d = torch.where(k.early, T.orthograd(d, p), d)
-
-    mean_rate = T.tensor_mean(rate) * hp.lr
+    d, rate, state = displacement(p, raw, u, out, state, shared, k, hp, phase, layout)
     p = decay(p, raw, rate, k, hp, phase) - d
+    mean_rate = T.tensor_mean(rate) * hp.lr
     state = state._replace(step=state.step + 1, avg_lr=mean_rate.float())
     return Result(p, state, ok, _signals(raw, u, ok, hp))
 

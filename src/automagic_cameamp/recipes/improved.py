@@ -8,8 +8,8 @@ Decay takes the place of weight decay; and directions beyond the kept rank shrin
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from collections import namedtuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from .. import schedule
 from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
-from . import _rate
+from . import _rate, _stages
 from ._rate import LAGGED, Shared, share
 from ._stages import (
     Result,
@@ -27,6 +27,7 @@ from ._stages import (
     as_dict,
     belief,
     confidence,
+    displacement,
     make_state,
     moment_specs,
     normalise,
@@ -49,53 +50,31 @@ __all__ = [
 CLIP_HISTORY = 100
 
 
-class Hyper(NamedTuple):
-    """Options of one parameter group: those of ``base`` and the regularisers'."""
-
-    lr: float | Tensor
-    base_lr: float
-    min_lr: float
-    max_lr: float
-    lr_bump: float
-    eps: tuple[float, float, float]
-    clip_threshold: float
-    betas: tuple[float, float, float]
-    beta1_decay: float
-    eta: float
-    weight_decay: float
-    warmup_steps: int
-    came: bool
-    allora: bool
-    lora: bool
-    factored: bool
-    confidence_1d: bool
-    final_clip: float
-    use_agr: bool
-    use_tam: bool
-    use_grams: bool
-    use_cautious: bool
-    use_spd: bool
-    use_orthograd: bool
-    use_lr_mask: bool
-    tam_granularity: str
-    hard_min_lr: bool
-    lr_mask_rule: str
-    lr_mask_granularity: str
-    lr_level: str
-    edge_suppression: bool
-    edge_penalty: float
-    edge_threshold: float
-    background_regularization: bool
-    spatial_awareness: bool
-    detail_preservation: float
-    frequency_penalty: float
-    lora_rank_penalty: bool
-    rank_penalty_strength: float
-    low_rank_emphasis: float
-    rank_keep: int
-    d_coef: int
-    spatial_mode: str
-    percentile_clipping: int = 100
+# The options of ``base`` without its weight decay's phase, and those of the regularisers.
+Hyper: Any = namedtuple(
+    "Hyper",
+    (
+        *(name for name in _stages.Hyper._fields if name != "weight_decay_phase"),
+        "lora",
+        "use_cautious",
+        "use_spd",
+        "edge_suppression",
+        "edge_penalty",
+        "edge_threshold",
+        "background_regularization",
+        "spatial_awareness",
+        "detail_preservation",
+        "frequency_penalty",
+        "lora_rank_penalty",
+        "rank_penalty_strength",
+        "low_rank_emphasis",
+        "rank_keep",
+        "d_coef",
+        "spatial_mode",
+        "percentile_clipping",
+    ),
+    defaults=(100,),  # only one of the classes has percentile_clipping
+)
 
 
 def specs(layout: Layout, hp: Any) -> tuple[StateSpec, ...]:
@@ -153,15 +132,7 @@ def update(
     out = _signs(out, raw, k, hp, phase)
 
     gain, state = _gains(raw, u, view, state, layout, hp)
-    clip = T.rms_gain(out, hp.final_clip) if not math.isinf(hp.final_clip) else torch.ones_like(k.t)
-    row_gain = T.allora_gain(p, hp.eta) if hp.allora and layout.matrix else torch.ones_like(k.t)
-    rate, state = _rate.rate(raw, u, p, row_gain, state, shared, k, hp, phase)
-    d = out * rate * (clip * hp.lr)
-    if gain is not None:
-        d = d * gain
-    if hp.use_orthograd and phase.may_be_early:
-        d = torch.where(k.early, T.orthograd(d, p), d)
-
+    d, rate, state = displacement(p, raw, u, out, state, shared, k, hp, phase, layout, gain)
     new = p - d
     if hp.use_spd and hp.weight_decay > 0 and phase.may_warm_up:
         pulled = T.spd(p, new, raw, hp.weight_decay)
