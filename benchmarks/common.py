@@ -41,6 +41,8 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bnb-adamw8bit": ("bitsandbytes.optim.AdamW8bit", {}),
     "bnb-adamw32bit": ("bitsandbytes.optim.AdamW", {}),
     "came": ("came_pytorch.CAME", {}),
+    "ao-adamw8bit": ("torchao.optim.AdamW8bit", {}),
+    "adafactor8bit": ("adafactor8bit.Adafactor8bit", {}),
 }
 
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.step_cpu --workload lora-sdxl --threads 2
     python -m benchmarks.step_cpu --workload one-big --chunk tensor 131072 262144 all
+    python -m benchmarks.step_cpu --family --engines native --threads 2
 
 All candidates live in one process and are timed in turn, round after round, so that a drift of the
 machine hits all of them; the ratio is taken within each round. They share parameters and
@@ -33,11 +34,24 @@ from benchmarks.common import (
 )
 from benchmarks.common import build as build_optimizer
 from benchmarks.meters import Neighbours, OpMeter, minor_faults, rss_peak_mib, state_bytes, warm_allocator
+from benchmarks.traffic import bytes_per_param
 from benchmarks.workloads import WORKLOADS, GradientPool, make_params
 
 REFERENCE = "adamw-fused"
 PEERS = [REFERENCE, "adamw-foreach", "bnb-adamw8bit", "came"]
 OURS = ["Automagic_CameAMP", "Automagic_CameAMP8bit"]
+# All seven classes; the last one by its profiles too. ao-adamw8bit compiles for a minute: on request only.
+FAMILY = [
+    *OURS,
+    "Automagic_CameAMP_COptim",
+    "Automagic_CameAMP_COptim8bit",
+    "Automagic_CameAMP_Improved",
+    "Automagic_CameAMP_8Bit",
+    *(
+        f"Automagic_CameAMP_Improved_8Bit:profile={profile};verbose=False"
+        for profile in ("memory_optimized", "balanced", "quality_optimized")
+    ),
+]
 # Both limits of chunking: every tensor for itself, and all tensors of one shape at once.
 CHUNK_WORDS = {"tensor": 1, "all": 1 << 60}
 NOISE_CORES = 0.2  # a round timed while others used more than this many cores is dropped
@@ -97,6 +111,17 @@ def chunk_elements(elements: int | None):
         buckets.CPU_CHUNK_ELEMENTS = usual
 
 
+def with_engines(texts: list[str], engines: list[str]) -> list[str]:
+    """Ours once per engine, the others as they are."""
+    found = []
+    for text in texts:
+        if engines and is_ours(parse_candidate(text)[0]):
+            found += [text + (";" if ":" in text else ":") + f"engine={engine}" for engine in engines]
+        else:
+            found.append(text)
+    return found
+
+
 def expand(texts: list[str], phases: list[str], chunks: list[int]) -> list[Candidate]:
     """Candidates asked for: ours once per phase and chunk size, the others once."""
     found = []
@@ -124,6 +149,8 @@ def prepare(candidate: Candidate, params, pool: GradientPool, rounds: int) -> No
         usual = candidate.step()
     # Short steps are timed several times per round. Not in the middle phase, where steps are counted.
     candidate.repeat = 1 if candidate.phase == "middle" else min(50, max(1, int(0.01 / usual)))
+    if candidate.options.get("engine") == "native":
+        row["bytes_moved_per_param"] = bytes_per_param(candidate.optimizer, candidate.phase)
     row["state_bytes_per_param"] = state_bytes(candidate.optimizer) / sum(p.numel() for p in params)
     pool.redraw(params)
     row["peak_rss_mib"] = rss_peak_mib(candidate.step)
@@ -246,6 +273,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser = argument_parser(__doc__)
     parser.add_argument("--workload", nargs="+", default=["lora-sdxl"], choices=list(WORKLOADS))
     parser.add_argument("--optimizers", nargs="+", default=[*PEERS, *OURS], help=CANDIDATE_HELP)
+    parser.add_argument("--family", action="store_true", help="all classes and profiles, and the peers")
+    parser.add_argument("--engines", nargs="+", default=[], help="engine=... of ours, one candidate each")
     parser.add_argument("--phases", nargs="+", default=["early", "late"], choices=["early", "middle", "late"])
     parser.add_argument(
         "--chunk", nargs="+", default=[], help="elements per chunk of ours, or tensor, or all"
@@ -261,6 +290,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     if args.quick:
         args.workload, args.rounds, args.keep_noisy = ["quick"], 3, True
     torch.set_num_threads(args.threads)
+    if args.family:
+        args.optimizers = [*PEERS, *FAMILY]
+    args.optimizers = with_engines(args.optimizers, args.engines)
     chunks = [CHUNK_WORDS[c] if c in CHUNK_WORDS else int(c) for c in args.chunk]
     everything = []
     for workload in args.workload:

@@ -20,6 +20,7 @@ from benchmarks import (
     run_all,
     step_cpu,
     table,
+    traffic,
 )
 
 OURS = ["Automagic_CameAMP", "Automagic_CameAMP8bit"]
@@ -52,11 +53,60 @@ def test_step_cpu(tmp_path):
 
 def test_step_cpu_chunk_sweep_changes_the_peak(tmp_path):
     out = tmp_path / "step.jsonl"
-    arguments = ["--quick", "--optimizers", OURS[0], "--phases", "late", "--chunk", "all", "16384"]
+    arguments = [
+        "--quick",
+        "--optimizers",
+        OURS[0],
+        "--engines",
+        "reference",
+        "--phases",
+        "late",
+        "--chunk",
+        "all",
+        "16384",
+    ]
     rows = step_cpu.main([*arguments, "--out", str(out)])
     whole, small = (next(r for r in rows if r["chunk"] == chunk) for chunk in (1 << 60, 16384))
     assert small["peak_tensor_mib"] < whole["peak_tensor_mib"]
     assert small["ops_per_step"] > whole["ops_per_step"]
+
+
+def test_step_cpu_counts_the_bytes_of_the_native_passes(tmp_path):
+    pytest.importorskip("automagic_cameamp.kernels.native")
+    from automagic_cameamp.kernels.native import why_not
+
+    if why_not() is not None:
+        pytest.skip(f"no native library: {why_not()}")
+    arguments = ["--quick", "--optimizers", OURS[1], "--engines", "native", "reference", "--phases", "late"]
+    rows = step_cpu.main([*arguments, "--out", str(tmp_path / "step.jsonl")])
+    native, reference = (
+        next(r for r in rows if r["options"].get("engine") == e) for e in ("native", "reference")
+    )
+    assert "bytes_moved_per_param" not in reference
+    moved = native["bytes_moved_per_param"]
+    # Small tensors are read and written once: weights 8, gradient 4, momentum 2, mask 1, and the vectors.
+    assert 15.0 < moved["all"] < 18.0 and moved["all"] == pytest.approx(moved["bound"], rel=0.1)
+
+
+def test_bytes_of_a_large_tensor_by_pass():
+    p = torch.nn.Parameter(torch.zeros(512, 1024))
+    p.grad = torch.zeros_like(p)
+    n = p.numel()
+    state = {
+        "exp_avg_q": torch.zeros(n, dtype=torch.uint8),
+        "exp_avg_q_scale": torch.zeros(n // 256),
+        "lr_mask": torch.zeros(n, dtype=torch.uint8),
+        "exp_avg_sq_row": torch.zeros(512),
+    }
+    passes = traffic.passes_of(p, state, early=False, late=False)
+    code = n + n // 64
+    assert passes == {
+        "gradient": 4 * n + 2048,
+        "momentum": 4 * n + code + 2 * n,
+        "weights": 4 * n + 2 * code + 8 * n + n + 2048,
+    }
+    late = traffic.passes_of(p, state, early=False, late=True)
+    assert passes["momentum"] - late["momentum"] == n, "a frozen mask is not written"
 
 
 def test_memory(tmp_path):

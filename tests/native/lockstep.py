@@ -108,8 +108,9 @@ def compare_state(optimizer: Any, p: Any, other: Any, q: Any, fields: Any) -> No
             assert float(((a - b).abs() > 1e-6).float().mean()) <= RARE
             continue
         apart = (planes[0][0].to(torch.int32) - planes[1][0].to(torch.int32)).abs()
-        if inner.name == "log16":  # a step of the code is far finer than the tolerance of the value
-            assert off_by(a, b) <= RESIDUAL, (where, off_by(a, b))
+        if inner.name == "log16":  # one step of the code, whose size is its second number
+            step = float(planes[0][1].flatten()[1])
+            assert off_by(a, b) <= 1.1 * step + RESIDUAL, (where, off_by(a, b), step)
             continue
         assert int(apart.max()) <= 1, (where, int(apart.max()))
         assert float((apart > 0).float().mean()) <= max(RARE, 1.5 / apart.numel()), where

@@ -143,7 +143,7 @@ def another_seed(optimizer: Any, params: list[Any]) -> None:
 def group_added(optimizer: Any, params: list[Any]) -> None:
     params.append(torch.nn.Parameter(torch.ones(5)))
     params[-1].grad = torch.ones(5)
-    optimizer.add_param_group({"params": [params[-1]], "lr": 1e-2})
+    optimizer.add_param_group({"params": [params[-1]], "lr": 5e-4})
 
 
 CHANGES: list[Callable[[Any, list[Any]], None]] = [
@@ -286,9 +286,9 @@ def test_a_forked_child_makes_its_own_threads() -> None:
         "torch.set_num_threads(2)\n"
         "p = torch.nn.Parameter(torch.ones(1500, 700))\n"
         "o = Automagic_CameAMP([p], lr=1e-3, engine='native')\n"
-        "def go():\n"
-        "    p.grad = torch.full_like(p, 0.01)\n"
-        "    o.step()\n"
+        # torch's own pool does not survive a fork, so no large operation of its own in the child
+        "p.grad = torch.full_like(p, 0.01)\n"
+        "go = o.step\n"
         "go()\n"
         "child = os.fork()\n"
         "go()\n"

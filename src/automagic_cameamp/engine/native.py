@@ -152,7 +152,7 @@ class Native:
     def takes(self, work: Any) -> bool:
         """Whether the kernels can do all of this work; ``engine='native'`` warns once where not."""
         reason = unsupported(work)
-        if reason is not None and self.engine == "native":
+        if reason not in (None, table.REFRESH) and self.engine == "native":
             say(f"engine='native' cannot do {reason}: such parameters are updated in plain torch.")
         return reason is None
 

@@ -36,6 +36,8 @@ COLUMN = {
     "lowrank_basis": "basis",
 }
 PLAIN = ("step", "avg_lr", "s", "lr_mask_sum", "lr_mask", "last_polarity", "lowrank_basis", "lowrank_rate")
+# Work of one step in many, which the reference does; no option of the user's, so no warning either.
+REFRESH = "the search for new low-rank directions every sync_frequency steps"
 TASK = np.dtype(abi.Task)
 OPTIONS = np.dtype(abi.Options)
 
@@ -78,7 +80,7 @@ def unsupported(work: Any) -> str | None:
     if work.recipe is contextual and len(contextual.mixture(hp).kept) > abi.MAX_SCALES:
         return f"more than {abi.MAX_SCALES + 2} momentum_scales"
     if work.shared.refresh and any(spec.name == "lowrank_basis" for spec, _ in work.fields):
-        return "the search for new low-rank directions every sync_frequency steps"
+        return REFRESH
     for q in chunk.params:
         g = q.grad
         if not q.is_contiguous() or q.is_conj() or q.is_neg():

@@ -5,13 +5,12 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import fields as dataclass_fields
 from itertools import chain
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,9 +19,11 @@ from torch.optim import Optimizer
 from .. import configs
 from ..storage import Policy
 from ..types import Layout
-from ..validate import callers_depth, checked, fail
+from ..validate import checked, fail
 from . import backends, checkpoint, execute, memory, native
 from .buckets import Chunk, chunks
+from .checks import check_parameter, check_rate
+from .contract import Controller
 from .precision import LOW_PRECISION, ScalerAdvice
 from .release import GradientRelease
 from .reports import Reports
@@ -32,20 +33,6 @@ from .rounding import parameter_key
 logger = logging.getLogger("automagic_cameamp")
 LOG_EVERY = 100
 LISTS_KEPT = 4096
-
-
-class Controller(Protocol):
-    """Something that watches the whole model and multiplies every rate of the next step."""
-
-    memory: Tensor | None
-
-    def begin(self, loss: Any) -> None: ...
-    def multiplier(self, like: Tensor) -> Tensor: ...
-    def collect(self, signals: Any, key: tuple[int, int], rows: Tensor | None, count: int) -> None: ...
-    def join(self, sketch: Tensor, square: float, bad: int) -> None: ...
-    def finish(self, groups: list[dict[str, Any]]) -> None: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load(self, memory: Tensor | None) -> None: ...
 
 
 class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer):
@@ -120,14 +107,14 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
             raise TypeError("parameters in a set have no order that a checkpoint could keep: pass a list.")
         group["params"] = [params] if isinstance(params, Tensor) else list(params)
         for p in group["params"]:
-            _check_parameter(p[1] if isinstance(p, tuple) else p)
+            check_parameter(p[1] if isinstance(p, tuple) else p)
         merged = {**self.defaults, **group}
         configs.check_together(merged, "in the group")
         lr = float(merged["lr"])
         group.setdefault("base_lr", lr)
         group.setdefault("clock", 0)
         merged["base_lr"] = group["base_lr"]
-        _check_rate(merged)
+        check_rate(merged)
         self.recipe.specs(Layout.of(()), self._hyper(merged, lora=False))  # options that exclude each other
         super().add_param_group(group)
 
@@ -372,29 +359,3 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
 def _gather(values: list[tuple[Tensor, int]], like: Tensor) -> Tensor:
     """Numbers of many parameters as one vector on one device."""
     return torch.stack([v.to(like.device) for v, _ in values])
-
-
-def _check_parameter(p: Any) -> None:
-    if not isinstance(p, Tensor):
-        return  # torch's own message is clear
-    if p.layout is not torch.strided:
-        raise ValueError(f"a {p.layout} parameter cannot be optimized: only dense parameters are supported.")
-    if p.is_complex():
-        raise ValueError(
-            f"a complex parameter ({p.dtype}) cannot be optimized: pass torch.view_as_real(p) instead."
-        )
-
-
-def _check_rate(group: dict[str, Any]) -> None:
-    """Warn where lr lies outside the mask's range; refuse a level rule without a start."""
-    lr, low, high = group["base_lr"], group["min_lr"], group["max_lr"]
-    if group["lr_level"] == "distance" and lr == 0:
-        raise fail("lr", lr, "lr_level='distance' needs a start above 0", "For example lr=1e-6.")
-    if group["use_lr_mask"] and group["lr_mask_rule"] == "additive" and lr == 0:
-        raise fail("lr", lr, "lr_mask_rule='additive' needs a rate above 0 to start from")
-    if lr > high:
-        text = f"lr={lr:g} is above max_lr={high:g}: rates are clamped to max_lr. Pass a higher max_lr."
-        warnings.warn(text, stacklevel=callers_depth())
-    elif 0 < lr < low:
-        text = f"lr={lr:g} is below min_lr={low:g}: rates are raised to min_lr. Pass a lower min_lr."
-        warnings.warn(text, stacklevel=callers_depth())
