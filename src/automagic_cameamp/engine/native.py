@@ -81,10 +81,10 @@ class Table:
 
     def __init__(self, members: list[Member], signals: bool) -> None:
         self.members = members
-        self.tasks = np.zeros(sum(len(m.states) for m in members), dtype=table.TASK)
+        self.tasks: Any = np.zeros(sum(len(m.states) for m in members), dtype=table.TASK)
         self.states: list[dict[str, Any]] = []
         self.slices: list[slice] = []
-        self.options = np.zeros(len(members), dtype=table.OPTIONS)
+        self.options: Any = np.zeros(len(members), dtype=table.OPTIONS)
         self.sketch = torch.zeros(abi.SKETCH) if signals else None
         start = 0
         for number, member in enumerate(members):

@@ -109,9 +109,9 @@ def _unsupported_state(work: Any) -> str | None:
     return None
 
 
-def options(hp: Any, recipe: Any, signals: bool) -> np.ndarray:
+def options(hp: Any, recipe: Any, signals: bool) -> Any:
     """One row of options; what changes from step to step is set by ``renew``."""
-    row = np.zeros((), dtype=OPTIONS)
+    row: Any = np.zeros((), dtype=OPTIONS)
     plain = {
         "eps": hp.eps,
         "clip": hp.clip_threshold,
@@ -174,7 +174,7 @@ def addresses(states: list[dict[str, Any]], name: str) -> list[int]:
     return [state[name].data_ptr() for state in states]
 
 
-def fill(rows: np.ndarray, member: Member, number: int) -> Iterator[tuple[str, str]]:
+def fill(rows: Any, member: Member, number: int) -> Iterator[tuple[str, str]]:
     """Fill the rows of a chunk's members.
 
     Args:

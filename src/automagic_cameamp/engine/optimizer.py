@@ -247,7 +247,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
             part, active, len(chunk.params), states, self.recipe, fields, shared, hp, keys, rounds
         )
 
-    def _note(self, work: backends.Work | native.Member, ok: Tensor, signals: Any) -> None:
+    def _note(self, work: Any, ok: Tensor, signals: Any) -> None:
         """What the controller and the health report want to know of an update."""
         if self.controller is not None:
             if isinstance(signals, native.Folded):

@@ -160,7 +160,7 @@ def _copy_of(optimizer: Any) -> Any:
 
 def _copy_of_parameter(p: Tensor) -> Tensor:
     copy = torch.nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad)
-    copy.__dict__.update(p.__dict__)  # marks, such as those of lora.mark_lora
+    vars(copy).update(vars(p))  # type: ignore[attr-defined]  # marks, such as those of lora.mark_lora
     return copy
 
 
