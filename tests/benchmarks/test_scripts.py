@@ -216,3 +216,15 @@ def test_run_all_names_existing_modules(tmp_path):
         for _, arguments in run_all.commands(full, 1, 1, tmp_path):
             script = common.ROOT / (arguments[0].replace(".", "/") + ".py")
             assert script.exists()
+
+
+def test_learning_curve_does_not_change_the_run():
+    plain, watched = (
+        compare.run_job(compare.Job("charlm-tiny", "adamw", {}, 1e-3, 0, 6, evaluations=n)) for n in (0, 3)
+    )
+    assert "held_out_curve" not in plain
+    assert [step for step, _ in watched["held_out_curve"]] == [2, 4, 6]
+    assert watched["held_out_curve"][-1][1] == watched["held_out"] == plain["held_out"]
+    assert compare.row_key(plain) != compare.row_key(watched)
+    old = {name: value for name, value in plain.items() if name != "evaluations"}
+    assert compare.row_key(old) == compare.row_key(plain)  # rows from before there were curves
