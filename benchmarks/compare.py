@@ -167,6 +167,8 @@ def run_job(job: Job) -> dict[str, Any]:
     row |= {"train_curve": curve, "seconds": round(seconds, 2)}
     if job.evaluations:
         row["held_out_curve"] = [*held_out_curve, [steps, row["held_out"]]]
+    if hasattr(task, "accuracy"):
+        row["held_out_accuracy"] = task.accuracy()
     if hasattr(optimizer, "get_avg_learning_rate"):
         row["mean_applied_lr"] = float(optimizer.get_avg_learning_rate())
     if hasattr(task, "digest"):

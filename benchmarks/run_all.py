@@ -30,6 +30,8 @@ def commands(full: bool, threads: int, jobs: int, out: Path) -> list[tuple[str, 
             ("memory", ["benchmarks.memory", "--quick", *to("memory")]),
             ("resident", ["benchmarks.resident", "--quick", *to("resident")]),
             ("quant_update_error", ["benchmarks.quant_update_error", "--quick", *to("quant_update_error")]),
+            ("state_error", ["benchmarks.state_error", "--quick", *to("state_error")]),
+            ("model_memory", ["benchmarks.model_memory", "--quick", *to("model_memory")]),
             ("charlm", ["benchmarks.charlm", "--quick"]),
             ("compare", ["benchmarks.compare", "--quick", *to("quality")]),
         ]
@@ -44,6 +46,8 @@ def commands(full: bool, threads: int, jobs: int, out: Path) -> list[tuple[str, 
         ("memory", ["benchmarks.memory", "--dtype", "float32", "bfloat16", *to("memory")]),
         ("resident", ["benchmarks.resident", *to("resident")]),
         ("quant_update_error", ["benchmarks.quant_update_error", *to("quant_update_error")]),
+        ("state_error", ["benchmarks.state_error", *to("state_error")]),
+        ("model_memory", ["benchmarks.model_memory", *to("model_memory")]),
         ("compare", ["benchmarks.compare", "--jobs", str(jobs), *to("quality")]),
     ]
 

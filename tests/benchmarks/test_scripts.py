@@ -101,6 +101,18 @@ def test_charlm_is_deterministic_and_learns():
     assert final(20) < final(2) < math.log(256) + 0.1
 
 
+def test_accuracy_counts_right_guesses():
+    task = charlm.CharLM("tiny")
+    most = int(task.held_out.bincount().argmax())
+    with torch.no_grad():
+        task.model.head.weight.zero_()
+        task.model.norm.bias.fill_(1.0)
+        task.model.head.weight[most] = 1.0  # always guesses the most frequent byte
+    starts = torch.cat(task._held_out_windows())
+    truth = task.held_out[starts[:, None] + 1 + torch.arange(task.context)]
+    assert task.accuracy() == pytest.approx(float((truth == most).float().mean()))
+
+
 def test_charlm_script_runs():
     rows = charlm.main(["--quick", "--optimizer", OURS[1]])
     assert rows[0]["full_options"]["warmup_steps"] == 2  # a third of five steps
