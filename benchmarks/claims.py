@@ -279,6 +279,15 @@ def table(rows: Rows) -> str:
     return markdown(header, body)
 
 
+def summary(rows: Rows) -> str:
+    """How many claims came to which verdict."""
+    from benchmarks.claim_list import CLAIMS
+
+    found = [claim.measure(rows).verdict.partition(":")[0] for claim in CLAIMS]
+    counts = [[verdict, found.count(verdict)] for verdict in V.VERDICTS if verdict in found]
+    return markdown(["verdict", "claims"], counts)
+
+
 def bold_head(verdict: str) -> str:
     head, _, why = verdict.partition(":")
     return f"**{head}**:{why}"
