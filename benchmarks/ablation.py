@@ -146,7 +146,7 @@ def picture(rows: Rows, path: Path) -> None:
         axis.grid(axis="x", color="0.9")
         axis.set_axisbelow(True)
         axis.set_title(base, loc="left", fontsize=10)
-    ticks = [-5, -2, -1, 0, 1, 2, 5, 10]
+    ticks = [-20, -5, -2, -1, 0, 1, 2, 5, 20]
     axes[-1].set_xticks(ticks, [f"{t:+d}" if t else "0" for t in ticks])
     axes[-1].set_xlabel("change of the held-out loss, % of the base's (right: the change hurts)")
     handles = [

@@ -34,7 +34,7 @@ def steps_to(curve: Curve, target: float) -> float:
 
 def curves(rows: Rows, task: str, candidate: str) -> dict[int, Curve]:
     """Seed -> held-out curve, at the rate with the best final mean among those with curves."""
-    runs = [r for r in rows.runs(task, candidate) if r.get("held_out_curve")]
+    runs = rows.runs(task, candidate, having="held_out_curve")
     finals: dict[float, list[float]] = {}
     for r in runs:
         finals.setdefault(r["lr"], []).append(r["held_out"])

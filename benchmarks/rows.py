@@ -54,12 +54,14 @@ class Rows:
 
     # ------------------------------------------------------------------------------------------ quality
 
-    def runs(self, task: str, candidate: str, lr: float | None = None, **fields: Any) -> list[dict]:
-        """Constant-rate runs of one setting, at one rate or all, newest of each (rate, seed)."""
+    def runs(
+        self, task: str, candidate: str, lr: float | None = None, having: str = "held_out", **fields: Any
+    ) -> list[dict]:
+        """Constant-rate runs that have a field, at one rate or all, newest of each (rate, seed)."""
         wanted = {"task": task, "schedule": "constant", **named(candidate), **fields}
         found = {}
         for row in self.quality:
-            if matches(row, wanted) and (lr is None or row["lr"] == lr):
+            if matches(row, wanted) and having in row and (lr is None or row["lr"] == lr):
                 old = found.get((row["lr"], row["seed"]))
                 if old is None or old["date"] <= row["date"]:
                     found[row["lr"], row["seed"]] = row
@@ -69,7 +71,7 @@ class Rows:
         self, task: str, candidate: str, lr: float | None = None, field: str = "held_out", **fields: Any
     ) -> BY_SEED | None:
         """Seed -> value. Without a rate: at the one with the best mean loss among those with most seeds."""
-        runs = [r for r in self.runs(task, candidate, lr, **fields) if field in r]
+        runs = self.runs(task, candidate, lr, field, **fields)
         if not runs:
             return None
         if lr is None:

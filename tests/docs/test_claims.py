@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import ablation, claims, convergence, model_memory, tables, verdicts
 from benchmarks.claim_list import CLAIMS
 from benchmarks.common import FAMILY, RESULTS, ROOT, build, parse_candidate
 from benchmarks.meters import state_bytes
@@ -18,6 +17,7 @@ from benchmarks.rows import Rows
 from benchmarks.verdicts import BETTER, FAILS, HOLDS, NOT_MEASURED, PART, Result
 
 from automagic_cameamp.profiles import PROFILES
+from benchmarks import ablation, claims, convergence, model_memory, tables, verdicts
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_worse_rows_turn_verdicts(copied: Path) -> None:
         if claim.source.startswith(("`memory`", "`state_error`", "`quant_update_error`"))
         and claim.measure(Rows()).verdict in (HOLDS, BETTER, PART)
         # Ratios of two rows do not change when both do.
-        and not any(word in claim.text for word in ("traffic", "less than the own", "blocks are", "full-size"))
+        and not any(w in claim.text for w in ("traffic", "less than the own", "blocks are", "full-size"))
     }
     assert rest_on_rows and rest_on_rows <= turned
 
@@ -188,6 +188,8 @@ def test_steps_saved_against_the_baseline_of_the_same_seed(tmp_path: Path) -> No
         for (name, seed), curve in curves.items():
             line = {**row, "optimizer": name, "seed": seed, "held_out_curve": curve, "held_out": curve[-1][1]}
             file.write(json.dumps(line) + "\n")
+        # A later run without a curve must not hide the one that has it.
+        file.write(json.dumps({**row, "date": "2", "optimizer": "X", "seed": 0, "held_out": 1.5}) + "\n")
     assert convergence.steps_saved(Rows(tmp_path), "t", "X") == [50.0, -math.inf]
 
 
@@ -213,7 +215,12 @@ def test_effects_are_per_seed_and_against_the_base_of_the_same_code(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("percent", "reading"),
-    [([1.0, 2.0, 0.1], "hurts"), ([-1.0, -2.0, -0.1], "helps"), ([1.0, -1.0, 2.0], "unclear"), ([0.0] * 3, "identical")],
+    [
+        ([1.0, 2.0, 0.1], "hurts"),
+        ([-1.0, -2.0, -0.1], "helps"),
+        ([1.0, -1.0, 2.0], "unclear"),
+        ([0.0] * 3, "identical"),
+    ],
 )
 def test_reading(percent: list[float], reading: str) -> None:
     assert ablation.Effect(percent, 1.0).reading == reading

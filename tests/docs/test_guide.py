@@ -1,4 +1,4 @@
-"""docs/guide.md: its twin says the same, its command lines run, it agrees with what the library recommends."""
+"""docs/guide.md: twin, command lines, and agreement with what the library recommends."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def launcher_lines() -> list[str]:
 
 def test_there_is_a_line_for_each_kind_of_training() -> None:
     text = "\n".join(launcher_lines())
-    for word in ("sdxl_train_network.py", "flux_train_network.py", "algo=lokr", "train_db.py", "sdxl_train.py"):
-        assert word in text
+    scripts = ["sdxl_train_network.py", "flux_train_network.py", "train_db.py", "sdxl_train.py"]
+    assert all(word in text for word in (*scripts, "algo=lokr"))
 
 
 @pytest.mark.parametrize("line", launcher_lines())
