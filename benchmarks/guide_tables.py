@@ -101,7 +101,7 @@ FREE = 0.25  # of a card, for activations and everything else
 PREFERRED = [
     BASE8,
     BALANCED,
-    *(c for c in reversed(FAMILY) if "profile=" in c and c not in (BALANCED, QUALITY)),
+    *(c for c in FAMILY if "profile=" in c and c not in (BALANCED, QUALITY)),
 ]
 REPORTED = 0.98  # of the size on the box, about what CUDA reports
 
