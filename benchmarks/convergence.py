@@ -16,7 +16,6 @@ from pathlib import Path
 from benchmarks.common import RESULTS, argument_parser, label, markdown
 from benchmarks.quality import mean
 from benchmarks.rows import Rows
-from benchmarks.verdicts import spread
 
 Curve = list[list[float]]
 
