@@ -90,7 +90,7 @@ class ByteTransformer(nn.Module):
 
 
 class CharLM:
-    """One training task: ``parameters()``, ``loss(step)``, ``evaluate()``, ``steps``."""
+    """One training task: ``parameters()``, ``loss(step)``, ``evaluate()``, ``accuracy()``, ``steps``."""
 
     def __init__(self, size: str = "tiny", seed: int = 0, device: str = "cpu"):
         spec = SIZES[size]
@@ -116,14 +116,29 @@ class CharLM:
     @torch.no_grad()
     def evaluate(self) -> float:
         """Mean loss per byte, in nats, on held-out files. The windows are the same for every seed."""
+        losses = [float(self._loss(self.held_out, part)) * len(part) for part in self._held_out_windows()]
+        return sum(losses) / self.windows
+
+    @torch.no_grad()
+    def accuracy(self) -> float:
+        """Share of the bytes of those windows that the model's first guess names."""
+        hits = 0
+        for part in self._held_out_windows():
+            inputs, targets = self._batch(self.held_out, part)
+            hits += int((self.model(inputs).argmax(-1) == targets).sum())
+        return hits / (self.windows * self.context)
+
+    def _held_out_windows(self) -> tuple[torch.Tensor, ...]:
         starts = torch.linspace(0, len(self.held_out) - self.context - 2, self.windows).long()
-        losses = [float(self._loss(self.held_out, part)) * len(part) for part in starts.split(64)]
-        return sum(losses) / len(starts)
+        return starts.split(64)
+
+    def _batch(self, data: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        windows = data[starts[:, None] + torch.arange(self.context + 1)].long().to(self.device)
+        return windows[:, :-1], windows[:, 1:]
 
     def _loss(self, data: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-        windows = data[starts[:, None] + torch.arange(self.context + 1)].long().to(self.device)
-        logits = self.model(windows[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        inputs, targets = self._batch(data, starts)
+        return F.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten())
 
 
 def main(argv: list[str] | None = None) -> list[dict]:

@@ -24,6 +24,8 @@ if importlib.util.find_spec("automagic_cameamp") is None:  # run from a checkout
 
 import torch  # noqa: E402  (after the path is set, so that workers see the same one)
 
+from automagic_cameamp.profiles import PROFILES  # noqa: E402
+
 OURS = "automagic_cameamp"
 CANDIDATE_HELP = "Name or 'Name:key=value;key=value'"
 
@@ -44,6 +46,17 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ao-adamw8bit": ("torchao.optim.AdamW8bit", {}),
     "adafactor8bit": ("adafactor8bit.Adafactor8bit", {}),
 }
+
+# One candidate for each class of the family, and for each profile of the class that has profiles.
+FAMILY = [
+    "Automagic_CameAMP",
+    "Automagic_CameAMP8bit",
+    "Automagic_CameAMP_COptim",
+    "Automagic_CameAMP_COptim8bit",
+    "Automagic_CameAMP_Improved",
+    "Automagic_CameAMP_8Bit",
+    *(f"Automagic_CameAMP_Improved_8Bit:profile={name}" for name in PROFILES),
+]
 
 
 def resolve(name: str) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:

@@ -37,11 +37,11 @@ from benchmarks.common import (
     environment,
     is_ours,
     label,
-    markdown,
     parse_candidate,
     parse_options,
     read_rows,
 )
+from benchmarks.quality import ablation_table, best_lr, table
 
 TASKS = ["cat_lora", "charlm-small", "charlm-tiny"]  # the longest first, so that no long run starts last
 OPTIMIZERS = ["adamw", "Automagic_CameAMP", "Automagic_CameAMP8bit"]
@@ -90,6 +90,7 @@ class Job:
     schedule: str = "constant"
     device: str = "cpu"
     text_cache: str | None = None  # of cat_lora, where the text encoder is not installed
+    evaluations: int = 0  # of the held-out loss during the run, evenly spread; for learning curves
 
     @classmethod
     def parse(cls, task: str, text: str, *rest: Any) -> Job:
@@ -141,7 +142,8 @@ def run_job(job: Job) -> dict[str, Any]:
         options = {**ours_defaults(job, steps), **options}
     optimizer = build(job.optimizer, [p for p in task.parameters() if p.requires_grad], lr=job.lr, **options)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(SCHEDULES[job.schedule], steps))
-    curve, start = [], time.perf_counter()
+    curve, held_out_curve, spent, start = [], [], 0.0, time.perf_counter()
+    evaluate_at = {round(steps * i / job.evaluations) for i in range(1, job.evaluations)}
     loss_value = math.nan
     for step in range(steps):
         loss = task.loss(step)
@@ -154,11 +156,19 @@ def run_job(job: Job) -> dict[str, Any]:
             curve.append([step, round(loss_value, 5)])
             if not math.isfinite(loss_value):
                 break
-    seconds = time.perf_counter() - start
+        if step + 1 in evaluate_at:
+            paused = time.perf_counter()
+            held_out_curve.append([step + 1, float(task.evaluate())])
+            spent += time.perf_counter() - paused
+    seconds = time.perf_counter() - start - spent
     final = float(task.evaluate()) if math.isfinite(loss_value) else math.inf
     row = {"bench": "quality", **asdict(job), "steps": steps, "full_options": options}
     row["held_out"] = final if math.isfinite(final) else math.inf
     row |= {"train_curve": curve, "seconds": round(seconds, 2)}
+    if job.evaluations:
+        row["held_out_curve"] = [*held_out_curve, [steps, row["held_out"]]]
+    if hasattr(task, "accuracy"):
+        row["held_out_accuracy"] = task.accuracy()
     if hasattr(optimizer, "get_avg_learning_rate"):
         row["mean_applied_lr"] = float(optimizer.get_avg_learning_rate())
     if hasattr(task, "digest"):
@@ -169,7 +179,8 @@ def run_job(job: Job) -> dict[str, Any]:
 
 
 def row_key(row: dict) -> tuple:
-    names = ["task", "optimizer", "options", "lr", "seed", "key_steps", "schedule", "source"]
+    names = ["task", "optimizer", "options", "lr", "seed", "key_steps", "schedule", "evaluations", "source"]
+    row = {"evaluations": 0, **row}  # older rows have no curve
     return tuple(json.dumps(row[name], sort_keys=True) for name in names)  # JSON makes tuples and lists equal
 
 
@@ -218,29 +229,6 @@ def _results(jobs: list[Job], processes: int) -> Iterator[tuple[Job, dict[str, A
             yield futures[future], error if isinstance(error, Exception) else future.result()
 
 
-# --- choosing the learning rate -----------------------------------------------------------------------
-
-
-def by_setting(rows: list[dict]) -> dict[tuple, dict[float, dict[int, float]]]:
-    """(task, optimizer, options, schedule, steps) -> lr -> seed -> held-out loss."""
-    found: dict[tuple, dict[float, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    for r in rows:
-        setting = (r["task"], label(r["optimizer"], r["options"]), r["schedule"], r["steps"])
-        found[setting][r["lr"]][r["seed"]] = r["held_out"]
-    return found
-
-
-def mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)
-
-
-def best_lr(losses: dict[float, dict[int, float]]) -> float:
-    """Smallest mean over seeds, among the lrs that ran with the most seeds."""
-    most = max(len(seeds) for seeds in losses.values())
-    return min((lr for lr in losses if len(losses[lr]) == most), key=lambda lr: mean(losses[lr].values()))
-
-
 def next_lr(lrs: list[float], best: float) -> float | None:
     """One more lr if the best one is at the edge of those tried."""
     lrs = sorted(lrs)
@@ -281,54 +269,6 @@ def search(settings: list[Job], grid: list[float], seeds: list[int], extend: int
     return rows
 
 
-# --- tables -------------------------------------------------------------------------------------------
-
-
-def table(rows: list[dict]) -> str:
-    """Per task: each optimizer at its best lr, and the difference from AdamW over the same seeds."""
-    found = by_setting(rows)
-    baseline = {}
-    for (task, name, schedule, steps), losses in found.items():
-        if name == "adamw":
-            baseline[task, schedule, steps] = losses[best_lr(losses)]
-    body = []
-    for (task, name, schedule, steps), losses in sorted(found.items()):
-        lr = best_lr(losses)
-        values = losses[lr]
-        reference = baseline.get((task, schedule, steps))
-        grid = " ".join(f"{x:g}:{mean(losses[x].values()):.4f}" for x in sorted(losses))
-        setting = [task, name, f"{schedule}, {steps}", f"{lr:g}"]
-        body.append([*setting, spread(values.values()), difference(values, reference), grid])
-    header = ["task", "optimizer", "schedule, steps", "best lr", "held-out loss: mean (min-max), seeds"]
-    return markdown([*header, "minus AdamW, same seeds", "mean at every lr"], body)
-
-
-def spread(values: Iterable[float]) -> str:
-    values = list(values)
-    return f"{mean(values):.4f} ({min(values):.4f}-{max(values):.4f}), {len(values)}"
-
-
-def difference(values: dict[int, float], reference: dict[int, float] | None) -> str | None:
-    """Mean and range of the per-seed differences: the seeds' own spread cancels."""
-    if not reference or not set(values) & set(reference):
-        return None
-    deltas = [values[seed] - reference[seed] for seed in values if seed in reference]
-    return f"{mean(deltas):+.4f} ({min(deltas):+.4f} to {max(deltas):+.4f})"
-
-
-def ablation_table(rows: list[dict], base: str) -> str:
-    found = by_setting(rows)
-    body = []
-    for (task, name, schedule, steps), losses in sorted(found.items()):
-        reference_losses = found.get((task, base, schedule, steps))
-        for lr in sorted(losses):
-            reference = reference_losses.get(lr) if reference_losses else None
-            change = None if name == base else difference(losses[lr], reference)
-            body.append([task, name, f"{lr:g}", spread(losses[lr].values()), change])
-    header = ["task", "setting", "lr", "held-out loss: mean (min-max), seeds", "minus base, same seeds"]
-    return markdown(header, body)
-
-
 # --- command ------------------------------------------------------------------------------------------
 
 
@@ -344,7 +284,8 @@ def settings_for(args, names: list[str]) -> list[Job]:
                 continue
             if is_ours(name):
                 options = {**parse_options(args.ours_args), **options}
-            found.append(Job(task, name, options, 0.0, 0, args.steps, args.schedule, device, args.text_cache))
+            rest = (args.steps, args.schedule, device, args.text_cache, args.evaluations)
+            found.append(Job(task, name, options, 0.0, 0, *rest))
     return found
 
 
@@ -374,6 +315,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=0, help="0: the task's own number")
     parser.add_argument("--schedule", default="constant", choices=list(SCHEDULES))
+    parser.add_argument("--evaluations", type=int, default=0, help="points of the held-out learning curve")
     parser.add_argument("--ours-args", nargs="*", default=[], metavar="KEY=VALUE", help="options of ours")
     parser.add_argument("--ablate", nargs="+", metavar="KEY=VALUE", help="change one option of --base")
     parser.add_argument("--base", default="Automagic_CameAMP", help="the optimizer that --ablate changes")

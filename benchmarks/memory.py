@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.common import (
     CANDIDATE_HELP,
+    FAMILY,
     RESULTS,
     append_row,
     argument_parser,
@@ -37,7 +38,7 @@ CASES: dict[str, list[tuple[int, ...]]] = {
     "conv 3x3": [(640, 640, 3, 3)],
 }
 ADAM = 8.0  # bytes per parameter of fp32 Adam: what percentages refer to
-OPTIMIZERS = ["adamw", "bnb-adamw8bit", "came", "Automagic_CameAMP", "Automagic_CameAMP8bit"]
+OPTIMIZERS = ["adamw", "bnb-adamw8bit", "came", *FAMILY]
 
 
 Shapes = list[tuple[int, ...]]

@@ -43,7 +43,16 @@ DATA: dict[str, tuple[float, float]] = {
     "very-heavy": (2.0, 0.0),
 }
 MEAN = 0.3  # of each element's own standard deviation, with a random sign
-PAIRS = [("Automagic_CameAMP8bit", "Automagic_CameAMP"), ("bnb-adamw8bit", "adamw")]
+IMPROVED, EIGHT, PROFILED = (f"Automagic_CameAMP_{name}" for name in ("Improved", "8Bit", "Improved_8Bit"))
+PROFILES = ["memory_optimized", "balanced", "quality_optimized"]
+# Each eight-bit optimizer and its exact twin; block sizes and profiles as the documents' tables have them.
+PAIRS = [
+    ("Automagic_CameAMP8bit", "Automagic_CameAMP"),
+    ("bnb-adamw8bit", "adamw"),
+    *((f"{EIGHT}:block_size={size}", IMPROVED) for size in (128, 256, 512)),
+    *((f"{EIGHT}:block_size={size};error_correction=false", IMPROVED) for size in (128, 256, 512)),
+    *((f"{PROFILED}:profile={name}", f"{PROFILED}:profile={name};optim_bits=32") for name in PROFILES),
+]
 
 
 def gradients(data: str, seed: int, steps: int, shape: tuple[int, int] = SHAPE) -> Iterator[torch.Tensor]:

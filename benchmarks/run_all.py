@@ -31,6 +31,8 @@ def commands(full: bool, threads: int, jobs: int, out: Path) -> list[tuple[str, 
             ("resident", ["benchmarks.resident", "--quick", *to("resident")]),
             ("quant_update_error", ["benchmarks.quant_update_error", "--quick", *to("quant_update_error")]),
             ("release_memory", ["benchmarks.release_memory", "--quick", *to("release_memory")]),
+            ("state_error", ["benchmarks.state_error", "--quick", *to("state_error")]),
+            ("model_memory", ["benchmarks.model_memory", "--quick", *to("model_memory")]),
             ("charlm", ["benchmarks.charlm", "--quick"]),
             ("compare", ["benchmarks.compare", "--quick", *to("quality")]),
         ]
@@ -46,6 +48,8 @@ def commands(full: bool, threads: int, jobs: int, out: Path) -> list[tuple[str, 
         ("resident", ["benchmarks.resident", *to("resident")]),
         ("release_memory", ["benchmarks.release_memory", *to("release_memory")]),
         ("quant_update_error", ["benchmarks.quant_update_error", *to("quant_update_error")]),
+        ("state_error", ["benchmarks.state_error", *to("state_error")]),
+        ("model_memory", ["benchmarks.model_memory", *to("model_memory")]),
         ("compare", ["benchmarks.compare", "--jobs", str(jobs), *to("quality")]),
     ]
 

@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks import compare, memory, quant_update_error, release_memory, resident, step_cpu
+from benchmarks import (
+    memory,
+    model_memory,
+    quality,
+    quant_update_error,
+    release_memory,
+    resident,
+    state_error,
+    step_cpu,
+)
 from benchmarks.common import argument_parser, read_rows
 
 PRINTERS = {
@@ -17,7 +26,9 @@ PRINTERS = {
     "memory": memory.table,
     "quant_update_error": quant_update_error.table,
     "resident": resident.table,
-    "quality": compare.table,
+    "quality": quality.table,
+    "model_memory": model_memory.table,
+    "state_error": state_error.table,
     "release_memory": release_memory.table,
 }
 # Rows of one benchmark are split by these fields: a table never mixes machines or thread counts.
@@ -30,8 +41,8 @@ def newest(rows: list[dict]) -> list[dict]:
     for row in rows:
         # One measurement = one optimizer, its options, and what it was run on.
         names = ("optimizer", "options", "phase", "chunk", "case", "dtype", "data", "reference")
-        names += ("reference_options", "task", "lr", "seed", "schedule", "steps")
-        names += ("release", "layers", "width")
+        names += ("reference_options", "task", "lr", "seed", "schedule", "steps", "evaluations")
+        names += ("training", "code", "block_size", "release", "layers", "width")
         key = tuple(str(row.get(name)) for name in (*SPLIT, *names))
         last.pop(key, None)
         last[key] = row

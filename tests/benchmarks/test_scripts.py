@@ -169,6 +169,18 @@ def test_charlm_is_deterministic_and_learns():
     assert final(20) < final(2) < math.log(256) + 0.1
 
 
+def test_accuracy_counts_right_guesses():
+    task = charlm.CharLM("tiny")
+    most = int(task.held_out.bincount().argmax())
+    with torch.no_grad():
+        task.model.head.weight.zero_()
+        task.model.norm.bias.fill_(1.0)
+        task.model.head.weight[most] = 1.0  # always guesses the most frequent byte
+    starts = torch.cat(task._held_out_windows())
+    truth = task.held_out[starts[:, None] + 1 + torch.arange(task.context)]
+    assert task.accuracy() == pytest.approx(float((truth == most).float().mean()))
+
+
 def test_charlm_script_runs():
     rows = charlm.main(["--quick", "--optimizer", OURS[1]])
     assert rows[0]["full_options"]["warmup_steps"] == 2  # a third of five steps
@@ -284,3 +296,15 @@ def test_run_all_names_existing_modules(tmp_path):
         for _, arguments in run_all.commands(full, 1, 1, tmp_path):
             script = common.ROOT / (arguments[0].replace(".", "/") + ".py")
             assert script.exists()
+
+
+def test_learning_curve_does_not_change_the_run():
+    plain, watched = (
+        compare.run_job(compare.Job("charlm-tiny", "adamw", {}, 1e-3, 0, 6, evaluations=n)) for n in (0, 3)
+    )
+    assert "held_out_curve" not in plain
+    assert [step for step, _ in watched["held_out_curve"]] == [2, 4, 6]
+    assert watched["held_out_curve"][-1][1] == watched["held_out"] == plain["held_out"]
+    assert compare.row_key(plain) != compare.row_key(watched)
+    old = {name: value for name, value in plain.items() if name != "evaluations"}
+    assert compare.row_key(old) == compare.row_key(plain)  # rows from before there were curves

@@ -37,6 +37,8 @@ def add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_name", type=str, default="out")
     parser.add_argument("--network_module", type=str, default=None)
     parser.add_argument("--network_dim", type=int, default=4)
+    parser.add_argument("--network_args", type=str, default=None, nargs="*")
+    parser.add_argument("--full_bf16", action="store_true")
     parser.add_argument("--pretrained_model_name_or_path", type=str, default=None)
     parser.add_argument("--max_train_steps", type=int, default=2)
 
