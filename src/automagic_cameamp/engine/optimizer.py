@@ -21,7 +21,7 @@ from .. import configs
 from ..storage import Policy
 from ..types import Layout
 from ..validate import callers_depth, checked, fail
-from . import backends, checkpoint, execute, memory
+from . import backends, checkpoint, execute, fused, memory
 from .buckets import Chunk, chunks
 from .reports import Reports
 from .rounding import parameter_key
@@ -165,13 +165,20 @@ class CameAMPOptimizer(Reports, Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_gradients()
-        lagged = self._lagged()
         if self.controller is not None:
             self.controller.begin(loss)
-        plan = list(self._chunks())
+        whole = fused.prepare(self)
+        lagged = self._lagged() if whole is None else whole.lagged
+        plan = list(self._chunks()) if whole is None else whole.rest
         self._create_states(plan)
         # All groups look at the model as the last step left it, so before any of them moves.
-        shared = [self._share(number, group, lagged) for number, group in enumerate(self.param_groups)]
+        shared = (
+            [self._share(number, group, lagged) for number, group in enumerate(self.param_groups)]
+            if plan
+            else []
+        )
+        if whole is not None:
+            whole.run(self)
         works = [
             self._work(group, chunk, active, shared[chunk.key[0]])
             for group, chunk in plan

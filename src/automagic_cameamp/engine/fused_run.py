@@ -1,0 +1,170 @@
+"""Device memory of a fused step and its launches. Imported only where Triton is."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import columns, launch
+from ..recipes import _fused, contextual, improved
+from .execute import Field
+from .fused_tables import KINDS, Tables, code_tables
+
+if TYPE_CHECKING:
+    from .fused import Whole
+
+COLUMN: dict[str, int] = {
+    name: value.value for name, value in vars(columns).items() if name.isupper() and hasattr(value, "value")
+}
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+class Runner:
+    """Tables, scratch memory and launches of one ``Whole``."""
+
+    def __init__(self, whole: Whole, optimizer: Any) -> None:
+        self.whole, self.device = whole, whole.device
+        self.launch = launch.Launcher()
+        recipe, members = optimizer.recipe, whole.members
+        self.code = whole.code
+        block = self.code.block if self.code is not None else 256
+        tables = Tables(
+            members, recipe, optimizer.config.seed, COLUMN, launch.BAND, launch.CHUNK, launch.FLAT, block
+        )
+        self.gradient_kinds = sorted({KINDS[m.p.grad.dtype] for m in members})  # type: ignore[union-attr]
+        self.flags = self._flags(recipe, members, tables, optimizer, block)
+        self.one = torch.ones(1, device=self.device)
+        self.scale = self.found = self.factor = self.one
+        self.last: list[int] = []
+        self.captured: list[Tensor] = []
+        self.buffers = self._buffers(recipe, members, tables, optimizer)
+
+    def _flags(
+        self, recipe: Any, members: list[Any], tables: Tables, optimizer: Any, block: int
+    ) -> launch.Flags:
+        kinds = {KINDS[m.p.dtype] for m in members}
+        code = self.code
+        fields: list[Field] = [field for m in members for field in m.fields]
+        names = {spec.name for spec, _ in fields}
+        hypers = self.whole.hypers
+        pictures = any(_fused.picture_size(recipe, m.hp, m.chunk.layout)[0] for m in members)
+        rounds = optimizer.config.stochastic_rounding is not False
+        return launch.Flags(
+            P_KIND=kinds.pop() if len(kinds) == 1 else launch.ANY.value,
+            G_KIND=self.gradient_kinds[0] if len(self.gradient_kinds) == 1 else launch.ANY.value,
+            CODE=code.number if code is not None else 0,
+            ERROR=code.error if code is not None else 0,
+            LOG=tables.log,
+            SCALED=False,
+            PICTURE=pictures,
+            ROW_MASK="last_polarity" in names,
+            IMPROVED=recipe is improved,
+            MULTIPLIED=recipe is contextual,
+            NS=len(_fused.momenta(recipe, hypers[0])),
+            RANDOM=rounds and any(m.p.dtype in LOW_PRECISION for m in members),
+            HALF=tables.half,
+            SPD=recipe is improved and any(hp.use_spd and hp.weight_decay > 0 for hp in hypers),
+            HAS_FOUND=False,
+            BLOCK=block,
+        )
+
+    def _buffers(self, recipe: Any, members: list[Any], tables: Tables, optimizer: Any) -> launch.Buffers:
+        device, count, groups = self.device, len(members), len(self.whole.groups)
+        hyper = torch.zeros(groups, COLUMN["HYPER"], dtype=torch.float64)
+        weights: list[float] = []
+        for i, hp in enumerate(self.whole.hypers):
+            for name, value in _fused.hyper_row(recipe, hp).items():
+                hyper[i, COLUMN[f"H_{name}"]] = float(value)
+            weights += _fused.weights(recipe, hp)
+        code = self.flags.CODE
+        code_map, base, bound = code_tables(device, code)
+        scratch = {"dtype": torch.float32, "device": device}
+        self.dynamic = torch.zeros(count + 3 * groups, dtype=torch.int64, device=device)
+        kept = [v.data_ptr() for v in self.whole.kept]
+        return launch.Buffers(
+            tab=self._table(tables.tab.tolist()),
+            hyper=self._table(hyper.float().tolist(), torch.float32),
+            dynamic=self.dynamic,
+            tiles=self._table(tables.tiles),
+            chunks=self._table(tables.chunks or torch.empty(0, 4).tolist()),
+            flat=self._table(tables.flat),
+            kept=self._table(kept),
+            scales=self._table(tables.scales or [0]),
+            weights=self._table(weights or [0.0], torch.float32),
+            rows=torch.empty(tables.rows, **scratch),
+            cols=torch.empty(max(1, tables.cols), **scratch),
+            part=torch.empty(max(1, tables.part), **scratch),
+            tile_sums=torch.empty(len(tables.tiles), COLUMN["TILE_SUMS"], **scratch),
+            chunk_sums=torch.empty(max(1, len(tables.chunks)), COLUMN["CHUNK_SUMS"], **scratch),
+            numbers=torch.empty(count, COLUMN["NUMBERS"], **scratch),
+            means=torch.empty(tables.matrices, 4, **scratch),
+            mask_mean=torch.empty(1, **scratch),
+            new=torch.empty(len(tables.flat), **scratch),
+            lr=self.dynamic[count + groups :],
+            skipped=optimizer._skip_counts(device),
+            code_map=code_map,
+            code_base=base,
+            code_bound=bound,
+            mask_table=_fused.mask_table(device),
+        )
+
+    def _table(self, values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
+        """Host numbers as device memory, without waiting."""
+        host = torch.tensor(values, dtype=dtype)
+        if self.device.type == "cuda":
+            host = host.pin_memory()
+        return host.to(self.device, non_blocking=True)
+
+    def scaler(self, scale: Tensor | None, found: Tensor | None) -> None:
+        """Factor that the gradients were multiplied by, and whether to skip the step; None: neither."""
+        self.scale = self.one if scale is None else scale
+        self.found = self.one if found is None else found
+        self.flags = self.flags._replace(SCALED=scale is not None, HAS_FOUND=found is not None)
+
+    def _bring(self) -> None:
+        """Addresses of the gradients and the rates: one copy, where anything changed."""
+        from .fused import bits_of
+
+        members, groups = self.whole.members, self.whole.groups
+        values = [m.p.grad.data_ptr() for m in members]
+        slots = self.dynamic.data_ptr() + 8 * len(members)
+        pairs: list[int] = []
+        for i, group in enumerate(groups):
+            lr = group["lr"]
+            if isinstance(lr, Tensor) and lr.device == self.device:
+                values.append(0)
+                pairs += [lr.data_ptr(), int(lr.dtype == torch.float64)]
+            else:  # a number, or a tensor on the host, which is read without waiting
+                values.append(bits_of(float(lr)))
+                pairs += [slots + 8 * i, 1]
+        values += pairs
+        if values == self.last:
+            return
+        self.last = values
+        host = torch.tensor(values, dtype=torch.int64)
+        if self.device.type == "cuda":
+            host = host.pin_memory()  # a fresh one: the last may still be on its way
+            if torch.cuda.is_current_stream_capturing():
+                self.captured.append(host)  # a graph reads it at every replay
+        self.dynamic.copy_(host, non_blocking=True)
+
+    def run(self, optimizer: Any) -> None:
+        """One step."""
+        if optimizer.controller is not None:
+            self.factor = optimizer.controller.multiplier(self.one)
+        self._bring()
+        self.buffers = self.buffers._replace(skipped=optimizer._skip_counts(self.device))
+        elements = float(self.whole.elements) if not math.isinf(self.whole.elements) else 0.0
+        launch.passes(
+            self.launch,
+            self.buffers,
+            self.flags,
+            len(self.whole.members),
+            elements,
+            self.scale,
+            self.found,
+            self.factor,
+        )

@@ -1,0 +1,170 @@
+"""Starts the passes of a step, and counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from . import apply, finish, first, second
+from .columns import ANY, WIDTH
+
+__all__ = ["ANY", "WIDTH", "Buffers", "Flags", "Launcher", "passes"]
+
+# Rows and columns of a tile of the banded passes, elements of a column chunk, of a flat tile, of a
+# reduction over partial sums.
+BAND = (16, 128)
+CHUNK = 256
+FLAT = 2048
+SUMS = 256
+
+
+class Flags(NamedTuple):
+    """What some tensor of the model needs; compiled into the kernels. Fields as their parameters."""
+
+    P_KIND: int
+    G_KIND: int
+    CODE: int
+    ERROR: int
+    LOG: bool
+    SCALED: bool
+    PICTURE: bool
+    ROW_MASK: bool
+    IMPROVED: bool
+    MULTIPLIED: bool
+    NS: int
+    RANDOM: bool
+    HALF: bool
+    SPD: bool
+    HAS_FOUND: bool
+    BLOCK: int
+
+    def only(self, *names: str) -> dict[str, Any]:
+        """Some of them, by name."""
+        return {name: getattr(self, name) for name in names}
+
+
+class Buffers(NamedTuple):
+    """Device memory of a plan: tables, scratch, and what the step brings."""
+
+    tab: Tensor
+    hyper: Tensor
+    dynamic: Tensor
+    tiles: Tensor
+    chunks: Tensor
+    flat: Tensor
+    kept: Tensor
+    scales: Tensor
+    weights: Tensor
+    rows: Tensor
+    cols: Tensor
+    part: Tensor
+    tile_sums: Tensor
+    chunk_sums: Tensor
+    numbers: Tensor
+    means: Tensor
+    mask_mean: Tensor
+    new: Tensor
+    lr: Tensor
+    skipped: Tensor
+    code_map: Tensor
+    code_base: Tensor
+    code_bound: Tensor
+    mask_table: Tensor
+
+
+class Launcher:
+    """Runs kernels on the current stream; ``count`` says how many were started."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, kernel: Any, grid: int, *args: Any, **options: Any) -> None:
+        """Start ``grid`` programs of a kernel; nothing for an empty grid."""
+        if grid:
+            self.count += 1
+            kernel[(grid,)](*args, **options)
+
+
+def passes(
+    launch: Callable[..., None],
+    b: Buffers,
+    f: Flags,
+    tensors: int,
+    elements: float,
+    scale: Tensor,
+    found: Tensor,
+    factor: Tensor,
+) -> None:
+    """All passes of a step over the tensors of a plan.
+
+    Args:
+        launch: what starts a kernel.
+        b: memory of the plan.
+        f: what to compile.
+        tensors: number of tensors.
+        elements: elements behind the mask sums that are kept.
+        scale: factor of a gradient scaler, one fp32.
+        found: its flag, one fp32.
+        factor: multiplier of a controller, one fp32.
+    """
+    rows, cols = BAND
+    bands = {"BR": rows, "BC": cols}
+    flat = {"NB": max(1, FLAT // f.BLOCK), "QB": f.BLOCK}
+    tiles, chunks = len(b.tiles), len(b.chunks)
+    common = f.only("G_KIND", "CODE", "ERROR", "LOG", "SCALED", "PICTURE", "ROW_MASK")
+    launch(
+        first.moments,
+        tiles,
+        *(b.tab, b.hyper, b.dynamic, b.tiles, b.code_map, b.rows, b.part, b.tile_sums, scale),
+        **common,
+        **f.only("P_KIND"),
+        **bands,
+    )
+    launch(
+        first.columns,
+        chunks,
+        *(b.tab, b.hyper, b.chunks, b.part, b.cols, b.tile_sums, b.chunk_sums, b.means),
+        N=CHUNK,
+    )
+    launch(
+        first.torque_and_clip,
+        tensors + 1,
+        *(b.tab, b.hyper, b.tile_sums, b.chunk_sums, b.numbers, b.kept, len(b.kept), elements),
+        *(b.mask_mean, found, tensors),
+        **f.only("HAS_FOUND"),
+        N=SUMS,
+    )
+    launch(
+        second.surprise,
+        tiles,
+        *(b.tab, b.hyper, b.dynamic, b.tiles, b.code_map, b.mask_table, b.rows, b.cols, b.part),
+        *(b.tile_sums, b.numbers, b.means, b.mask_mean, factor, b.lr, scale, b.scales, b.weights),
+        **common,
+        **f.only("IMPROVED", "MULTIPLIED", "NS"),
+        **bands,
+    )
+    launch(
+        second.confidence_columns,
+        chunks,
+        *(b.tab, b.hyper, b.chunks, b.part, b.cols, b.tile_sums, b.chunk_sums, b.numbers, b.means),
+        N=CHUNK,
+    )
+    launch(
+        finish.small_state,
+        tensors,
+        *(b.tab, b.hyper, b.rows, b.cols, b.tile_sums, b.chunk_sums, b.numbers, b.means, b.mask_mean),
+        *(b.lr, b.skipped),
+        **f.only("IMPROVED", "HALF", "ROW_MASK"),
+        N=SUMS,
+    )
+    planes = (b.mask_table, b.rows, b.cols, b.numbers, b.means, b.mask_mean, factor, b.lr, scale)
+    planes = (*planes, b.scales, b.weights)
+    each = {**common, **f.only("P_KIND", "IMPROVED", "MULTIPLIED", "NS"), **flat}
+    head = (b.tab, b.hyper, b.dynamic, b.flat, b.code_map)
+    if f.SPD:
+        launch(apply.lengths, len(b.flat), *head, *planes, b.new, **each)
+        launch(apply.pull, tensors, b.tab, b.hyper, b.new, b.numbers, N=SUMS)
+    codes = (b.code_base, b.code_bound)
+    launch(apply.write, len(b.flat), *head, *codes, *planes, **each, **f.only("RANDOM"))
