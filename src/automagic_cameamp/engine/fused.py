@@ -27,7 +27,7 @@ from .fused_tables import KINDS, Code, Member, Tables, code_of, code_tables
 Plan = list[tuple[dict[str, Any], Chunk]]
 LIMIT = 2**31 - 2**16  # elements of a tensor: places are 32-bit numbers
 
-_STEPS: weakref.WeakKeyDictionary[Any, Whole] = weakref.WeakKeyDictionary()
+_STEPS: weakref.WeakKeyDictionary[Any, dict[bool, Whole]] = weakref.WeakKeyDictionary()
 _SAID: set[str] = set()
 
 
@@ -77,9 +77,12 @@ def prepare(optimizer: Any) -> Whole | None:
     device = _device_of(optimizer)
     if device is None:
         return None
-    whole = _STEPS.get(optimizer)
-    if whole is None or not whole.fits(optimizer, device):
-        whole = _STEPS[optimizer] = Whole(optimizer, device)
+    # A basis is renewed by the reference: such steps have tables of their own.
+    renewed = tuple(g["clock"] % g["sync_frequency"] == 0 for g in optimizer.param_groups if "sync_frequency" in g)
+    held = _STEPS.setdefault(optimizer, {})
+    whole = held.get(any(renewed))
+    if whole is None or not whole.fits(optimizer, device, renewed):
+        whole = held[any(renewed)] = Whole(optimizer, device, renewed)
     if not whole.members:
         return None
     whole.scaler(optimizer)
@@ -92,10 +95,11 @@ class Whole:
     Args:
         optimizer: the optimizer before its step; states of first gradients are created.
         device: where the tensors must be.
+        renewed: per group, whether this step finds bases anew.
     """
 
-    def __init__(self, optimizer: Any, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, optimizer: Any, device: torch.device, renewed: tuple[bool, ...]) -> None:
+        self.device, self.renewed = device, renewed
         self.lagged = optimizer._lagged()
         self.fresh = False
         kept = [
@@ -140,10 +144,12 @@ class Whole:
                 continue
             hp = optimizer._hyper(group, chunk.lora)
             fields = optimizer._fields(group, chunk)
+            renewing = bool(self.renewed) and self.renewed[chunk.key[0]]
+            renewing = renewing and _fused.renews(optimizer.recipe, hp, chunk.layout)
             why = self._why_not(optimizer, chunk, active, hp, fields)
-            if why is not None:
+            if renewing or why is not None:
                 rest.append((group, chunk))
-                if optimizer.config.engine == "triton":
+                if why is not None and optimizer.config.engine == "triton":
                     _say(f"engine='triton' does not support {why}: the reference runs there.")
                 continue
             key = (chunk.key[0], chunk.lora)
@@ -197,9 +203,9 @@ class Whole:
                 return "parameters or gradients that are not contiguous"
         return None
 
-    def fits(self, optimizer: Any, device: torch.device) -> bool:
+    def fits(self, optimizer: Any, device: torch.device, renewed: tuple[bool, ...]) -> bool:
         """Whether the tables still describe the coming step."""
-        if self.fresh or device != self.device or self.options != _options(optimizer):
+        if self.fresh or (device, renewed) != (self.device, self.renewed) or self.options != _options(optimizer):
             return False
         params = [p for group in optimizer.param_groups for p in group["params"]]
         if len(params) != len(self.seen):

@@ -32,7 +32,8 @@ class Runner:
         self.code = whole.code
         block = self.code.block if self.code is not None else 256
         tables = Tables(
-            members, recipe, optimizer.config.seed, COLUMN, launch.BAND, launch.CHUNK, launch.FLAT, block
+            members, recipe, optimizer.config.seed, COLUMN, launch.BAND, launch.CHUNK, launch.FLAT, block,
+            launch.PIECE[1],
         )
         self.gradient_kinds = sorted({KINDS[m.p.grad.dtype] for m in members})  # type: ignore[union-attr]
         self.flags = self._flags(recipe, members, tables, optimizer, block)
@@ -64,6 +65,7 @@ class Runner:
             IMPROVED=recipe is improved,
             MULTIPLIED=recipe is contextual,
             NS=len(_fused.momenta(recipe, hypers[0])),
+            RANKED=bool(tables.pieces),
             RANDOM=rounds and any(m.p.dtype in LOW_PRECISION for m in members),
             HALF=tables.half,
             SPD=recipe is improved and any(hp.use_spd and hp.weight_decay > 0 for hp in hypers),
@@ -90,6 +92,7 @@ class Runner:
             dynamic=self.dynamic,
             tiles=self._table(tables.tiles),
             chunks=self._table(tables.chunks or torch.empty(0, 4).tolist()),
+            pieces=self._table(tables.pieces or torch.empty(0, 4).tolist()),
             flat=self._table(tables.flat),
             kept=self._table(kept),
             scales=self._table(tables.scales or [0]),
@@ -101,6 +104,8 @@ class Runner:
             chunk_sums=torch.empty(max(1, len(tables.chunks)), COLUMN["CHUNK_SUMS"], **scratch),
             numbers=torch.empty(count, COLUMN["NUMBERS"], **scratch),
             means=torch.empty(tables.matrices, 4, **scratch),
+            ranks=torch.empty(max(1, tables.ranks), **scratch),
+            piece_sums=torch.empty(max(1, len(tables.pieces)), COLUMN["PIECE_SUMS"], **scratch),
             mask_mean=torch.empty(1, **scratch),
             new=torch.empty(len(tables.flat), **scratch),
             lr=self.dynamic[count + groups :],

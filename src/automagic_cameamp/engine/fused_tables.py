@@ -38,6 +38,8 @@ PLACES = {
     "last_polarity": ("SIGNS", None, None),
     "edge_history": ("EDGE", None, "SALT_EDGE"),
     "spatial_variance": ("SPACE", "SPACE_SCALE", "SALT_SPACE"),
+    "lowrank_basis": ("BASIS", None, None),
+    "lowrank_rate": ("OWED", None, None),
 }
 
 
@@ -87,6 +89,7 @@ class Tables:
         chunk: elements of a column chunk.
         flat: elements of a flat tile.
         block: elements per scale of coded tensors.
+        piece: length of a piece of a projection.
     """
 
     def __init__(
@@ -99,19 +102,22 @@ class Tables:
         chunk: int,
         flat: int,
         block: int,
+        piece: int,
     ) -> None:
         self.tab = np.zeros((len(members), column["WIDTH"]), np.int64)
         self.tiles: list[tuple[int, int, int, int]] = []
         self.chunks: list[tuple[int, int, int, int]] = []
         self.flat: list[tuple[int, int]] = []
         self.scales: list[int] = []
-        self.rows = self.cols = self.part = self.matrices = 0
+        self.pieces: list[tuple[int, int, int, int]] = []
+        self.rows = self.cols = self.part = self.matrices = self.ranks = 0
         self.half = self.log = False
         blocks = max(1, flat // block)
         total = sum(member.chunk.layout.numel for member in members)
         for t, member in enumerate(members):
             self._addresses(t, member, column, seed)
             self._sizes(t, member, recipe, column, total, band[0], chunk)
+            self._projection(t, member, column, piece)
             first, count = len(self.flat), -(-member.chunk.layout.numel // (blocks * block))
             self.flat += [(t, i * blocks) for i in range(count)]
             self.tab[t, column["T_FLAT"]], self.tab[t, column["T_FLATS"]] = first, count
@@ -200,6 +206,19 @@ class Tables:
             self.cols += batch * n * column["COL_PLANES"]
             self.part += batch * bands * n * column["PARTIALS"]
         self.matrices += batch
+
+    def _projection(self, t: int, member: Member, column: dict[str, int], piece: int) -> None:
+        """Pieces of the long side of a matrix with a basis, and place for its coefficients."""
+        rank = next((spec.count for spec, _ in member.fields if spec.name == "lowrank_basis"), 0)
+        if not rank or member.hp.low_rank_emphasis == 1:
+            return
+        batch, m, n = member.chunk.layout.view
+        count = -(-max(m, n) // piece)
+        values = {"RANK": rank, "RANK_AT": self.ranks, "WIDE": m <= n, "PIECE": len(self.pieces), "PIECES": count}
+        for name, value in values.items():
+            self.tab[t, column[f"T_{name}"]] = value
+        self.pieces += [(t, k, i * piece, 0) for k in range(batch) for i in range(count)]
+        self.ranks += batch * rank * max(m, n)
 
 
 def code_tables(device: torch.device, code: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -103,6 +103,7 @@ from .element import (
     boost,
     clamped,
     element_mask,
+    leaning,
     look,
     mixture,
     moved,
@@ -111,7 +112,7 @@ from .element import (
     times,
 )
 from .first import total_of
-from .second import momentum_of, turned
+from .second import update_of, turned
 
 
 @triton.jit
@@ -130,10 +131,10 @@ def edge_history(p, edge, scale, threshold, at, coded, mask):
 @triton.jit
 def new_weights(
     tab, hyp, z, t, group, now, early, warm, weight, decay, g, at, mask,
-    MAP, TABLE, ROWS, COLS, MEANS, MEAN, FACTOR, LR, SCALE, SCALES, WEIGHTS,
+    MAP, TABLE, ROWS, COLS, MEANS, MEAN, FACTOR, LR, SCALE, SCALES, WEIGHTS, RANKS,
     P_KIND: tl.constexpr, G_KIND: tl.constexpr, CODE: tl.constexpr, ERROR: tl.constexpr,
     LOG: tl.constexpr, SCALED: tl.constexpr, PICTURE: tl.constexpr, ROW_MASK: tl.constexpr,
-    IMPROVED: tl.constexpr, MULTIPLIED: tl.constexpr, NS: tl.constexpr,
+    IMPROVED: tl.constexpr, MULTIPLIED: tl.constexpr, NS: tl.constexpr, RANKED: tl.constexpr,
 ):  # fmt: skip
     """Weights after the step, before any projection; and all that is stored with them."""
     mean = tl.load(tab + T_M)
@@ -168,11 +169,14 @@ def new_weights(
         mean_r = tl.load(means, mask=mask, other=1.0)
         row_factor = tl.rsqrt(tl.div_rn(moment, mean_r))
         c_moment = tl.load(cols + B_C * wide + column, mask=mask, other=1.0)
-        u, own = momentum_of(x, row_factor, tl.rsqrt(c_moment), clip, damp, weight, old)
+        u = update_of(x, row_factor, tl.rsqrt(c_moment), clip)
+        if RANKED:
+            u = leaning(u, tab, hyp, z, RANKS, k, line - k * m, column - k * n, m, n, mask)
     else:
         v = load_moment(tl.load(tab + T_V), tl.load(tab + T_V_SCALE), at, block, mask, LOG)
         v = lerp(v, x * x + tl.load(hyp + H_EPS0), tl.load(hyp + H_W2))
-        u, own = momentum_of(x, tl.rsqrt(v), 1.0, clip, damp, weight, old)
+        u = update_of(x, tl.rsqrt(v), 1.0, clip)
+    own = lerp(old, u * damp, weight)
     new = own
     if NS > 0:
         more = SCALES + tl.load(tab + T_SCALE_AT)
@@ -250,10 +254,10 @@ def new_weights(
 
 @triton.jit
 def lengths(
-    TAB, HYP, DYN, FLAT, MAP, TABLE, ROWS, COLS, Z, MEANS, MEAN, FACTOR, LR, SCALE, SCALES, WEIGHTS, NEW,
+    TAB, HYP, DYN, FLAT, MAP, TABLE, ROWS, COLS, Z, MEANS, MEAN, FACTOR, LR, SCALE, SCALES, WEIGHTS, RANKS, NEW,
     P_KIND: tl.constexpr, G_KIND: tl.constexpr, CODE: tl.constexpr, ERROR: tl.constexpr,
     LOG: tl.constexpr, SCALED: tl.constexpr, PICTURE: tl.constexpr, ROW_MASK: tl.constexpr,
-    IMPROVED: tl.constexpr, MULTIPLIED: tl.constexpr, NS: tl.constexpr,
+    IMPROVED: tl.constexpr, MULTIPLIED: tl.constexpr, NS: tl.constexpr, RANKED: tl.constexpr,
     NB: tl.constexpr, QB: tl.constexpr,
 ):  # fmt: skip
     """Sum of the squared weights after the step, per flat tile."""
@@ -271,8 +275,8 @@ def lengths(
         mask = at < tl.load(tab + T_NUMEL).to(tl.int32)
         w, result, u, own, v, s, counter, last, history = new_weights(
             tab, hyp, z, t, group, now, early, warm, weight, decay, tl.load(DYN + t), at, mask,
-            MAP, TABLE, ROWS, COLS, MEANS, MEAN, FACTOR, LR, SCALE, SCALES, WEIGHTS,
-            P_KIND, G_KIND, CODE, ERROR, LOG, SCALED, PICTURE, ROW_MASK, IMPROVED, MULTIPLIED, NS,
+            MAP, TABLE, ROWS, COLS, MEANS, MEAN, FACTOR, LR, SCALE, SCALES, WEIGHTS, RANKS,
+            P_KIND, G_KIND, CODE, ERROR, LOG, SCALED, PICTURE, ROW_MASK, IMPROVED, MULTIPLIED, NS, RANKED,
         )  # fmt: skip
         total = tl.sum(tl.sum(tl.where(mask, result * result, 0.0), 1), 0)
     tl.store(NEW + tile, total)
@@ -316,10 +320,10 @@ def store_weights(p, kind, x, bits, at, mask, P_KIND: tl.constexpr, RANDOM: tl.c
 
 @triton.jit
 def write(
-    TAB, HYP, DYN, FLAT, MAP, BASE, BOUND, TABLE, ROWS, COLS, Z, MEANS, MEAN, FACTOR, LR, SCALE, SCALES, WEIGHTS,
+    TAB, HYP, DYN, FLAT, MAP, BASE, BOUND, TABLE, ROWS, COLS, Z, MEANS, MEAN, FACTOR, LR, SCALE, SCALES, WEIGHTS, RANKS,
     P_KIND: tl.constexpr, G_KIND: tl.constexpr, CODE: tl.constexpr, ERROR: tl.constexpr,
     LOG: tl.constexpr, SCALED: tl.constexpr, PICTURE: tl.constexpr, ROW_MASK: tl.constexpr,
-    IMPROVED: tl.constexpr, MULTIPLIED: tl.constexpr, NS: tl.constexpr, RANDOM: tl.constexpr,
+    IMPROVED: tl.constexpr, MULTIPLIED: tl.constexpr, NS: tl.constexpr, RANKED: tl.constexpr, RANDOM: tl.constexpr,
     NB: tl.constexpr, QB: tl.constexpr,
 ):  # fmt: skip
     """Weights and full-size state; nothing where the gradient was not usable."""
@@ -339,8 +343,8 @@ def write(
         whole = places * QB < numel
         w, result, u, own, v, s, counter, last, history = new_weights(
             tab, hyp, z, t, group, now, early, warm, weight, decay, tl.load(DYN + t), at, mask,
-            MAP, TABLE, ROWS, COLS, MEANS, MEAN, FACTOR, LR, SCALE, SCALES, WEIGHTS,
-            P_KIND, G_KIND, CODE, ERROR, LOG, SCALED, PICTURE, ROW_MASK, IMPROVED, MULTIPLIED, NS,
+            MAP, TABLE, ROWS, COLS, MEANS, MEAN, FACTOR, LR, SCALE, SCALES, WEIGHTS, RANKS,
+            P_KIND, G_KIND, CODE, ERROR, LOG, SCALED, PICTURE, ROW_MASK, IMPROVED, MULTIPLIED, NS, RANKED,
         )  # fmt: skip
         if IMPROVED:
             result = result * (1.0 - tl.load(z + Z_PULL))

@@ -76,6 +76,8 @@ T_RANK_AT = tl.constexpr(61)
 T_WIDE = tl.constexpr(62)  # the basis belongs to the rows
 T_SCALE_AT = tl.constexpr(63)  # first further momentum in the table of them
 T_MEANS = tl.constexpr(64)  # first matrix
+T_PIECE = tl.constexpr(65)  # first piece of the projection, pieces of one matrix
+T_PIECES = tl.constexpr(66)
 WIDTH = tl.constexpr(72)
 
 # ---- groups
@@ -145,6 +147,12 @@ Y_OUT = tl.constexpr(3)
 Y_SPACE = tl.constexpr(4)
 CHUNK_SUMS = tl.constexpr(8)
 
+# ---- sums of a piece of a projection
+W_UU = tl.constexpr(0)
+W_TT = tl.constexpr(1)
+W_TM = tl.constexpr(2)
+PIECE_SUMS = tl.constexpr(4)
+
 # ---- numbers of a tensor
 Z_OK = tl.constexpr(0)
 Z_CLIP = tl.constexpr(1)
@@ -159,6 +167,8 @@ Z_PP = tl.constexpr(9)
 Z_VOTE = tl.constexpr(10)
 Z_SQUARE = tl.constexpr(11)
 Z_CAUTION = tl.constexpr(12)
+Z_LEAN = tl.constexpr(13)  # keeps the length of a leaning update
+Z_MM = tl.constexpr(14)
 NUMBERS = tl.constexpr(16)
 
 # ---- scratch planes

@@ -8,6 +8,7 @@ import triton.language as tl
 from .columns import (
     H_BETA1,
     H_BOOST,
+    H_EMPHASIS,
     H_FLOOR,
     H_HARD,
     H_HIGH,
@@ -15,9 +16,14 @@ from .columns import (
     H_LOW,
     H_W1,
     H_WARMUP,
+    T_BASIS,
+    T_RANK,
+    T_RANK_AT,
     T_STEP,
+    T_WIDE,
+    Z_LEAN,
 )
-from .device import lerp, load_mean, load_number, scalar
+from .device import from_bf16, lerp, load_mean, load_number, scalar
 
 COUNTER_LOW = tl.constexpr(-84)  # techniques.GEOMETRIC; a test compares
 COUNTER_HIGH = tl.constexpr(42)
@@ -130,6 +136,33 @@ def clamped(value, hyp, lr):
     hard = tl.load(hyp + H_HARD)
     floor = tl.where((hard > 0) & (lr > 0), tl.div_rn(hard, tl.where(lr > 0, lr, 1.0)), 0.0)
     return tl.maximum(value, floor)
+
+
+@triton.jit
+def lean(u, basis, part, short, long, count, rank, emphasis, keep, mask):
+    """``emphasise``: part [rank, count] holds the update's share of each direction of the basis."""
+    share = u * 0.0
+    for a in range(0, rank):
+        b = from_bf16(basis, short * rank + a, mask)
+        share += b * tl.load(part + a * count + long, mask=mask, other=0.0)
+    return (u + (emphasis - 1.0) * share) * keep
+
+
+@triton.jit
+def leaning(u, tab, hyp, z, RANKS, k, row, col, m, n, mask):
+    """``lean`` with everything looked up; the update itself where the tensor has no basis."""
+    rank = tl.load(tab + T_RANK).to(tl.int32)
+    if rank > 0:
+        wide = tl.load(tab + T_WIDE) != 0
+        short, count = tl.where(wide, row, col), tl.where(wide, n, m)
+        long, size = tl.where(wide, col, row), tl.where(wide, m, n)
+        basis = tl.load(tab + T_BASIS)
+        part = RANKS + tl.load(tab + T_RANK_AT)
+        emphasis, keep = tl.load(hyp + H_EMPHASIS), tl.load(z + Z_LEAN)
+        u = lean(
+            u, basis, part + k * rank * count, k * size + short, long, count, rank, emphasis, keep, mask
+        )
+    return u
 
 
 @triton.jit

@@ -16,6 +16,7 @@ from .columns import (
     H_CAUTIOUS,
     H_FINAL,
     H_MASK,
+    H_OWED,
     HYPER,
     NUMBERS,
     T_AVG,
@@ -34,6 +35,7 @@ from .columns import (
     T_MATRIX,
     T_MEANS,
     T_NUMEL,
+    T_OWED,
     T_R,
     T_R_SCALE,
     T_ROW_AT,
@@ -71,7 +73,7 @@ from .columns import (
     Z_SLOPE,
     Z_VOTE,
 )
-from .device import store_half
+from .device import scalar, store_half
 from .element import boost, rate_of, row_counter, times
 from .first import total_of
 
@@ -125,6 +127,11 @@ def small_state(
     lr = rate_of(LR, group)
     rate = total_of(X, tile, tiles, X_RATE, TILE_SUMS, N) / numel * lr
     tl.store(tl.load(tab + T_AVG).to(tl.pointer_type(tl.float32)), rate, mask=good)
+    owed = tl.load(tab + T_OWED)
+    if owed != 0:
+        tl.store(
+            owed.to(tl.pointer_type(tl.float32)), scalar(owed) + rate * tl.load(hyp + H_OWED), mask=good
+        )
     sums = tl.load(tab + T_MASK_SUM)
     if sums != 0:
         total = total_of(X, tile, tiles, X_MU, TILE_SUMS, N) * tl.load(MEAN)

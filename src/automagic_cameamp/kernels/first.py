@@ -51,6 +51,7 @@ from .columns import (
     T_PART_AT,
     T_R,
     T_R_SCALE,
+    T_RANK,
     T_ROW_AT,
     T_ROWS,
     T_SIGNS,
@@ -80,6 +81,7 @@ from .columns import (
     Z_DAMP,
     Z_EDGE,
     Z_GP,
+    Z_MM,
     Z_OK,
     Z_PP,
     Z_SQUARE,
@@ -283,6 +285,20 @@ def mask_mean(KEPT, kept, elements, MEAN, N: tl.constexpr):
 
 
 @triton.jit
+def torque(tab, hyp, mm, uu, um, good, early):
+    """``torque`` and its damping, from squared lengths and product of momentum and update."""
+    damp = 1.0
+    if tl.load(hyp + H_TAM) != 0:
+        kept = tl.load(tab + T_TORQUE)
+        norms = tl.sqrt(mm) * tl.sqrt(uu)
+        cosine = tl.where(norms > 0, um / tl.where(norms > 0, norms, 1.0), 0.0)
+        s = lerp(scalar(kept), tl.minimum(tl.maximum(cosine, -1.0), 1.0), 0.1)
+        damp = tl.where(early, (1.0 + s) / 2 + tl.load(hyp + H_EPS2), 1.0)
+        tl.store(kept.to(tl.pointer_type(tl.float32)), s, mask=good & early)
+    return damp
+
+
+@triton.jit
 def torque_and_clip(
     TAB, HYP, X, Y, Z, KEPT, kept, elements, MEAN, FOUND, tensors, HAS_FOUND: tl.constexpr, N: tl.constexpr
 ):
@@ -310,14 +326,8 @@ def torque_and_clip(
         size = tl.sqrt(uu / numel)
         clip = 1.0 / tl.maximum(size / tl.load(hyp + H_CLIP), 1.0)
         damp = 1.0
-        if tl.load(hyp + H_TAM) != 0:
-            torque = tl.load(tab + T_TORQUE)
-            norms = tl.sqrt(mm) * tl.sqrt(uu)
-            cosine = tl.where(norms > 0, um / tl.where(norms > 0, norms, 1.0), 0.0)
-            cosine = tl.minimum(tl.maximum(cosine, -1.0), 1.0)
-            s = lerp(scalar(torque), cosine, 0.1)
-            damp = tl.where(early, (1.0 + s) / 2 + tl.load(hyp + H_EPS2), 1.0)
-            tl.store(torque.to(tl.pointer_type(tl.float32)), s, mask=good & early)
+        if tl.load(tab + T_RANK) == 0:  # otherwise the update is not known yet
+            damp = torque(tab, hyp, mm, uu, um, good, early)
         z = Z + t * NUMBERS
         tl.store(z + Z_OK, tl.where(good, 1.0, 0.0))
         tl.store(z + Z_CLIP, clip)
@@ -327,4 +337,5 @@ def torque_and_clip(
         tl.store(z + Z_EDGE, tl.sqrt(total_of(X, tile, tiles, X_LL, TILE_SUMS, N) / numel))
         tl.store(z + Z_PP, total_of(X, tile, tiles, X_PP, TILE_SUMS, N))
         tl.store(z + Z_VOTE, total_of(X, tile, tiles, X_VOTE, TILE_SUMS, N))
+        tl.store(z + Z_MM, mm)
         tl.store(z + Z_SQUARE, total_of(X, tile, tiles, X_SQUARE, TILE_SUMS, N))

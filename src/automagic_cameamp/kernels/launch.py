@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from . import apply, finish, first, second
+from . import apply, finish, first, lowrank, second
 from .columns import ANY, WIDTH
 
 __all__ = ["ANY", "WIDTH", "Buffers", "Flags", "Launcher", "passes"]
@@ -18,6 +18,8 @@ BAND = (16, 128)
 CHUNK = 256
 FLAT = 2048
 SUMS = 256
+# Short and long side of a piece of a projection; the short side is never longer (techniques.lowrank).
+PIECE = (128, 32)
 
 
 class Flags(NamedTuple):
@@ -34,6 +36,7 @@ class Flags(NamedTuple):
     IMPROVED: bool
     MULTIPLIED: bool
     NS: int
+    RANKED: bool
     RANDOM: bool
     HALF: bool
     SPD: bool
@@ -53,6 +56,7 @@ class Buffers(NamedTuple):
     dynamic: Tensor
     tiles: Tensor
     chunks: Tensor
+    pieces: Tensor
     flat: Tensor
     kept: Tensor
     scales: Tensor
@@ -64,6 +68,8 @@ class Buffers(NamedTuple):
     chunk_sums: Tensor
     numbers: Tensor
     means: Tensor
+    ranks: Tensor
+    piece_sums: Tensor
     mask_mean: Tensor
     new: Tensor
     lr: Tensor
@@ -136,13 +142,24 @@ def passes(
         **f.only("HAS_FOUND"),
         N=SUMS,
     )
+    if f.RANKED:
+        launch(
+            lowrank.project,
+            len(b.pieces),
+            *(b.tab, b.hyper, b.dynamic, b.pieces, b.code_map, b.rows, b.cols, b.numbers, b.means, scale),
+            *(b.ranks, b.piece_sums),
+            **f.only("G_KIND", "CODE", "ERROR", "SCALED", "PICTURE"),
+            SHORT=PIECE[0],
+            LONG=PIECE[1],
+        )
+        launch(lowrank.emphasis, tensors, b.tab, b.hyper, b.piece_sums, b.numbers, N=SUMS)
     launch(
         second.surprise,
         tiles,
         *(b.tab, b.hyper, b.dynamic, b.tiles, b.code_map, b.mask_table, b.rows, b.cols, b.part),
-        *(b.tile_sums, b.numbers, b.means, b.mask_mean, factor, b.lr, scale, b.scales, b.weights),
+        *(b.tile_sums, b.numbers, b.means, b.mask_mean, factor, b.lr, scale, b.scales, b.weights, b.ranks),
         **common,
-        **f.only("IMPROVED", "MULTIPLIED", "NS"),
+        **f.only("IMPROVED", "MULTIPLIED", "NS", "RANKED"),
         **bands,
     )
     launch(
@@ -160,8 +177,8 @@ def passes(
         N=SUMS,
     )
     planes = (b.mask_table, b.rows, b.cols, b.numbers, b.means, b.mask_mean, factor, b.lr, scale)
-    planes = (*planes, b.scales, b.weights)
-    each = {**common, **f.only("P_KIND", "IMPROVED", "MULTIPLIED", "NS"), **flat}
+    planes = (*planes, b.scales, b.weights, b.ranks)
+    each = {**common, **f.only("P_KIND", "IMPROVED", "MULTIPLIED", "NS", "RANKED"), **flat}
     head = (b.tab, b.hyper, b.dynamic, b.flat, b.code_map)
     if f.SPD:
         launch(apply.lengths, len(b.flat), *head, *planes, b.new, **each)

@@ -96,6 +96,7 @@ from .element import (
     clamped,
     disagrees,
     element_mask,
+    leaning,
     look,
     mixture,
     multiplier,
@@ -106,12 +107,9 @@ from .element import (
 
 
 @triton.jit
-def momentum_of(
-    x, row_factor, col_factor, clip, damp, weight, old
-):
-    """Clipped update and running mean after it (``factored_rsqrt``, ``rms_clip``, ``accumulate``)."""
-    u = ((x * row_factor) * col_factor) * clip
-    return u, lerp(old, u * damp, weight)
+def update_of(x, row_factor, col_factor, clip):
+    """Update of unit size, clipped (``factored_rsqrt``, ``rms_clip``)."""
+    return ((x * row_factor) * col_factor) * clip
 
 
 @triton.jit
@@ -147,6 +145,7 @@ def surprise(
     SCALE,
     SCALES,
     WEIGHTS,
+    RANKS,
     G_KIND: tl.constexpr,
     CODE: tl.constexpr,
     ERROR: tl.constexpr,
@@ -157,6 +156,7 @@ def surprise(
     IMPROVED: tl.constexpr,
     MULTIPLIED: tl.constexpr,
     NS: tl.constexpr,
+    RANKED: tl.constexpr,
     BR: tl.constexpr,
     BC: tl.constexpr,
 ):
@@ -243,14 +243,15 @@ def surprise(
             old = load_mean(mean, scales, zeros, errors, at, block, coded, mask, MAP, CODE, ERROR)
             if factored:
                 c_moment = tl.load(COLS + col_at + B_C * wide + col, mask=here, other=1.0)
-                u, new = momentum_of(
-                    x, row_factor[:, None], tl.rsqrt(c_moment)[None, :], clip, damp, weight, old
-                )
+                u = update_of(x, row_factor[:, None], tl.rsqrt(c_moment)[None, :], clip)
+                if RANKED:
+                    u = leaning(u, tab, hyp, z, RANKS, k, row[:, None], col[None, :], m, n, mask)
             else:
                 v = load_moment(tl.load(tab + T_V), tl.load(tab + T_V_SCALE), at, block, mask, LOG)
                 v = lerp(v, x * x + tl.load(hyp + H_EPS0), w2)
-                u, new = momentum_of(x, tl.rsqrt(v), 1.0, clip, damp, weight, old)
+                u = update_of(x, tl.rsqrt(v), 1.0, clip)
             u = tl.where(mask, u, 0.0)
+            new = lerp(old, u * damp, weight)
             if NS > 0:
                 new = mixture(new, u, more, weights, own, fresh, at, block, coded, mask, MAP, CODE, NS)
             new = tl.where(mask, new, 0.0)
@@ -303,10 +304,11 @@ def surprise(
                 )
                 old = load_mean(mean, scales, zeros, errors, at, block, coded, mask, MAP, CODE, ERROR)
                 c_moment = tl.load(COLS + col_at + B_C * wide + col, mask=here, other=1.0)
-                u, new = momentum_of(
-                    x, row_factor[:, None], tl.rsqrt(c_moment)[None, :], clip, damp, weight, old
-                )
+                u = update_of(x, row_factor[:, None], tl.rsqrt(c_moment)[None, :], clip)
+                if RANKED:
+                    u = leaning(u, tab, hyp, z, RANKS, k, row[:, None], col[None, :], m, n, mask)
                 u = tl.where(mask, u, 0.0)
+                new = lerp(old, u * damp, weight)
                 if NS > 0:
                     new = mixture(new, u, more, weights, own, fresh, at, block, coded, mask, MAP, CODE, NS)
                 new = tl.where(mask, new, 0.0)

@@ -17,7 +17,7 @@ from .. import techniques as T
 from ..types import Layout
 from . import _rate, contextual, improved
 
-__all__ = ["hyper_row", "mask_table", "momenta", "picture_size", "unsupported", "weights"]
+__all__ = ["hyper_row", "mask_table", "momenta", "picture_size", "renews", "unsupported", "weights"]
 
 
 def unsupported(recipe: ModuleType, hp: Any, layout: Layout) -> str | None:
@@ -38,10 +38,15 @@ def unsupported(recipe: ModuleType, hp: Any, layout: Layout) -> str | None:
         wrong["factored=False with background_regularization"] = (
             hp.background_regularization and layout.matrix and not hp.factored
         )
-        wrong["lora_rank_penalty=True"] = improved._has_low_rank(layout, hp)
         sides = hp.spatial_awareness and hp.detail_preservation > 0 and layout.matrix
         wrong["factored=False with spatial_awareness"] = sides and not hp.factored
+        wrong["factored=False with lora_rank_penalty"] = renews(recipe, hp, layout) and not hp.factored
     return next((name for name, bad in wrong.items() if bad), None)
+
+
+def renews(recipe: ModuleType, hp: Any, layout: Layout) -> bool:
+    """Whether a parameter has a basis that is found anew from time to time, which the reference does."""
+    return recipe is improved and improved._has_low_rank(layout, hp)
 
 
 def hyper_row(recipe: ModuleType, hp: Any) -> dict[str, float]:
