@@ -122,6 +122,8 @@ class Whole:
             for p in group["params"]
         ]
         self.members, self.rest = self._choose(optimizer, plan)
+        if optimizer.controller is not None and self.rest:  # its signals come from one engine
+            self.members = []
         self.watched = [
             (m.state, [(k, v) for k, v in m.state.items() if k != memory.KEY], _main(m.state)) for m in self.members
         ]
@@ -249,6 +251,10 @@ class Whole:
     def run(self, optimizer: Any) -> None:
         """Launch all passes."""
         self.runner.run(optimizer)
+
+    def observe(self, optimizer: Any) -> None:
+        """The controller's move, where there is one."""
+        self.runner.observe(optimizer.controller)
 
 
 def _flag(p: Tensor) -> Any:

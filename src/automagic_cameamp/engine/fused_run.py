@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..control import signals
 from ..kernels import columns, launch
 from ..recipes import _fused, contextual, improved
 from .execute import Field
-from .fused_tables import KINDS, Tables, code_tables
+from .fused_tables import KINDS, Tables, code_tables, slabs_of
 
 if TYPE_CHECKING:
     from .fused import Whole
@@ -42,6 +43,7 @@ class Runner:
         self.last: list[int] = []
         self.captured: list[Tensor] = []
         self.buffers = self._buffers(recipe, members, tables, optimizer)
+        self.watch = None if optimizer.controller is None else self._watch(optimizer.controller, members)
 
     def _flags(
         self, recipe: Any, members: list[Any], tables: Tables, optimizer: Any, block: int
@@ -74,7 +76,7 @@ class Runner:
         )
 
     def _buffers(self, recipe: Any, members: list[Any], tables: Tables, optimizer: Any) -> launch.Buffers:
-        device, count, groups = self.device, len(members), len(self.whole.groups)
+        device, count, groups = self.device, len(members), len(self.whole.groups) + 1
         hyper = torch.zeros(groups, COLUMN["HYPER"], dtype=torch.float64)
         weights: list[float] = []
         for i, hp in enumerate(self.whole.hypers):
@@ -116,6 +118,38 @@ class Runner:
             mask_table=_fused.mask_table(device),
         )
 
+    def _watch(self, controller: Any, members: list[Any]) -> launch.Watch:
+        """What the contextual controller's passes need."""
+        slabs = slabs_of(members, COLUMN["BUCKETS"], COLUMN["PERIOD"])
+        slices = min(launch.SLICES, len(slabs))
+        slices = -(-len(slabs) // -(-len(slabs) // slices))
+        window, rate = controller.context_window, controller.adaptation_rate
+        slow, slack = 2 / (window + 1), 1 - controller.edge_threshold
+        numbers = (
+            *(slow, min(max(rate, 2 * slow), 1.0), rate, slack, math.log1p(10 * slack)),
+            *(float(min(signals.START_UP, window)), signals.EDGE_LOG_MULTIPLIER, signals.CONSISTENT),
+            *(signals.TREND_WEIGHT, signals.TREND_SCALE, *map(math.log, controller.context_lr_bounds)),
+        )
+        return launch.Watch(
+            memory=self.one,
+            slabs=self._table(slabs),
+            signs=_fused.sign_table(self.device),
+            sketches=torch.empty(slices, COLUMN["BUCKETS"], device=self.device),
+            group=len(self.whole.groups),
+            window=window,
+            numbers=numbers,
+        )
+
+    def observe(self, controller: Any) -> None:
+        """The controller's move after a step that ``run`` made."""
+        assert self.watch is not None
+        controller.memory = controller._memory_on(self.device)
+        window = (len(controller.memory) - signals.Memory.size(0)) // 3
+        watch = self.watch._replace(memory=controller.memory, window=window)
+        loss = controller._take_loss(self.device)
+        count = len(self.whole.members)
+        launch.observe(self.launch, self.buffers, watch, count, loss)
+
     def _table(self, values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
         """Host numbers as device memory, without waiting."""
         host = torch.tensor(values, dtype=dtype)
@@ -129,11 +163,12 @@ class Runner:
         self.found = self.one if found is None else found
         self.flags = self.flags._replace(SCALED=scale is not None, HAS_FOUND=found is not None)
 
-    def _bring(self) -> None:
+    def _bring(self, optimizer: Any) -> None:
         """Addresses of the gradients and the rates: one copy, where anything changed."""
         from .fused import bits_of
 
-        members, groups = self.whole.members, self.whole.groups
+        members = self.whole.members
+        groups = [*self.whole.groups, optimizer.param_groups[0]]  # the controller notes its rate
         values = [m.p.grad.data_ptr() for m in members]
         slots = self.dynamic.data_ptr() + 8 * len(members)
         pairs: list[int] = []
@@ -160,7 +195,7 @@ class Runner:
         """One step."""
         if optimizer.controller is not None:
             self.factor = optimizer.controller.multiplier(self.one)
-        self._bring()
+        self._bring(optimizer)
         self.buffers = self.buffers._replace(skipped=optimizer._skip_counts(self.device))
         elements = float(self.whole.elements) if not math.isinf(self.whole.elements) else 0.0
         launch.passes(
@@ -172,4 +207,5 @@ class Runner:
             self.scale,
             self.found,
             self.factor,
+            self.watch,
         )

@@ -221,6 +221,21 @@ class Tables:
         self.ranks += batch * rank * max(m, n)
 
 
+def slabs_of(members: list[Member], width: int, period: int) -> list[tuple[int, int, int, int]]:
+    """Pieces of up to ``width`` elements: tensor, first element, first bucket, place in the table of signs.
+
+    A tensor without a gradient keeps its place in the sketch of its chunk, as in ``collect``.
+    """
+    result = []
+    for t, member in enumerate(members):
+        group, number = member.chunk.key
+        numel = member.chunk.layout.numel
+        before = next(i for i, q in enumerate(member.chunk.params) if q is member.p) * min(numel, width)
+        turn = (40_503 * group + 24_593 * number + before) % period
+        result += [(t, start, before % width, turn) for start in range(0, numel, width)]
+    return result
+
+
 def code_tables(device: torch.device, code: int) -> tuple[Tensor, Tensor, Tensor]:
     """Value of each code and the encoder's two tables; single numbers where no code needs them."""
     if code == CODES[Dynamic8]:

@@ -189,7 +189,7 @@ class CameAMPOptimizer(Reports, Optimizer):
         for group in self.param_groups:
             group["clock"] += 1
         if self.controller is not None:
-            self.controller.finish(self.param_groups)
+            self.controller.finish(self.param_groups) if whole is None else whole.observe(self)
             params = chain.from_iterable(group["params"] for group in self.param_groups)
             memory.keep(self.state, params, self.controller.memory)
         self._steps += 1

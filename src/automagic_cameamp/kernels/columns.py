@@ -184,6 +184,10 @@ B_SPACE = tl.constexpr(2)
 COL_PLANES = tl.constexpr(3)
 PARTIALS = tl.constexpr(4)  # partial column sums of a tile: three of pass 1, four of pass 4
 
+# ---- the sketch of an update (techniques.sketch)
+BUCKETS = tl.constexpr(4096)
+PERIOD = tl.constexpr(65537)
+
 # ---- codes
 F32 = tl.constexpr(0)
 BF16 = tl.constexpr(1)

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from . import apply, finish, first, lowrank, second
-from .columns import ANY, WIDTH
+from . import apply, context, finish, first, lowrank, second
+from .columns import ANY, BUCKETS, WIDTH
 
-__all__ = ["ANY", "WIDTH", "Buffers", "Flags", "Launcher", "passes"]
+__all__ = ["ANY", "WIDTH", "Buffers", "Flags", "Launcher", "Watch", "observe", "passes"]
 
 # Rows and columns of a tile of the banded passes, elements of a column chunk, of a flat tile, of a
 # reduction over partial sums.
@@ -20,6 +20,9 @@ FLAT = 2048
 SUMS = 256
 # Short and long side of a piece of a projection; the short side is never longer (techniques.lowrank).
 PIECE = (128, 32)
+# Buckets per program of the sketch, most slices of it.
+BUCKET = 512
+SLICES = 64
 
 
 class Flags(NamedTuple):
@@ -80,6 +83,18 @@ class Buffers(NamedTuple):
     mask_table: Tensor
 
 
+class Watch(NamedTuple):
+    """What the controller's passes read besides ``Buffers``; numbers as ``control.signals`` has them."""
+
+    memory: Tensor
+    slabs: Tensor
+    signs: Tensor
+    sketches: Tensor
+    group: int
+    window: int
+    numbers: tuple[float, ...]
+
+
 class Launcher:
     """Runs kernels on the current stream; ``count`` says how many were started."""
 
@@ -102,6 +117,7 @@ def passes(
     scale: Tensor,
     found: Tensor,
     factor: Tensor,
+    watch: Watch | None,
 ) -> None:
     """All passes of a step over the tensors of a plan.
 
@@ -114,6 +130,7 @@ def passes(
         scale: factor of a gradient scaler, one fp32.
         found: its flag, one fp32.
         factor: multiplier of a controller, one fp32.
+        watch: what that controller looks at, or None.
     """
     rows, cols = BAND
     bands = {"BR": rows, "BC": cols}
@@ -183,5 +200,35 @@ def passes(
     if f.SPD:
         launch(apply.lengths, len(b.flat), *head, *planes, b.new, **each)
         launch(apply.pull, tensors, b.tab, b.hyper, b.new, b.numbers, N=SUMS)
+    if watch is not None:  # before the second moments of vectors are written
+        slices, slabs = len(watch.sketches), len(watch.slabs)
+        launch(
+            context.sketch,
+            slices * (BUCKETS.value // BUCKET),
+            *(b.tab, b.hyper, b.dynamic, watch.slabs, watch.signs, b.rows, b.cols, b.numbers, b.means, scale),
+            *(watch.sketches, slabs, -(-slabs // slices)),
+            **f.only("G_KIND", "SCALED", "LOG"),
+            N=BUCKET,
+        )
     codes = (b.code_base, b.code_bound)
     launch(apply.write, len(b.flat), *head, *codes, *planes, **each, **f.only("RANDOM"))
+
+
+def observe(
+    launch: Callable[..., None],
+    b: Buffers,
+    w: Watch,
+    tensors: int,
+    loss: Tensor | None,
+) -> None:
+    """The controller's move after a step; ``loss`` is one fp32 or None."""
+    slices = len(w.sketches)
+    launch(
+        context.observe,
+        1,
+        *(w.memory, w.sketches, slices, b.numbers, tensors, b.lr, w.group),
+        *(b.mask_mean if loss is None else loss, w.window, *w.numbers),
+        HAS_LOSS=loss is not None,
+        W=1 << max(4, (w.window - 1).bit_length()),
+        N=SUMS,
+    )

@@ -17,7 +17,7 @@ from .. import techniques as T
 from ..types import Layout
 from . import _rate, contextual, improved
 
-__all__ = ["hyper_row", "mask_table", "momenta", "picture_size", "renews", "unsupported", "weights"]
+__all__ = ["hyper_row", "mask_table", "momenta", "picture_size", "renews", "sign_table", "unsupported", "weights"]
 
 
 def unsupported(recipe: ModuleType, hp: Any, layout: Layout) -> str | None:
@@ -122,6 +122,11 @@ def picture_size(recipe: ModuleType, hp: Any, layout: Layout) -> tuple[int, int]
     if recipe is not improved or not improved._has_picture(layout, hp):
         return 0, 0
     return layout.shape[-2], layout.shape[-1]
+
+
+def sign_table(device: torch.device) -> Tensor:
+    """The cyclic table of random signs behind sketches."""
+    return T.random_signs(65_537, 0, torch.empty((), device=device)).contiguous()
 
 
 def mask_table(device: torch.device) -> Tensor:
