@@ -73,19 +73,37 @@ def _device_of(optimizer: Any) -> torch.device | None:
 
 
 def prepare(optimizer: Any) -> Whole | None:
-    """The fused part of the coming step, or None where every chunk goes to the other backends."""
+    """The fused part of the coming step, or None where every chunk goes to the other backends.
+
+    Raises:
+        RuntimeError: a gradient scaler left its factor to the optimizer, and other backends, which
+            know no factor, have a part in this step. Nothing was changed then.
+    """
+    whole = _prepare(optimizer)
+    scaled = getattr(optimizer, "grad_scale", None) is not None
+    if (scaled or getattr(optimizer, "found_inf", None) is not None) and (whole is None or whole.rest):
+        raise RuntimeError(
+            "the gradient scaler left grad_scale and found_inf to the optimizer, but the Triton engine does "
+            "not update all of the model: remove _step_supports_amp_scaling from the optimizer."
+        )
+    return whole
+
+
+def _prepare(optimizer: Any) -> Whole | None:
     device = _device_of(optimizer)
     if device is None:
         return None
     # A basis is renewed by the reference: such steps have tables of their own.
-    renewed = tuple(g["clock"] % g["sync_frequency"] == 0 for g in optimizer.param_groups if "sync_frequency" in g)
+    renewed = tuple(
+        g["clock"] % g["sync_frequency"] == 0 for g in optimizer.param_groups if "sync_frequency" in g
+    )
     held = _STEPS.setdefault(optimizer, {})
     whole = held.get(any(renewed))
     if whole is None or not whole.fits(optimizer, device, renewed):
         whole = held[any(renewed)] = Whole(optimizer, device, renewed)
     if not whole.members:
         return None
-    whole.scaler(optimizer)
+    whole.runner.scaler(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
     return whole
 
 
@@ -125,7 +143,8 @@ class Whole:
         if optimizer.controller is not None and self.rest:  # its signals come from one engine
             self.members = []
         self.watched = [
-            (m.state, [(k, v) for k, v in m.state.items() if k != memory.KEY], _main(m.state)) for m in self.members
+            (m.state, [(k, v) for k, v in m.state.items() if k != memory.KEY], _main(m.state), m.p.grad.dtype)
+            for m in self.members
         ]
         if self.members:
             from . import fused_run
@@ -207,7 +226,11 @@ class Whole:
 
     def fits(self, optimizer: Any, device: torch.device, renewed: tuple[bool, ...]) -> bool:
         """Whether the tables still describe the coming step."""
-        if self.fresh or (device, renewed) != (self.device, self.renewed) or self.options != _options(optimizer):
+        if (
+            self.fresh
+            or (device, renewed) != (self.device, self.renewed)
+            or self.options != _options(optimizer)
+        ):
             return False
         params = [p for group in optimizer.param_groups for p in group["params"]]
         if len(params) != len(self.seen):
@@ -223,7 +246,7 @@ class Whole:
             ):
                 return False
         state = optimizer.state
-        for member, (held, values, main) in zip(self.members, self.watched, strict=True):
+        for member, (held, values, main, dtype) in zip(self.members, self.watched, strict=True):
             g = member.p.grad
             if (
                 state.get(member.p) is not held
@@ -232,21 +255,10 @@ class Whole:
                 or g is None
                 or not g.is_contiguous()
                 or g.device != self.device
-                or KINDS.get(g.dtype) != self.runner.gradient_kinds[0]
-                and len(self.runner.gradient_kinds) == 1
+                or g.dtype is not dtype
             ):
                 return False
         return True
-
-    def scaler(self, optimizer: Any) -> None:
-        """Take a gradient scaler's factor and flag, where it left them on the optimizer."""
-        scale, found = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-        if (scale is not None or found is not None) and self.rest:
-            raise RuntimeError(
-                "the gradient scaler left grad_scale and found_inf to the optimizer, but the Triton engine does "
-                "not update all of the model: remove _step_supports_amp_scaling from the optimizer."
-            )
-        self.runner.scaler(scale, found)
 
     def run(self, optimizer: Any) -> None:
         """Launch all passes."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 COLUMN: dict[str, int] = {
     name: value.value for name, value in vars(columns).items() if name.isupper() and hasattr(value, "value")
 }
+SPARE = 4  # captures per plan
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -33,7 +34,14 @@ class Runner:
         self.code = whole.code
         block = self.code.block if self.code is not None else 256
         tables = Tables(
-            members, recipe, optimizer.config.seed, COLUMN, launch.BAND, launch.CHUNK, launch.FLAT, block,
+            members,
+            recipe,
+            optimizer.config.seed,
+            COLUMN,
+            launch.BAND,
+            launch.CHUNK,
+            launch.FLAT,
+            block,
             launch.PIECE[1],
         )
         self.gradient_kinds = sorted({KINDS[m.p.grad.dtype] for m in members})  # type: ignore[union-attr]
@@ -86,7 +94,9 @@ class Runner:
         code = self.flags.CODE
         code_map, base, bound = code_tables(device, code)
         scratch = {"dtype": torch.float32, "device": device}
-        self.dynamic = torch.zeros(count + 3 * groups, dtype=torch.int64, device=device)
+        self.values = -(-(count + groups) // 2) * 2  # what follows starts at a multiple of 16 bytes
+        self.dynamic = torch.zeros(self.values + 2 * groups, dtype=torch.int64, device=device)
+        self.spare = [self._pinned([0] * len(self.dynamic)) for _ in range(SPARE)]
         kept = [v.data_ptr() for v in self.whole.kept]
         return launch.Buffers(
             tab=self._table(tables.tab.tolist()),
@@ -110,7 +120,7 @@ class Runner:
             piece_sums=torch.empty(max(1, len(tables.pieces)), COLUMN["PIECE_SUMS"], **scratch),
             mask_mean=torch.empty(1, **scratch),
             new=torch.empty(len(tables.flat), **scratch),
-            lr=self.dynamic[count + groups :],
+            lr=self.dynamic[self.values :],
             skipped=optimizer._skip_counts(device),
             code_map=code_map,
             code_base=base,
@@ -152,10 +162,7 @@ class Runner:
 
     def _table(self, values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
         """Host numbers as device memory, without waiting."""
-        host = torch.tensor(values, dtype=dtype)
-        if self.device.type == "cuda":
-            host = host.pin_memory()
-        return host.to(self.device, non_blocking=True)
+        return self._pinned(values, dtype).to(self.device, non_blocking=True)
 
     def scaler(self, scale: Tensor | None, found: Tensor | None) -> None:
         """Factor that the gradients were multiplied by, and whether to skip the step; None: neither."""
@@ -180,16 +187,31 @@ class Runner:
             else:  # a number, or a tensor on the host, which is read without waiting
                 values.append(bits_of(float(lr)))
                 pairs += [slots + 8 * i, 1]
-        values += pairs
-        if values == self.last:
+        values += [0] * (self.values - len(values)) + pairs
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            host = self._captured(values)
+        elif values == self.last and not self.captured:  # a graph's replay brings its own
             return
+        else:
+            host = self._pinned(values)  # a fresh one: the last may still be on its way
         self.last = values
-        host = torch.tensor(values, dtype=torch.int64)
-        if self.device.type == "cuda":
-            host = host.pin_memory()  # a fresh one: the last may still be on its way
-            if torch.cuda.is_current_stream_capturing():
-                self.captured.append(host)  # a graph reads it at every replay
         self.dynamic.copy_(host, non_blocking=True)
+
+    def _captured(self, values: list[int]) -> Tensor:
+        """Host memory that a CUDA graph reads at every replay; memory made during a capture would end it."""
+        if not self.spare:
+            raise RuntimeError(
+                f"a plan can be captured by {SPARE} CUDA graphs at most: make a new optimizer."
+            )
+        host = self.spare.pop()
+        host.copy_(torch.tensor(values, dtype=torch.int64))
+        self.captured.append(host)
+        return host
+
+    def _pinned(self, values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
+        """Numbers in host memory from which a copy need not be waited for."""
+        host = torch.tensor(values, dtype=dtype)
+        return host.pin_memory() if self.device.type == "cuda" else host
 
     def run(self, optimizer: Any) -> None:
         """One step."""

@@ -214,7 +214,13 @@ class Tables:
             return
         batch, m, n = member.chunk.layout.view
         count = -(-max(m, n) // piece)
-        values = {"RANK": rank, "RANK_AT": self.ranks, "WIDE": m <= n, "PIECE": len(self.pieces), "PIECES": count}
+        values = {
+            "RANK": rank,
+            "RANK_AT": self.ranks,
+            "WIDE": m <= n,
+            "PIECE": len(self.pieces),
+            "PIECES": count,
+        }
         for name, value in values.items():
             self.tab[t, column[f"T_{name}"]] = value
         self.pieces += [(t, k, i * piece, 0) for k in range(batch) for i in range(count)]

@@ -42,7 +42,7 @@ from .element import rate_of, scaled_gradient
 from .second import update_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slabs", "per_slice"])
 def sketch(
     TAB,
     HYP,
@@ -76,9 +76,7 @@ def sketch(
             place = (bucket + BUCKETS - shift) % BUCKETS
             at = start + place
             mask = at < tl.load(tab + T_NUMEL).to(tl.int32)
-            x = scaled_gradient(
-                tl.load(DYN + t), at, mask, tl.load(tab + T_G_KIND), SCALE, G_KIND, SCALED
-            )
+            x = scaled_gradient(tl.load(DYN + t), at, mask, tl.load(tab + T_G_KIND), SCALE, G_KIND, SCALED)
             clip = tl.load(z + Z_CLIP)
             m, n = tl.load(tab + T_ROWS).to(tl.int32), tl.load(tab + T_COLS).to(tl.int32)
             if tl.load(tab + T_FACTORED) != 0:
@@ -108,7 +106,7 @@ def mean_of(old, new, rate, count, have):
     return tl.where(have, lerp(old, new, weight), old)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slices", "tensors", "group", "window"])
 def observe(
     MEMORY,
     SKETCHES,
@@ -145,9 +143,7 @@ def observe(
     for j in range(0, tensors, N):
         at = j + lane
         ok = tl.load(Z + at * NUMBERS + Z_OK, mask=at < tensors, other=0.0)
-        squares += tl.where(
-            ok != 0, tl.load(Z + at * NUMBERS + Z_SQUARE, mask=at < tensors, other=0.0), 0.0
-        )
+        squares += tl.where(ok != 0, tl.load(Z + at * NUMBERS + Z_SQUARE, mask=at < tensors, other=0.0), 0.0)
         usable += ok
     square = tl.sum(squares, 0)
     wrong = tl.sum(usable, 0) < tensors

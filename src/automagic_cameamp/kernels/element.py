@@ -159,15 +159,25 @@ def leaning(u, tab, hyp, z, RANKS, k, row, col, m, n, mask):
         basis = tl.load(tab + T_BASIS)
         part = RANKS + tl.load(tab + T_RANK_AT)
         emphasis, keep = tl.load(hyp + H_EMPHASIS), tl.load(z + Z_LEAN)
-        u = lean(
-            u, basis, part + k * rank * count, k * size + short, long, count, rank, emphasis, keep, mask
-        )
+        u = lean(u, basis, part + k * rank * count, k * size + short, long, count, rank, emphasis, keep, mask)
     return u
 
 
 @triton.jit
 def mixture(
-    own, u, scales, weights, own_weight, now, at, block, coded, mask, MAP, CODE: tl.constexpr, NS: tl.constexpr
+    own,
+    u,
+    scales,
+    weights,
+    own_weight,
+    now,
+    at,
+    block,
+    coded,
+    mask,
+    MAP,
+    CODE: tl.constexpr,
+    NS: tl.constexpr,
 ):
     """``multiscale``: the momentum over all lengths, its further means moved on first."""
     m = own * own_weight + u * now

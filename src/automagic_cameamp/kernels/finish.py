@@ -129,9 +129,7 @@ def small_state(
     tl.store(tl.load(tab + T_AVG).to(tl.pointer_type(tl.float32)), rate, mask=good)
     owed = tl.load(tab + T_OWED)
     if owed != 0:
-        tl.store(
-            owed.to(tl.pointer_type(tl.float32)), scalar(owed) + rate * tl.load(hyp + H_OWED), mask=good
-        )
+        tl.store(owed.to(tl.pointer_type(tl.float32)), scalar(owed) + rate * tl.load(hyp + H_OWED), mask=good)
     sums = tl.load(tab + T_MASK_SUM)
     if sums != 0:
         total = total_of(X, tile, tiles, X_MU, TILE_SUMS, N) * tl.load(MEAN)
@@ -159,7 +157,9 @@ def small_state(
         rows, cols = ROWS + tl.load(tab + T_ROW_AT), COLS + tl.load(tab + T_COL_AT)
         p, q = tl.load(tab + T_R), tl.load(tab + T_R_SCALE)
         if q != 0:
-            store_half(p, q, rows + A_R * lines, lines, key, tl.load(tab + T_SALT_R).to(tl.int32), now, good, N)
+            store_half(
+                p, q, rows + A_R * lines, lines, key, tl.load(tab + T_SALT_R).to(tl.int32), now, good, N
+            )
         p, q = tl.load(tab + T_SR), tl.load(tab + T_SR_SCALE)
         if q != 0:
             store_half(

@@ -153,9 +153,7 @@ def moments(
             col = c + place
             at = base[:, None] + col[None, :]
             mask = inside[:, None] & (col < n)[None, :] & (at < numel)
-            raw, x, edge = look(
-                g, at, mask, g_kind, SCALE, height, width, penalty, G_KIND, SCALED, PICTURE
-            )
+            raw, x, edge = look(g, at, mask, g_kind, SCALE, height, width, penalty, G_KIND, SCALED, PICTURE)
             w = load_number(p, at, mask, p_kind, P_KIND)
             square += tl.sum(x * x, 1)
             norm += tl.sum(w * w, 1)
@@ -172,9 +170,7 @@ def moments(
                     bump, _ = moved(was * 0, was, raw, live, 1)
                     vote += tl.sum(tl.where(mask, bump, 0).to(tl.float32), 1)
             if not factored:
-                v = load_moment(
-                    tl.load(tab + T_V), tl.load(tab + T_V_SCALE), at, block, mask, LOG
-                )
+                v = load_moment(tl.load(tab + T_V), tl.load(tab + T_V_SCALE), at, block, mask, LOG)
                 v = lerp(v, x * x + eps, w2)
                 u = tl.where(mask, x * tl.rsqrt(v), 0.0)
                 total_r += tl.sum(tl.sum(tl.where(mask, v, 0.0), 1), 0)
@@ -298,7 +294,7 @@ def torque(tab, hyp, mm, uu, um, good, early):
     return damp
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["kept", "tensors"])
 def torque_and_clip(
     TAB, HYP, X, Y, Z, KEPT, kept, elements, MEAN, FOUND, tensors, HAS_FOUND: tl.constexpr, N: tl.constexpr
 ):

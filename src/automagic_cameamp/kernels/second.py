@@ -292,7 +292,9 @@ def surprise(
             tl.store(ROWS + row_at + A_S * lines + line, s, mask=inside)
             total_s += tl.sum(tl.where(inside, s, 0.0), 0)
             if tl.load(tab + T_SR_SCALE) == 0:
-                tl.store(tl.load(tab + T_SR).to(tl.pointer_type(tl.float32)) + line, s, mask=only(inside, good))
+                tl.store(
+                    tl.load(tab + T_SR).to(tl.pointer_type(tl.float32)) + line, s, mask=only(inside, good)
+                )
             inverse = tl.where(inside, tl.rsqrt(s), 0.0)[:, None]
             for c in range(0, n, BC):
                 col = c + place

@@ -17,7 +17,16 @@ from .. import techniques as T
 from ..types import Layout
 from . import _rate, contextual, improved
 
-__all__ = ["hyper_row", "mask_table", "momenta", "picture_size", "renews", "sign_table", "unsupported", "weights"]
+__all__ = [
+    "hyper_row",
+    "mask_table",
+    "momenta",
+    "picture_size",
+    "renews",
+    "sign_table",
+    "unsupported",
+    "weights",
+]
 
 
 def unsupported(recipe: ModuleType, hp: Any, layout: Layout) -> str | None:
