@@ -14,7 +14,8 @@ from engine.helpers import draw
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # A matrix of two bands, a wide one, a batch of matrices, a kernel, vectors, a number.
 SHAPES = [(70, 20), (12, 30), (2, 5, 7), (4, 3, 3, 3), (8,), (1300,), ()]
-WARMUP = 5
+FEW = [(70, 20), (2, 5, 7), (1100,)]
+WARMUP = 5  # t = 1, 2 are early, 3, 4 in the middle, 5 is late
 
 Hook = Callable[[Any, list[Tensor], int], None]
 
