@@ -143,7 +143,7 @@ class Whole:
         if optimizer.controller is not None and self.rest:  # its signals come from one engine
             self.members = []
         self.watched = [
-            (m.state, [(k, v) for k, v in m.state.items() if k != memory.KEY], _main(m.state), m.p.grad.dtype)
+            (m.state, [(k, v) for k, v in m.state.items() if k != memory.KEY], _main(m.state), m.p.grad.dtype)  # type: ignore[union-attr]
             for m in self.members
         ]
         if self.members:

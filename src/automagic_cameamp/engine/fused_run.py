@@ -176,7 +176,7 @@ class Runner:
 
         members = self.whole.members
         groups = [*self.whole.groups, optimizer.param_groups[0]]  # the controller notes its rate
-        values = [m.p.grad.data_ptr() for m in members]
+        values = [m.p.grad.data_ptr() for m in members]  # type: ignore[union-attr]
         slots = self.dynamic.data_ptr() + 8 * len(members)
         pairs: list[int] = []
         for i, group in enumerate(groups):

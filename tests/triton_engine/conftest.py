@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_interpreter() -> Iterator[None]:
-    """The interpreter patches the language anew at every call of a device function: once a launch is enough."""
+    """The interpreter patches the language at every call of a device function: once a launch is enough."""
     if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
         yield
         return
