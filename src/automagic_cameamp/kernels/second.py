@@ -194,7 +194,6 @@ def surprise(
     words = tl.load(tab + T_MASK)
     side = tl.load(tab + T_SIDE)
     eps1, w2, w3 = tl.load(hyp + H_EPS1), tl.load(hyp + H_W2), tl.load(hyp + H_W3)
-    confident = tl.load(tab + T_S) != 0
     more = SCALES + tl.load(tab + T_SCALE_AT)
     weights = WEIGHTS + group * 2 * NS
     own, fresh = tl.load(hyp + H_OWN), tl.load(hyp + H_NOW)
@@ -227,6 +226,7 @@ def surprise(
                 vote = tl.where(matrix, vote, tl.load(z + Z_VOTE))
                 counter = row_counter(words, place_of, inside, vote, live, factor)
                 mu_row = multiplier(TABLE, counter, MEAN)
+                tl.debug_barrier()  # several threads hold a row: all have read before one writes
                 tl.store(
                     words.to(tl.pointer_type(tl.int8)) + place_of,
                     counter.to(tl.int8),
@@ -270,7 +270,7 @@ def surprise(
             total_rate += tl.sum(tl.sum(rate, 1), 0)
             if not factored:
                 out = new
-                if confident:
+                if tl.load(tab + T_S) != 0:
                     s = load_moment(tl.load(tab + T_S), tl.load(tab + T_S_SCALE), at, block, mask, LOG)
                     out = new * tl.rsqrt(lerp(s, rest + eps1, w3))
                 f = turned(out, raw, hyp, early, decay, IMPROVED)
@@ -284,6 +284,7 @@ def surprise(
             variance = lerp(load_vector(space, half, line, inside), variance, 0.1)
             tl.store(ROWS + row_at + A_SPACE * lines + line, variance, mask=inside)
             total_space += tl.sum(tl.where(inside, variance, 0.0), 0)
+            tl.debug_barrier()
             if half == 0:
                 tl.store(space.to(tl.pointer_type(tl.float32)) + line, variance, mask=only(inside, good))
         if factored:
@@ -291,6 +292,7 @@ def surprise(
             s = lerp(past, residual / n + eps1, w3)
             tl.store(ROWS + row_at + A_S * lines + line, s, mask=inside)
             total_s += tl.sum(tl.where(inside, s, 0.0), 0)
+            tl.debug_barrier()
             if tl.load(tab + T_SR_SCALE) == 0:
                 tl.store(
                     tl.load(tab + T_SR).to(tl.pointer_type(tl.float32)) + line, s, mask=only(inside, good)
@@ -328,7 +330,7 @@ def surprise(
                     if r > first:
                         d += tl.load(at_col + 2 * n, mask=here, other=0.0)
                         e += tl.load(at_col + 3 * n, mask=here, other=0.0)
-                tl.debug_barrier()  # all threads have read before one writes
+                tl.debug_barrier()
                 tl.store(at_col, a, mask=here)
                 tl.store(at_col + n, b, mask=here)
                 if side == 2:
@@ -377,6 +379,7 @@ def confidence_columns(TAB, HYP, CHUNKS, PART, COLS, X, Y, Z, MEANS, N: tl.const
     past = load_vector(tl.load(tab + T_SC), tl.load(tab + T_SC_SCALE), at, here)
     s = lerp(past, rest / m + tl.load(hyp + H_EPS1), tl.load(hyp + H_W3))
     tl.store(scratch + B_S * lines, s, mask=here)
+    tl.debug_barrier()  # all have read before one writes
     if tl.load(tab + T_SC_SCALE) == 0:
         tl.store(tl.load(tab + T_SC).to(tl.pointer_type(tl.float32)) + at, s, mask=only(here, good))
     if tl.load(tab + T_C_SCALE) == 0:
@@ -390,6 +393,7 @@ def confidence_columns(TAB, HYP, CHUNKS, PART, COLS, X, Y, Z, MEANS, N: tl.const
         variance = lerp(load_vector(space, half, at, here), variance, 0.1)
         tl.store(scratch + B_SPACE * lines, variance, mask=here)
         tl.store(y + Y_SPACE, tl.sum(tl.where(here, variance, 0.0), 0))
+        tl.debug_barrier()
         if half == 0:
             tl.store(space.to(tl.pointer_type(tl.float32)) + at, variance, mask=only(here, good))
     if first == 0:
