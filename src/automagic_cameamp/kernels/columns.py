@@ -38,7 +38,6 @@ T_SPACE = tl.constexpr(24)
 T_SPACE_SCALE = tl.constexpr(25)
 T_BASIS = tl.constexpr(26)
 T_OWED = tl.constexpr(27)
-T_BITS = tl.constexpr(28)  # correction plane of 24-bit weights
 # ---- tensors: sizes and flags
 T_BATCH = tl.constexpr(29)
 T_ROWS = tl.constexpr(30)
@@ -136,7 +135,6 @@ X_OUT = tl.constexpr(13)
 X_SPACE = tl.constexpr(14)
 X_SQUARE = tl.constexpr(15)
 X_VOTE = tl.constexpr(16)
-X_NEW = tl.constexpr(17)
 TILE_SUMS = tl.constexpr(20)
 
 # ---- sums of a column chunk
