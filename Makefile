@@ -3,7 +3,7 @@
 PYTHON      ?= python3
 TORCH       ?= torch==2.13.0
 TORCH_INDEX ?=
-EXTRAS      ?= demo,bnb,bench,dev
+EXTRAS      ?= demo,bnb,bench,dev,triton
 VENV        := .venv
 JOBS        ?= $(shell nproc 2>/dev/null || echo 2)
 ARGS        ?=

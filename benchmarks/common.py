@@ -42,6 +42,8 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sgdm-fused": ("torch.optim.SGD", {"fused": True, "momentum": 0.9}),
     "bnb-adamw8bit": ("bitsandbytes.optim.AdamW8bit", {}),
     "bnb-adamw32bit": ("bitsandbytes.optim.AdamW", {}),
+    "torchao-adamw8bit": ("torchao.optim.AdamW8bit", {}),
+    "flash-adamw": ("flashoptim.FlashAdamW", {}),
     "came": ("came_pytorch.CAME", {}),
     "ao-adamw8bit": ("torchao.optim.AdamW8bit", {}),
     "adafactor8bit": ("adafactor8bit.Adafactor8bit", {}),

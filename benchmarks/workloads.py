@@ -56,6 +56,13 @@ def gpt2_small_shapes() -> list[Shape]:
     return [(50257, d), (1024, d), *(layer * 12), (d,), (d,)]
 
 
+def one_billion_shapes() -> list[Shape]:
+    """A decoder of 22 layers, width 2048, grouped attention, gated feed-forward: 1.1 billion."""
+    d, kv, ff = 2048, 256, 5632
+    layer: list[Shape] = [(d, d), (kv, d), (kv, d), (d, d), (ff, d), (ff, d), (d, ff), (d,), (d,)]
+    return [(32000, d), *(layer * 22), (d,), (32000, d)]
+
+
 def _build() -> dict[str, Workload]:
     lora = tuple(lora_pairs(sdxl_unet_linears(), rank=16))
     gpt2 = tuple(gpt2_small_shapes())
@@ -65,6 +72,8 @@ def _build() -> dict[str, Workload]:
         Workload("lora-sdxl-bf16", lora, torch.bfloat16),
         Workload("full-124m", gpt2),
         Workload("one-big", ((16384, 4096),)),
+        Workload("one-big-bf16", ((16384, 4096),), torch.bfloat16),
+        Workload("one-billion-bf16", tuple(one_billion_shapes()), torch.bfloat16),
         Workload("one-small", ((256, 256),)),
         Workload("quick", quick),
     ]
@@ -80,6 +89,7 @@ assert WORKLOADS["lora-sdxl"].numel == 42_557_440
 assert len(set(WORKLOADS["lora-sdxl"].shapes)) == 9
 assert len(WORKLOADS["full-124m"].shapes) == 148
 assert WORKLOADS["full-124m"].numel == 124_439_808
+assert WORKLOADS["one-billion-bf16"].numel == 1_100_048_384
 
 
 def make_params(workload: Workload, seed: int = 0, device: str = "cpu") -> list[torch.nn.Parameter]:

@@ -20,7 +20,7 @@ from .. import configs
 from ..storage import Policy
 from ..types import Layout
 from ..validate import checked, fail
-from . import backends, checkpoint, execute, memory, native
+from . import backends, checkpoint, execute, fused, memory, native
 from .buckets import Chunk, chunks
 from .checks import check_parameter, check_rate
 from .contract import Controller
@@ -170,8 +170,8 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
             self._check_gradients()
         if self.controller is not None:
             self.controller.begin(loss)
-        works = [] if plan is not None else self._works()
-        if plan is None:
+        works, all_of_them = ([], False) if plan is not None else self._works()
+        if all_of_them:
             plan = self._plan = native.planned(self, works)
         if plan is not None:
             plan.run(self)
@@ -186,7 +186,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
         for group in self.param_groups:
             group["clock"] += 1
         if self.controller is not None:
-            self.controller.finish(self.param_groups)
+            self.controller.finish(self.param_groups) if whole is None else whole.observe(self)
             params = chain.from_iterable(group["params"] for group in self.param_groups)
             memory.keep(self.state, params, self.controller.memory)
         self._steps += 1
@@ -194,18 +194,23 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
             rates = ", ".join(f"{float(g['lr']):.3g}" for g in self.param_groups)
             logger.info("%s: step %d, scheduler lr %s", type(self).__name__, self._steps, rates)
 
-    def _works(self) -> list[backends.Work]:
-        """The updates of this step, with all state that they need."""
-        lagged = self._lagged()
-        plan = list(self._chunks())
+    def _works(self) -> tuple[list[backends.Work], bool]:
+        """The updates of this step that are not done at once on a device, and whether these are all."""
+        whole = fused.prepare(self)
+        lagged = self._lagged() if whole is None else whole.lagged
+        plan = list(self._chunks()) if whole is None else whole.rest
         self._create_states(plan)
         # All groups look at the model as the last step left it, so before any of them moves.
-        shared = [self._share(number, group, lagged) for number, group in enumerate(self.param_groups)]
-        return [
+        groups = enumerate(self.param_groups) if plan else ()
+        shared = [self._share(number, group, lagged) for number, group in groups]
+        if whole is not None:
+            whole.run(self)
+        works = [
             self._work(group, chunk, active, shared[chunk.key[0]])
             for group, chunk in plan
             if (active := [i for i, p in enumerate(chunk.params) if p.grad is not None])
         ]
+        return works, whole is None
 
     def _create_states(self, plan: list[tuple[dict[str, Any], Chunk]]) -> None:
         """State of every parameter that has its first gradient: first all storage, then all values."""

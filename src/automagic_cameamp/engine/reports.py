@@ -41,14 +41,19 @@ class Reports:
 
     def _count_skipped(self, chunk: Chunk, ok: Tensor) -> None:
         """Add to the counters of these parameters, without looking at them."""
-        device, total = ok.device, sum(len(group["params"]) for group in self.param_groups)
+        indices = self._on_device(chunk.indices, torch.int64, ok.device)
+        self._skip_counts(ok.device).index_add_(0, indices, (~ok).to(torch.int32))
+
+    def _skip_counts(self, device: torch.device) -> Tensor:
+        """Skipped updates of every parameter, int32 on this device."""
+        total = sum(len(group["params"]) for group in self.param_groups)
         counts = self._skipped.get(device)
         if counts is None or len(counts) < total:
             grown = torch.zeros(total, dtype=torch.int32, device=device)
             if counts is not None:
                 grown[: len(counts)] = counts
             counts = self._skipped[device] = grown
-        counts.index_add_(0, self._on_device(chunk.indices, torch.int64, device), (~ok).to(torch.int32))
+        return counts
 
     def health(self) -> dict[str, Any]:
         """Updates that were skipped because a gradient was not finite. One synchronisation.

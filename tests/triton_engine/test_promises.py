@@ -1,0 +1,168 @@
+"""What the Triton engine promises besides the numbers: refusals, repeatability, addresses, scalers."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+import automagic_cameamp as A
+from automagic_cameamp.engine import fused
+from engine.helpers import differences as bit_differences
+from engine.helpers import disk, same_bits, snapshot
+from triton_drive import DEVICE, FEW, build, differences, give, parameters, run, runner
+
+SMALL = [(12, 30), (8,), (2, 5, 7)]
+
+
+def test_import_does_not_import_triton() -> None:
+    program = "import sys, automagic_cameamp; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, in the interpreter
+@pytest.mark.parametrize("cls", [A.Automagic_CameAMP, A.Automagic_CameAMP_8Bit, A.Automagic_CameAMP_COptim])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_a_gradient_that_is_not_usable_changes_no_bit(cls: type, bad: float) -> None:
+    params = parameters(SMALL)
+    optimizer = build(cls, params, "triton")
+    give(params, 1)
+    optimizer.step()
+    kept = [[v.clone() for v in optimizer.state[p].values()] for p in params]
+    weights = [p.detach().clone() for p in params]
+    give(params, 2)
+    for p in params[:2]:
+        p.grad.view(-1)[3] = bad
+    optimizer.step()
+    for p, before, values in zip(params[:2], weights[:2], kept[:2], strict=True):
+        assert same_bits(p, before)
+        own = [v for k, v in optimizer.state[p].items() if k != "c_optim"]
+        assert all(same_bits(v, w) for v, w in zip(own, values, strict=False))
+    assert not same_bits(params[2], weights[2])
+    assert optimizer.health()["parameters"] == {"param_0": 1, "param_1": 1}
+
+
+@pytest.mark.parametrize("cls", [A.Automagic_CameAMP8bit, A.Automagic_CameAMP_Improved])
+def test_two_runs_are_bitwise_equal(cls: type) -> None:
+    runs = [run(cls, "triton", 3, FEW, torch.bfloat16)[1] for _ in range(2)]
+    assert not bit_differences(snapshot(runs[0]), snapshot(runs[1]))
+
+
+def test_a_loaded_run_goes_on_bitwise() -> None:
+    """Loading replaces every state tensor: stale addresses would write into the old ones."""
+    params, optimizer = run(A.Automagic_CameAMP_COptim8bit, "triton", 2, FEW, blocksize=64)
+    twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    other = build(A.Automagic_CameAMP_COptim8bit, twins, "triton", blocksize=64)
+    give(twins, 9)
+    other.step()
+    other.load_state_dict(disk(optimizer.state_dict()))
+    for p, q in zip(params, twins, strict=True):
+        q.data = p.detach().clone()
+    for t in (3, 4):
+        for ps, o in ((params, optimizer), (twins, other)):
+            give(ps, t)
+            o.step()
+    assert not bit_differences(snapshot(optimizer), snapshot(other))
+
+
+def _replaced(optimizer: Any, params: list[Any], t: int) -> None:
+    if t == 2:  # as FSDP and XLA do
+        fresh = torch.nn.Parameter(params[0].detach().clone())
+        fresh.grad = params[0].grad
+        optimizer.state[fresh] = optimizer.state.pop(params[0])
+        params[0] = optimizer.param_groups[0]["params"][0] = fresh
+
+
+def _converted(optimizer: Any, params: list[Any], t: int) -> None:
+    if t == 2:  # as model.to(torch.bfloat16) does
+        for p in params:
+            p.data, p.grad = p.data.bfloat16(), None
+        give(params, t)
+
+
+def _options(optimizer: Any, params: list[Any], t: int) -> None:
+    group = optimizer.param_groups[0]
+    group["lr"] = 5e-4 / t
+    group["eta"] = 1.0 + t
+
+
+@pytest.mark.parametrize("hook", [_replaced, _converted, _options])
+def test_what_changes_between_steps_is_seen(hook: Any) -> None:
+    a = run(A.Automagic_CameAMP, "reference", 3, SMALL, hook=hook)
+    b = run(A.Automagic_CameAMP, "triton", 3, SMALL, hook=hook)
+    start = [p.to(q.dtype) for p, q in zip(parameters(SMALL), a[0], strict=True)]
+    assert not differences(
+        start, (a[1].param_groups[0]["params"], a[1]), (b[1].param_groups[0]["params"], b[1])
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tensor_as_rate(dtype: torch.dtype) -> None:
+    weights = []
+    for lr in (3e-4, torch.tensor(3e-4, dtype=dtype, device=DEVICE)):
+        weights.append(run(A.Automagic_CameAMP, "triton", 2, SMALL, lr=lr)[0])
+    assert all(same_bits(p, q) for p, q in zip(*weights, strict=True))
+
+
+def test_rate_zero_changes_nothing() -> None:
+    params, _ = run(A.Automagic_CameAMP_Improved, "triton", 2, SMALL, torch.bfloat16, lr=0.0)
+    assert all(same_bits(p, q) for p, q in zip(params, parameters(SMALL, torch.bfloat16), strict=True))
+
+
+def test_a_gradient_scaler_is_honoured() -> None:
+    def scaled(optimizer: Any, params: list[Any], t: int) -> None:
+        for p in params:
+            p.grad = p.grad * 1024.0
+        optimizer.grad_scale = torch.tensor(1024.0, device=DEVICE)
+        optimizer.found_inf = torch.tensor(float(t == 2), device=DEVICE)
+
+    def skipped(optimizer: Any, params: list[Any], t: int) -> None:
+        if t == 2:
+            for p in params:
+                p.grad.fill_(float("nan"))
+
+    a = run(A.Automagic_CameAMP, "triton", 3, SMALL, hook=skipped)
+    b = run(A.Automagic_CameAMP, "triton", 3, SMALL, hook=scaled)
+    assert all(same_bits(p, q) for p, q in zip(a[0], b[0], strict=True))  # a power of two costs no bits
+    optimizer = build(A.Automagic_CameAMP, parameters(SMALL), "reference")
+    optimizer.grad_scale = torch.tensor(2.0)
+    with pytest.raises(RuntimeError, match="_step_supports_amp_scaling"):
+        optimizer.step()
+
+
+def test_what_no_kernel_knows_runs_on_the_reference() -> None:
+    with pytest.warns(UserWarning, match="came=False"):
+        a = run(A.Automagic_CameAMP, "triton", 2, SMALL, came=False)
+    b = run(A.Automagic_CameAMP, "reference", 2, SMALL, came=False)
+    assert runner(a[1]) is None
+    assert all(same_bits(p, q) for p, q in zip(a[0], b[0], strict=True))
+
+
+def test_asked_for_and_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = parameters(SMALL)
+    give(params, 1)
+    optimizer = build(A.Automagic_CameAMP, params, "triton")
+    monkeypatch.setattr(fused, "has_triton", lambda: False)
+    with pytest.raises(ValueError, match="Triton is not installed"):
+        optimizer.step()
+    monkeypatch.setattr(fused, "has_triton", lambda: True)
+    monkeypatch.setattr(fused, "interpreted", lambda: False)
+    if DEVICE == "cpu":
+        with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
+            optimizer.step()
+    assert not optimizer.state
+
+
+def test_deep_copies_have_tables_of_their_own() -> None:
+    params, optimizer = run(A.Automagic_CameAMP, "triton", 1, SMALL)
+    twin = copy.deepcopy({"p": params, "o": optimizer})
+    give(params, 2)
+    optimizer.step()
+    assert not same_bits(params[0], twin["p"][0])
+    give(twin["p"], 2)
+    twin["o"].step()
+    assert all(same_bits(p, q) for p, q in zip(params, twin["p"], strict=True))
