@@ -12,6 +12,7 @@ import os
 import struct
 import warnings
 import weakref
+from operator import is_
 from typing import Any
 
 import torch
@@ -142,10 +143,11 @@ class Whole:
         self.members, self.rest = self._choose(optimizer, plan)
         if optimizer.controller is not None and self.rest:  # its signals come from one engine
             self.members = []
-        self.watched = [
-            (m.state, [(k, v) for k, v in m.state.items() if k != memory.KEY], _main(m.state), m.p.grad.dtype)  # type: ignore[union-attr]
-            for m in self.members
-        ]
+        self.watched = []
+        for m in self.members:
+            own = {k: v for k, v in m.state.items() if k != memory.KEY}
+            assert m.p.grad is not None
+            self.watched.append((m.p, m.state, tuple(own), tuple(own.values()), _main(m.state), m.p.grad.dtype))
         if self.members:
             from . import fused_run
 
@@ -246,11 +248,11 @@ class Whole:
             ):
                 return False
         state = optimizer.state
-        for member, (held, values, main, dtype) in zip(self.members, self.watched, strict=True):
-            g = member.p.grad
+        for p, held, keys, values, main, dtype in self.watched:
+            g = p.grad
             if (
-                state.get(member.p) is not held
-                or any(held.get(key) is not value for key, value in values)
+                state.get(p) is not held
+                or not all(map(is_, map(held.get, keys), values))
                 or _main(held) != main
                 or g is None
                 or not g.is_contiguous()
