@@ -21,7 +21,7 @@ RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types tests test-gpu bench clean
+.PHONY: help setup demo test lint types tests test-gpu bench sanitize clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,9 @@ test-gpu: $(READY) ## the tests that need a CUDA device
 
 bench: $(READY) ## every benchmark, briefly (ARGS=--full: the rows that the documentation quotes)
 	@PYTHONPATH=src $(PY) benchmarks/run_all.py $(ARGS)
+
+sanitize: $(READY) ## the CPU kernels under the address, undefined-behaviour and thread sanitizers (gcc)
+	@PYTHONPATH=src $(PY) scripts/sanitize.py $(ARGS)
 
 clean: ## remove .venv, caches, builds and runs
 	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .hypothesis src/*.egg-info
