@@ -151,7 +151,7 @@ def test_tensor_lr_equals_float_lr(info: Any, dims: int) -> None:
         second = info.optim_cls(twins, **kwargs)
         for _ in range(5):
             closure(first, weight, bias, x)
-            closure(second, *twins, x)
+            closure(second, twins[0], twins[1], x)
             first.step()
             second.step()
         torch.testing.assert_close(twins[0], weight, rtol=1e-6, atol=1e-7)

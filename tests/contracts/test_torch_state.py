@@ -56,7 +56,7 @@ def test_state_dict_is_deterministic_at_every_step(info: Any, names: tuple[bool,
         assert equal(saved, optimizer.state_dict())  # loading wrote nothing into it
         for _ in range(4):
             closure(optimizer, weight, bias, x)
-            closure(second, *twins, x)
+            closure(second, twins[0], twins[1], x)
             optimizer.step()
             second.step()
             second.load_state_dict(disk(second.state_dict()))
@@ -215,9 +215,10 @@ def test_hooks_of_load_state_dict(info: Any) -> None:
 def test_averaged_model_and_swalr(info: Any) -> None:
     """swa_utils reads lr and writes it: the weights' average is the plain mean of what was visited."""
     torch.manual_seed(3)
-    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 1))
+    net: Any = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 1))
     optimizer = info.optim_cls(net.parameters(), **QUICK)
-    averaged, schedule = AveragedModel(net), SWALR(optimizer, swa_lr=1e-3, anneal_epochs=3)
+    averaged: Any = AveragedModel(net)
+    schedule = SWALR(optimizer, swa_lr=1e-3, anneal_epochs=3)
     visited, rates = [], []
     for _ in range(5):
         optimizer.zero_grad()

@@ -134,7 +134,7 @@ def by_hand(net: nn.Module, optimizer: Any, precision: str, features: str) -> No
         optimizer.zero_grad()
 
 
-def prepared(name: str, precision: str) -> list[tuple[nn.Module, Any]]:
+def prepared(name: str, precision: str) -> list[tuple[Any, Any]]:
     dtype = next((d for text, d in DTYPES.items() if precision.startswith(text)), torch.float32)
     made = twins(name, dtype)
     if "fp32 gradients" in precision:
