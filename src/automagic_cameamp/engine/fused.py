@@ -147,7 +147,9 @@ class Whole:
         for m in self.members:
             own = {k: v for k, v in m.state.items() if k != memory.KEY}
             assert m.p.grad is not None
-            self.watched.append((m.p, m.state, tuple(own), tuple(own.values()), _main(m.state), m.p.grad.dtype))
+            self.watched.append(
+                (m.p, m.state, tuple(own), tuple(own.values()), _main(m.state), m.p.grad.dtype)
+            )
         if self.members:
             from . import fused_run
 

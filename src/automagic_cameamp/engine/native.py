@@ -85,7 +85,7 @@ class Table:
         self.states: list[dict[str, Any]] = []
         self.slices: list[slice] = []
         self.options: Any = np.zeros(len(members), dtype=table.OPTIONS)
-        self.sketch = torch.zeros(abi.SKETCH) if signals else None
+        self.sketch = torch.zeros(abi.SKETCH, dtype=torch.float32) if signals else None
         start = 0
         for number, member in enumerate(members):
             self.options[number] = table.options(member.hp, member.recipe, signals)

@@ -170,23 +170,26 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
             self._check_gradients()
         if self.controller is not None:
             self.controller.begin(loss)
-        works, all_of_them = ([], False) if plan is not None else self._works()
-        if all_of_them:
+        works, whole = ([], None) if plan is not None else self._works()
+        if plan is None and whole is None:
             plan = self._plan = native.planned(self, works)
         if plan is not None:
             plan.run(self)
         else:
             for work, ok, signals in backends.run(self.config.engine, works):
                 self._note(work, ok, signals)
-        self._end_step()
+        self._end_step(whole)
         return loss
 
-    def _end_step(self) -> None:
+    def _end_step(self, whole: fused.Whole | None = None) -> None:
         """Count a step whose updates are all done."""
         for group in self.param_groups:
             group["clock"] += 1
         if self.controller is not None:
-            self.controller.finish(self.param_groups) if whole is None else whole.observe(self)
+            if whole is None:
+                self.controller.finish(self.param_groups)
+            else:
+                whole.observe(self)
             params = chain.from_iterable(group["params"] for group in self.param_groups)
             memory.keep(self.state, params, self.controller.memory)
         self._steps += 1
@@ -194,8 +197,8 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
             rates = ", ".join(f"{float(g['lr']):.3g}" for g in self.param_groups)
             logger.info("%s: step %d, scheduler lr %s", type(self).__name__, self._steps, rates)
 
-    def _works(self) -> tuple[list[backends.Work], bool]:
-        """The updates of this step that are not done at once on a device, and whether these are all."""
+    def _works(self) -> tuple[list[backends.Work], fused.Whole | None]:
+        """The updates of this step that are not done at once on a device, and who does those."""
         whole = fused.prepare(self)
         lagged = self._lagged() if whole is None else whole.lagged
         plan = list(self._chunks()) if whole is None else whole.rest
@@ -210,7 +213,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
             for group, chunk in plan
             if (active := [i for i, p in enumerate(chunk.params) if p.grad is not None])
         ]
-        return works, whole is None
+        return works, whole
 
     def _create_states(self, plan: list[tuple[dict[str, Any], Chunk]]) -> None:
         """State of every parameter that has its first gradient: first all storage, then all values."""

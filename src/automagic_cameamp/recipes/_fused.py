@@ -128,7 +128,7 @@ def weights(recipe: ModuleType, hp: Any) -> list[float]:
 
 def picture_size(recipe: ModuleType, hp: Any, layout: Layout) -> tuple[int, int]:
     """Height and width of the pictures that a parameter is seen as; zeros where it is none."""
-    if recipe is not improved or not improved._has_picture(layout, hp):
+    if recipe is not improved or not improved.has_picture(layout, hp):
         return 0, 0
     return layout.shape[-2], layout.shape[-1]
 
