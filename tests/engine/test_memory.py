@@ -88,9 +88,7 @@ def test_lora_shapes_are_quantised_too() -> None:
 def test_a_state_costs_no_allocation_of_its_own() -> None:
     """1,000 small tensors: a few storages, not several per parameter."""
     optimizer = stepped(Automagic_CameAMP8bit, [(4, 64)] * 1000)
-    storages = {
-        v.untyped_storage().data_ptr() for s in optimizer.state.values() for v in s.values()
-    }
+    storages = {v.untyped_storage().data_ptr() for s in optimizer.state.values() for v in s.values()}
     keys = len(next(iter(optimizer.state.values())))
     assert len(storages) <= keys * 2
     assert held_bytes(optimizer) == state_bytes(optimizer)

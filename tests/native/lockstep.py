@@ -27,7 +27,7 @@ from automagic_cameamp.types import Layout
 
 LINE, RESIDUAL, DIRECTION = 4e-6, 3e-5, 2e-5
 RARE = 0.01  # share of the codes of a field that may lie so close to a midpoint
-EXACT = ("step", "lr_mask", "last_polarity", "lowrank_basis")
+EXACT = ("step", "lr_mask", "last_polarity", "lowrank_basis", "lowrank_tail")
 
 SHAPES: list[tuple[int, ...]] = [
     (), (1,), (7,), (300,), (5000,),

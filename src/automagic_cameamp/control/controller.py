@@ -137,12 +137,12 @@ class ContextualController:
         """Add what many stacks tell at once.
 
         Args:
-            sketch: [4096] sum of their folded sketches; copied.
+            sketch: [4096] fp64 sum of their folded sketches; copied.
             square: sum of squares of their raw gradients.
             bad: number of unusable gradients.
         """
         total = torch.full((), square, dtype=torch.float32, device=sketch.device)
-        self._join(sketch.clone(), total, torch.full((), bad > 0, device=sketch.device))
+        self._join(sketch.float(), total, torch.full((), bad > 0, device=sketch.device))
 
     def finish(self, groups: list[dict[str, Any]]) -> None:
         """Turn what was collected into M for the next step."""

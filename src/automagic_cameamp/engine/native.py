@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import warnings
+import weakref
 from collections.abc import Iterator
 from itertools import chain
 from operator import attrgetter, is_
@@ -31,6 +32,7 @@ WITHOUT = (
 )
 _SAID: set[str] = set()
 _DTYPE, _SHAPE, _GRAD, _IS_CPU = (attrgetter(name) for name in ("dtype", "shape", "grad", "is_cpu"))
+_ALIVE = weakref.ReferenceType.__call__
 FLAGS = ("_is_lora_layer", "_is_embedding")
 # Looked at anew at every step, or of no consequence for the arithmetic.
 LOOSE = ("params", "lr", "clock", "initial_lr", "param_names")
@@ -40,7 +42,7 @@ class Folded:
     """What a controller learns from many parameters at once: their sketch, folded already.
 
     Args:
-        sketch: [4096] of the model's part.
+        sketch: [4096] of the model's part, fp64: no order of summation shows once it is rounded.
         square: sum of squares of the raw gradients.
         bad: number of unusable gradients.
     """
@@ -51,7 +53,7 @@ class Folded:
     @classmethod
     def of(cls, parts: list[Folded]) -> Folded:
         """All of them as one."""
-        sketch = torch.stack([part.sketch for part in parts]).double().sum(0).float()
+        sketch = torch.stack([part.sketch for part in parts]).sum(0)
         return cls(sketch, sum(part.square for part in parts), sum(part.bad for part in parts))
 
 
@@ -85,7 +87,7 @@ class Table:
         self.states: list[dict[str, Any]] = []
         self.slices: list[slice] = []
         self.options: Any = np.zeros(len(members), dtype=table.OPTIONS)
-        self.sketch = torch.zeros(abi.SKETCH, dtype=torch.float32) if signals else None
+        self.sketch = torch.zeros(abi.SKETCH, dtype=torch.float64) if signals else None
         start = 0
         for number, member in enumerate(members):
             self.options[number] = table.options(member.hp, member.recipe, signals)
@@ -177,29 +179,30 @@ class Plan:
     """Everything about a step that stays from one to the next, where all works are native."""
 
     def __init__(self, optimizer: Any, works: list[Any]) -> None:
-        self.groups = list(optimizer.param_groups)
-        self.lists = [group["params"] for group in self.groups]
-        self.params: list[Tensor] = list(chain.from_iterable(self.lists))
-        self.lengths = [len(params) for params in self.lists]
+        groups = optimizer.param_groups
+        params: list[Tensor] = list(chain.from_iterable(group["params"] for group in groups))
+        # Weak: a parameter that the program drops must not live on here.
+        self.params = [weakref.ref(p) for p in params]
+        self.lengths = [len(group["params"]) for group in groups]
         self.config = dict(vars(optimizer.config))
-        self.options = [_options_of(group) for group in self.groups]
-        self.flags = _flags(self.params)
+        self.options = [_options_of(group) for group in groups]
+        self.flags = _flags(params)
         self.refresh = [
-            (group, group["sync_frequency"])
-            for number, group in enumerate(self.groups)
+            number
+            for number in range(len(groups))
             if any(
-                work.chunk.key[0] == number and any(spec.name == "lowrank_basis" for spec, _ in work.fields)
+                work.chunk.key[0] == number and any(spec.name in table.LOW_RANK for spec, _ in work.fields)
                 for work in works
             )
         ]
         self.table = Table([_member(work) for work in works], optimizer.controller is not None)
-        place = {id(p): i for i, p in enumerate(self.params)}
+        self.table.members = [m._replace(chunk=m.chunk._replace(params=[])) for m in self.table.members]
+        place = {id(p): i for i, p in enumerate(params)}
         self.order = [place[id(p)] for work in works for p in work.chunk.params]
-        self.present = [p.grad is not None for p in self.params]
-        self.pointers = [p.data_ptr() for p in self.params]
-        self.dtypes, self.shapes = list(map(_DTYPE, self.params)), list(map(_SHAPE, self.params))
-        self.strides = [p.stride() for p in self.params]
-        self.keys = list(optimizer.state)
+        self.present = [p.grad is not None for p in params]
+        self.pointers = [p.data_ptr() for p in params]
+        self.dtypes, self.shapes = list(map(_DTYPE, params)), list(map(_SHAPE, params))
+        self.strides = [p.stride() for p in params]
         self.entries = list(optimizer.state.values())
         # The controller's memory is a new tensor at every step; it is no business of the kernels.
         self.fixed = [name for entry in self.entries for name in entry if name != "c_optim"]
@@ -217,7 +220,6 @@ class Plan:
         step = self.table.step
         step.mask_sums, step.mask_count = self.mask_sums.ctypes.data, len(sums)
         step.masked = float(sum(n for _, n in sums))
-        self.lrs: list[Any] = [None] * len(self.groups)
         self.grads: list[Tensor] = []
 
     def _values(self) -> Iterator[Any]:
@@ -235,19 +237,15 @@ class Plan:
             return False
 
     def _fits(self, optimizer: Any) -> bool:
-        groups, params = optimizer.param_groups, self.params
-        if len(groups) != len(self.groups) or vars(optimizer.config) != self.config:
+        groups = optimizer.param_groups
+        if [len(group["params"]) for group in groups] != self.lengths:
             return False
-        for group, own, members, length, options in zip(
-            groups, self.groups, self.lists, self.lengths, self.options, strict=True
-        ):
-            if group is not own or group["params"] is not members or len(members) != length:
-                return False
-            if _options_of(group) != options:
-                return False
-        if not all(map(is_, chain.from_iterable(self.lists), params)):
+        if vars(optimizer.config) != self.config or list(map(_options_of, groups)) != self.options:
             return False
-        if any(group["clock"] % every == 0 for group, every in self.refresh):
+        params = list(chain.from_iterable(group["params"] for group in groups))
+        if not all(map(is_, params, map(_ALIVE, self.params))):
+            return False
+        if any(groups[number]["clock"] % groups[number]["sync_frequency"] == 0 for number in self.refresh):
             return False
         if list(map(Tensor.data_ptr, params)) != self.pointers or list(map(_DTYPE, params)) != self.dtypes:
             return False
@@ -255,13 +253,11 @@ class Plan:
             return False
         if _flags(params) != self.flags:
             return False
-        return self._state_fits(optimizer) and self._take_gradients()
+        return self._state_fits(optimizer) and self._take_gradients(params)
 
     def _state_fits(self, optimizer: Any) -> bool:
         state = optimizer.state
         if len(state) != len(self.entries) or not all(map(is_, state.values(), self.entries)):
-            return False
-        if not all(map(is_, state, self.keys)):
             return False
         if sum(map(len, self.entries)) != len(self.held) + sum("c_optim" in entry for entry in self.entries):
             return False
@@ -269,8 +265,8 @@ class Plan:
             return False
         return list(map(Tensor.data_ptr, self.tensors)) == self.places
 
-    def _take_gradients(self) -> bool:
-        every = list(map(_GRAD, self.params))
+    def _take_gradients(self, params: list[Tensor]) -> bool:
+        every = list(map(_GRAD, params))
         if [g is not None for g in every] != self.present:
             return False
         grads: list[Any] = [every[i] for i in self.order]
@@ -290,9 +286,10 @@ class Plan:
         """One step of all parameters, after ``fits``; and what the rest of the engine wants to know of it."""
         multiplier = 1.0
         if optimizer.controller is not None:
-            multiplier = float(optimizer.controller.multiplier(torch.zeros(())))
+            multiplier = float(optimizer.controller.multiplier(torch.zeros((), dtype=torch.float32)))
         for number, (group, low, hard) in enumerate(self.rates):
-            table.renew(self.table.options[number], float(self.groups[group]["lr"]), low, hard, multiplier)
+            lr = float(optimizer.param_groups[group]["lr"])
+            table.renew(self.table.options[number], lr, low, hard, multiplier)
         self.table.call(self.grads)
         self.grads = []
         if optimizer.controller is not None or self.table.step.bad:
@@ -315,4 +312,5 @@ def planned(optimizer: Any, works: list[Any]) -> Plan | None:
     if not ready(optimizer.config.engine) or any(map(unsupported, works)):
         return None
     plan = Plan(optimizer, works)
-    return plan if plan._take_gradients() else None
+    params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    return plan if plan._take_gradients(params) else None

@@ -34,8 +34,10 @@ COLUMN = {
     "lr_mask": "mask",
     "last_polarity": "polarity",
     "lowrank_basis": "basis",
+    "lowrank_tail": "basis",
 }
-PLAIN = ("step", "avg_lr", "s", "lr_mask_sum", "lr_mask", "last_polarity", "lowrank_basis", "lowrank_rate")
+LOW_RANK = ("lowrank_basis", "lowrank_tail")
+PLAIN = ("step", "avg_lr", "s", "lr_mask_sum", "lr_mask", "last_polarity", *LOW_RANK, "lowrank_rate")
 # Work of one step in many, which the reference does; no option of the user's, so no warning either.
 REFRESH = "the search for new low-rank directions every sync_frequency steps"
 TASK = np.dtype(abi.Task)
@@ -79,7 +81,7 @@ def unsupported(work: Any) -> str | None:
             return f"{name}={getattr(hp, name)!r}"
     if work.recipe is contextual and len(contextual.mixture(hp).kept) > abi.MAX_SCALES:
         return f"more than {abi.MAX_SCALES + 2} momentum_scales"
-    if work.shared.refresh and any(spec.name == "lowrank_basis" for spec, _ in work.fields):
+    if work.shared.refresh and any(spec.name in LOW_RANK for spec, _ in work.fields):
         return REFRESH
     for q in chunk.params:
         g = q.grad
@@ -205,8 +207,8 @@ def fill(rows: Any, member: Member, number: int) -> Iterator[tuple[str, str]]:
         yield from ((spec.name + plane.suffix, spec.name) for plane in planes)
         if spec.name in PLAIN:
             rows[COLUMN.get(spec.name, spec.name)] = found[""]
-            if spec.name == "lowrank_basis":
-                rows["kept"] = spec.count
+            if spec.name in LOW_RANK:
+                rows["kept"], rows["tail"] = spec.count, spec.name == "lowrank_tail"
             continue
         if spec.name.startswith(contextual.FIELD):
             coded = rows["scale"][:, scales.index(int(spec.name[len(contextual.FIELD) :]))]

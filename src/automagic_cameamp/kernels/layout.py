@@ -53,7 +53,7 @@ class Task(c.Structure):
         *((name, c.c_uint64) for name in ("step", "avg_lr", "torque", "mask_sum", "mask", "polarity")),
         *((name, c.c_uint64) for name in ("basis", "lowrank_rate")),
         *((name, c.c_int32) for name in ("p_type", "g_type", "options", "key", "rounds", "matrix")),
-        *((name, c.c_int32) for name in ("kept", "ok")),
+        *((name, c.c_int32) for name in ("kept", "ok", "tail", "unused")),
         ("square", c.c_double),
     ]
 

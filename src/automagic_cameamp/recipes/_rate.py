@@ -123,7 +123,10 @@ def share(
     one = torch.ones((), dtype=like.dtype, device=like.device)
     mean, vote, level = one, one * 0, one if hp.lr_level == "distance" else one * 0
     if "lr_mask_sum" in every:
-        mean = (every["lr_mask_sum"].sum() / masked).to(like.dtype)
+        sums = every["lr_mask_sum"]
+        # In doubles no engine's order of summation shows; MPS has none.
+        sums = sums if sums.device.type == "mps" else sums.double()
+        mean = (sums.sum() / masked).to(like.dtype)
     fresh = (group["vote_clock"] == clock - 1).float() if "vote_clock" in group else one
     if "lr_mask_vote" in group:
         vote = (group["lr_mask_vote"] * fresh).sum().to(like.dtype)

@@ -59,7 +59,7 @@ struct Task {
   float* mask_sum;
   void* mask;
   uint8_t* polarity;
-  const uint16_t* basis;        // bf16 [K, min(m, n), kept]
+  const void* basis;            // [K, min(m, n), kept]: bf16, or int8 / 127 where tail
   float* lowrank_rate;
   int32_t p_type, g_type;
   int32_t options;              // index
@@ -68,6 +68,7 @@ struct Task {
   int32_t matrix;
   int32_t kept;                 // columns of basis
   int32_t ok;                   // result: the gradient was usable
+  int32_t tail, unused;         // the basis is that of the directions that are not kept
   double square;                // result: sum of squares of the raw gradient
 };
 
@@ -79,7 +80,7 @@ struct Step {
   int64_t count, mask_count;
   double masked;                  // their elements
   double mask_mean;               // used where mask_count is 0
-  float* sketch;                  // [4096] result, where a controller listens
+  double* sketch;                 // [4096] result, where a controller listens
   double square;                  // result
   int64_t bad;                    // result: tensors whose gradient was not usable
   int32_t threads;

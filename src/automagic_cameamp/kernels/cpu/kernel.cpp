@@ -170,7 +170,7 @@ void step(Step* s) {
         for (int64_t c = 0; c < SKETCH; ++c) {
             double q = 0;
             for (int64_t i = 0; i < bundles; ++i) q += sketches[i * SKETCH + c];
-            s->sketch[c] = static_cast<float>(q);
+            s->sketch[c] = q;
         }
     free(sketches);
     free(first);

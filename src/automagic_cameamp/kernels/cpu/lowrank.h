@@ -5,19 +5,24 @@
 
 namespace AUTOMAGIC_ISA {
 
-// Identity + (e - 1) Q Q^T of every matrix, r x r.
+inline double basis_value(const Job& j, int64_t i) {
+    if (j.t->tail) return static_cast<float>(static_cast<const int8_t*>(j.t->basis)[i]) / 127.0f;
+    return from_bf16(static_cast<const uint16_t*>(j.t->basis)[i]);
+}
+
+// r x r of every matrix: identity + (e - 1) Q Q^T, or e identity - (e - 1) T T^T where T are the other directions.
 inline void build_turn(Job& j) {
     int64_t r = smaller(j.m, j.n), kept = j.t->kept;
-    double lean = j.o->emphasis - 1;
+    double lean = j.o->emphasis - 1, whole = j.t->tail ? j.o->emphasis : 1.0;
+    if (j.t->tail) lean = -lean;
     for (int64_t k = 0; k < j.K; ++k) {
-        const uint16_t* q = j.t->basis + k * r * kept;
+        int64_t q = k * r * kept;
         float* out = j.basis + k * r * r;
         for (int64_t a = 0; a < r; ++a)
             for (int64_t b = a; b < r; ++b) {
                 double s = 0;
-                for (int64_t i = 0; i < kept; ++i)
-                    s += static_cast<double>(from_bf16(q[a * kept + i])) * from_bf16(q[b * kept + i]);
-                out[a * r + b] = out[b * r + a] = static_cast<float>(lean * s + (a == b));
+                for (int64_t i = 0; i < kept; ++i) s += basis_value(j, q + a * kept + i) * basis_value(j, q + b * kept + i);
+                out[a * r + b] = out[b * r + a] = static_cast<float>(lean * s + (a == b ? whole : 0.0));
             }
     }
 }
