@@ -21,7 +21,7 @@ from .. import configs
 from ..storage import Policy
 from ..types import Layout
 from ..validate import callers_depth, checked, fail
-from . import backends, checkpoint, execute, memory
+from . import backends, checkpoint, execute, memory, sharded, shards
 from .buckets import Chunk, chunks
 from .reports import Reports
 from .rounding import parameter_key
@@ -38,6 +38,8 @@ class Controller(Protocol):
     memory: Tensor | None
 
     def begin(self, loss: Any) -> None: ...
+    def share(self, device: torch.device) -> Tensor | None: ...
+    def take(self, total: Tensor) -> None: ...
     def multiplier(self, like: Tensor) -> Tensor: ...
     def collect(self, signals: Any, key: tuple[int, int], rows: Tensor | None, count: int) -> None: ...
     def finish(self, groups: list[dict[str, Any]]) -> None: ...
@@ -145,8 +147,15 @@ class CameAMPOptimizer(Reports, Optimizer):
         return chunks(self.param_groups if groups is None else groups, self._policy)
 
     def _fields(self, group: dict[str, Any], chunk: Chunk) -> list[execute.Field]:
+        by_rows = chunk.shard is not None
+        return execute.fields_of(
+            self.recipe, chunk.layout, self._options(group, chunk), chunk.policy, by_rows
+        )
+
+    def _options(self, group: dict[str, Any], chunk: Chunk) -> Any:
+        """The recipe's options as they hold for a chunk."""
         hp = self._hyper(group, chunk.lora)
-        return execute.fields_of(self.recipe, chunk.layout, hp, chunk.policy)
+        return hp if chunk.shard is None else sharded.options(self, hp)
 
     # ---------------------------------------------------------------- step
 
@@ -177,7 +186,10 @@ class CameAMPOptimizer(Reports, Optimizer):
             for group, chunk in plan
             if (active := [i for i, p in enumerate(chunk.params) if p.grad is not None])
         ]
-        for work, ok, signals in backends.run(self.config.engine, works):
+        whole = [work for work in works if work.chunk.shard is None]
+        cut = [work for work in works if work.chunk.shard is not None]
+        outcomes = (sharded.run(cut, self.controller), backends.run(self.config.engine, whole))
+        for work, ok, signals in chain(*outcomes):
             self._note(work, ok, signals)
         for group in self.param_groups:
             group["clock"] += 1
@@ -199,12 +211,17 @@ class CameAMPOptimizer(Reports, Optimizer):
                 fresh = [p for p in chunk.params if p.grad is not None and not self.state[p]]
                 if fresh:
                     fields = self._fields(group, chunk)
-                    made.append((fresh, fields, chunk.layout))
+                    made.append((fresh, fields, chunk))
                     states = [self.state[p] for p in fresh]
-                    stacks = execute.allocate_state(states, fresh[0], fields, chunk.layout)
-                    made[-1] += (stacks,)
-            for fresh, fields, layout, stacks in made:
+                    layout = chunk.layout if chunk.shard is None else chunk.shard.layout
+                    stacks = execute.allocate_state(states, fresh[0], fields, layout)
+                    made[-1] += (stacks, layout)
+            for fresh, fields, chunk, stacks, layout in made:
                 execute.fill_state(stacks, fresh, self.recipe, fields, layout)
+                if chunk.shard is not None:
+                    compute = execute.compute_dtype(fresh[0])
+                    for p in fresh:
+                        shards.wrap(self.state[p], fields, chunk.layout, compute, chunk.shard)
         except BaseException:  # out of memory: leave no state without values behind
             for fresh, *_ in made:
                 for p in fresh:
@@ -216,7 +233,7 @@ class CameAMPOptimizer(Reports, Optimizer):
         part = chunk._replace(
             params=[chunk.params[i] for i in active], indices=[chunk.indices[i] for i in active]
         )
-        hp = self._hyper(group, chunk.lora)
+        hp = self._options(group, chunk)
         fields = self._fields(group, chunk)
         states = [self.state[p] for p in part.params]
         device = part.params[0].device
