@@ -21,16 +21,18 @@ from torch import Tensor
 from ..recipes import _carry
 from ..types import Layout
 from ..validate import fail
-from . import execute, memory
+from . import execute, memory, sharded
 from .buckets import Chunk
 from .execute import Field
 from .saved import ADVICE, CheckpointError, SavedState, check_family, check_values, refuse_foreign, split_key
 from .saved_groups import FORMAT_VERSION, merged, structure
+from .shards import is_distributed, local_of
 
 __all__ = ["FORMAT_VERSION", "CheckpointError", "Fitted", "commit", "convert_state", "fit", "say"]
 
 logger = logging.getLogger("automagic_cameamp")
 Options = Literal["saved", "own"]
+WHOLE = "Save it with StateDictOptions(full_state_dict=True), which gathers it."
 
 
 class Fitted(NamedTuple):
@@ -106,7 +108,8 @@ def commit(optimizer: Any, fitted: Fitted) -> None:
         if members:
             params = [p for _, p in members]
             saved = [fitted.states[i] for i, _ in members]
-            rows = execute.load_rows(saved, params, optimizer._fields(group, chunk), chunk.layout)
+            load = execute.load_rows if chunk.shard is None else sharded.load_rows
+            rows = load(saved, params, optimizer._fields(group, chunk), chunk)
             state.update(zip(params, rows, strict=True))
     optimizer.__setstate__(
         {"state": defaultdict(dict, {**state, **fitted.extra}), "param_groups": fitted.groups}
@@ -224,9 +227,12 @@ class _Conversion:
         if not members:
             return
         fields = self.optimizer._fields(group, chunk)
-        hp = self.optimizer._hyper(group, chunk.lora)
+        hp = self.optimizer._options(group, chunk)
         for i, p in members:
             name, state = self.names[i], self.entries[i]
+            cut = any(is_distributed(value) for value in state.values())
+            if cut and chunk.shard is None:
+                raise CheckpointError(f"state of {name} is sharded, the parameter is not. {WHOLE} {ADVICE}")
             compute = execute.compute_dtype(p)
             wanted = {key: form for field in fields for key, form in _forms(field, chunk.layout, compute)}
             check_family(name, state, list(wanted))
@@ -237,8 +243,13 @@ class _Conversion:
             ):
                 for field in fields:
                     for key, _ in _forms(field, chunk.layout, compute):
-                        check_values(name, key, state[key], field.spec, chunk.layout, hp)
+                        check_values(name, key, local_of(state[key]), field.spec, chunk.layout, hp)
                 self.states[i] = dict(state)
+            elif cut:
+                raise CheckpointError(
+                    f"state of {name} is sharded and of another class or of other options: it cannot be "
+                    f"converted in parts. {WHOLE} {ADVICE}"
+                )
             else:
                 self.states[i] = self._convert(i, state, p, fields, chunk, hp, before)
                 self.converted += 1
@@ -254,6 +265,8 @@ class _Conversion:
         before: Any,
     ) -> dict[str, Tensor]:
         name, layout, compute = self.names[index], chunk.layout, execute.compute_dtype(p)
+        if chunk.shard is not None:  # what a fresh field looks at is its shape, type and device
+            p = torch.zeros(p.shape, dtype=p.dtype, device=p.device)
         specs = [field.spec for field in fields]
         saved = SavedState(name, state, p, layout, chunk.policy.block_size)
         forms = _carry.readable(specs, layout, saved.packed)

@@ -114,12 +114,12 @@ def fill_state(
 
 
 def load_rows(
-    saved: list[dict[str, Any]], params: list[Tensor], fields: list[Field], layout: Layout
+    saved: list[dict[str, Any]], params: list[Tensor], fields: list[Field], chunk: Chunk
 ) -> list[dict[str, Any]]:
     """Saved states of a chunk as rows of one tensor per plane, on the parameters' device."""
     states: list[dict[str, Any]] = [{} for _ in saved]
     for field in fields:
-        for plane in field.planes(layout, compute_dtype(params[0])):
+        for plane in field.planes(chunk.layout, compute_dtype(params[0])):
             key = field.spec.name + plane.suffix
             stack = torch.stack([row[key].detach().to(params[0].device) for row in saved])
             for state, row in zip(states, arena.rows_of(stack, plane.own_shape), strict=True):

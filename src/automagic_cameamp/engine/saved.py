@@ -207,7 +207,17 @@ class SavedState:
             raise CheckpointError(f"state of {self.name} is incomplete: {gone!r} is missing. {ADVICE}")
         if scale is None:
             return storage.Unit4(self.layout)
-        block = self._block(name, len(scale) if scale.dim() else 0)
+        last = 2 if spec.domain == "positive" else 1  # dimensions of the scales of one row
+        by_rows = scale.dim() > last
+        count = scale.shape[-last] if by_rows else len(scale) if scale.dim() else 0
+        block = self._block(name, count, self.layout.cols if by_rows else self.layout.numel)
+        code = self._code(spec, block)
+        return storage.RowBlocks(code) if by_rows else code
+
+    def _code(self, spec: StateSpec, block: int) -> Any:
+        """The code with blocks of this length that wrote these planes."""
+        name, state = spec.name, self.state
+        codes = state[f"{name}_q"]
         if spec.domain == "positive":
             return storage.Log8(block)
         if f"{name}_q_zero" in state:
@@ -226,9 +236,8 @@ class SavedState:
             )
         return storage.ErrorCorrected(code, 8 if residual.numel() == self.layout.numel else 4)
 
-    def _block(self, name: str, count: int) -> int:
-        """Elements per scale, from the number of scales."""
-        n = self.layout.numel
+    def _block(self, name: str, count: int, n: int) -> int:
+        """Elements per scale, from the number of scales of n elements."""
         for size in (self.block_size, *(1 << i for i in range(5, max(6, n.bit_length() + 1)))):
             if math.ceil(n / max(1, min(size, n))) == count:
                 return size

@@ -20,7 +20,7 @@ from ..recipes import _sharded
 from ..validate import callers_depth, fail
 from . import backends, execute
 from .buckets import Chunk
-from .shards import Shard, local_parameter, local_state
+from .shards import Shard, cut, is_cut, is_distributed, local_of, local_parameter, local_state, wrap
 
 _SAID: WeakSet[Any] = WeakSet()
 
@@ -86,6 +86,25 @@ def run(works: list[backends.Work], rider: Rider | None = None) -> Iterator[back
                     work.rounds,
                 )
             yield work, ok, signals
+
+
+def load_rows(
+    saved: list[dict[str, Any]], params: list[Tensor], fields: list[execute.Field], chunk: Chunk
+) -> list[dict[str, Any]]:
+    """Saved states of a chunk, sharded or whole, as rows of one tensor per plane and as DTensors."""
+    shard, compute = _shard(chunk), execute.compute_dtype(params[0])
+    parts: list[dict[str, Any]] = [{} for _ in saved]
+    for field in fields:
+        for plane in field.planes(chunk.layout, compute):
+            key = field.spec.name + plane.suffix
+            for part, state in zip(parts, saved, strict=True):
+                value = local_of(state[key])
+                whole = is_cut(field.spec, shard) and not is_distributed(state[key])
+                part[key] = cut(value, shard) if whole else value
+    rows = execute.load_rows(parts, params, fields, chunk._replace(layout=shard.layout))
+    for state in rows:
+        wrap(state, fields, chunk.layout, compute, shard)
+    return rows
 
 
 def _mesh_key(work: backends.Work) -> tuple[int, ...]:
