@@ -49,9 +49,9 @@ def save(folder: Path) -> dict[str, Any]:
         states = get_optimizer_state_dict(cut, optimizer)
         saved = {"model": cut.state_dict(), "optimizer": states}
         dcp.save(saved, checkpoint_id=folder / name)
-        gathered = get_optimizer_state_dict(
-            cut, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-        )
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        # What no process holds a part of is not copied by torch.
+        gathered = copy.deepcopy(get_optimizer_state_dict(cut, optimizer, options=options))
         at_save = _whole_state(cut, optimizer)
         for t in range(BEFORE, BEFORE + AFTER):
             set_gradients(whole, cut, t)
@@ -99,11 +99,17 @@ def load_gathered(folder: Path) -> dict[str, Any]:
         gaps = {}
         for kind, model in (("whole", whole), ("cut", cut)):
             optimizer = build(name, model.parameters(), **_options(name))
+            whole.zero_grad()  # torch's dummy step is left out where there are gradients
+            cut.zero_grad()
             with torch.no_grad():
                 for n, p in model.named_parameters():
                     part_of(p).copy_(_like(weights[n], p))
             state = copy.deepcopy(reference["gathered"])
-            set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))
+            if kind == "whole":  # another form of the codes: torch would mix the two
+                optimizer.load_state_dict(state)
+            else:
+                options = StateDictOptions(full_state_dict=True)
+                set_optimizer_state_dict(model, optimizer, state, options=options)
             for t in range(BEFORE, BEFORE + AFTER):
                 set_gradients(whole, cut, t)
                 optimizer.step()

@@ -13,7 +13,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 WORKER = HERE / "worker.py"
-SECONDS = 240
+SECONDS = 270
 
 
 def environment() -> dict[str, str]:
@@ -36,6 +36,7 @@ def launch(world: int, folder: Path, checks: list[str]) -> list[dict[str, Any]]:
     finally:
         for process in ranks:
             process.kill()
+            process.communicate()
     # The process that failed by itself says why; the others only lost their connection to it.
     errors = [err for process, (_, err) in zip(ranks, outputs, strict=True) if process.returncode]
     errors.sort(key=lambda text: "Connection" in text or "timed out" in text.lower())

@@ -90,7 +90,11 @@ def set_gradients(whole: nn.Module, cut: nn.Module, step: int) -> None:
 
 
 def whole_of(x: Any) -> Any:
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    if not isinstance(x, DTensor):
+        return x
+    if x.dtype == torch.int16:  # neither gloo nor NCCL gathers it
+        return x.to(torch.int32).full_tensor().to(torch.int16)
+    return x.full_tensor()
 
 
 def part_of(x: Any) -> Tensor:
