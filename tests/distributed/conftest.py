@@ -10,7 +10,9 @@ import torch
 
 from distributed.launch import launch
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_gloo_available(), reason="torch was built without gloo"
+)
 
 Results = list[dict[str, Any]]
 

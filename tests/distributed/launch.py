@@ -24,9 +24,10 @@ def environment() -> dict[str, str]:
 def launch(world: int, folder: Path, checks: list[str]) -> list[dict[str, Any]]:
     """Run these checks on ``world`` processes; each one's results, by check."""
     store = folder / f"store-{uuid.uuid4().hex}"  # a file: no port can be taken by somebody else
+    program, where = [sys.executable, "-W", "error", str(WORKER)], [str(store), str(folder)]
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", str(WORKER), str(rank), str(world), str(store), str(folder), *checks],
+            [*program, str(rank), str(world), *where, *checks],
             env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(world)
