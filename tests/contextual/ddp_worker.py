@@ -26,7 +26,7 @@ def main(rank: int, store: str) -> None:
         for p in model.parameters():  # what DistributedDataParallel does, without its long import
             dist.all_reduce(p.grad)
             p.grad /= 2
-        # The ranks' own losses go opposite ways; only their sum means something.
+        # The ranks' own losses go opposite ways; only their mean means something.
         optimizer.step(loss=loss.detach() + (0.4 * t if rank else -0.3 * t))
         multipliers.append(optimizer.c_optim.compute_contextual_lr_multiplier())
     weights = [p.detach().double().sum().item().hex() for p in model.parameters()]

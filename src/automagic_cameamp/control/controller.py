@@ -40,7 +40,14 @@ class ContextualController:
         edge_threshold: lower means fewer edge cases; see ``detect_edge_case``.
         adaptation_rate: rate of the fast running means and of log M; 0 keeps M at 1.
         context_lr_bounds: lowest and highest M.
+
+    Attributes:
+        over_ranks: whether losses are averaged over all processes of torch.distributed, so that all
+            find the same M: one reduction of two numbers per step. Set it to False where this
+            optimizer runs in one process of several.
     """
+
+    over_ranks: bool = True
 
     def __init__(
         self,
@@ -55,6 +62,7 @@ class ContextualController:
         self.context_lr_bounds = context_lr_bounds
         self.memory: Tensor | None = None
         self._pending: list[float | Tensor] = []
+        self._total: Tensor | None = None
         self._begin_observation()
 
     # ---------------------------------------------------------------- told by the user
@@ -62,8 +70,8 @@ class ContextualController:
     def record_loss(self, loss: float | Tensor) -> None:
         """Tell the loss of the coming step, any time before it; several are averaged.
 
-        With torch.distributed initialised the loss is summed over the ranks, so that all of them
-        find the same M: tell it on every rank or on none.
+        With torch.distributed initialised it is averaged over the ranks that tell one, so that all
+        of them find the same M; whether every rank tells its own or only the first does not matter.
 
         Args:
             loss: a number, or a tensor of one element, which stays on its device.
@@ -173,7 +181,7 @@ class ContextualController:
         """One observation from what was collected and recorded."""
         memory = Memory.unpack(self._memory_on(device))
         s, zero = Signals(*memory.signals.unbind()), torch.zeros((), dtype=torch.float32, device=device)
-        loss = self._take_loss(device)
+        loss, told = self._take_loss(device)
         q = (
             self._sketch
             if self._sketch is not None
@@ -181,8 +189,8 @@ class ContextualController:
         )
         square = self._square if self._square is not None else zero
         wrong = self._bad if self._bad is not None else zero > 0
-        finite = torch.isfinite(loss) if loss is not None else zero == 0
-        told = finite if loss is not None else zero > 0
+        finite = torch.isfinite(loss) | ~told
+        told = told & finite
 
         last = memory.sketches[1]
         size, before = q.square().sum(), last.square().sum()
@@ -194,7 +202,7 @@ class ContextualController:
             paired=paired,
             log_norm=torch.where(moved, 0.5 * square.clamp(min=1e-38).log(), 0.0),
             moved=moved,
-            loss=torch.where(told, loss, 0.0) if loss is not None else zero,
+            loss=torch.where(told, loss, 0.0),
             told=told,
             bad=wrong | ~finite,
         )
@@ -216,17 +224,35 @@ class ContextualController:
             return torch.zeros(Memory.size(self.context_window), dtype=torch.float32, device=device)
         return self.memory.to(device)
 
-    def _take_loss(self, device: torch.device) -> Tensor | None:
-        """Mean of the recorded losses, summed over the ranks; None where none was recorded."""
-        if not self._pending:
+    def share(self, device: torch.device) -> Tensor | None:
+        """What this rank adds to the losses of all ranks, or None where there are no others.
+
+        Returns:
+            [2] mean of its recorded losses and 1; 0 and 0 where none was recorded.
+        """
+        ranks = torch.distributed
+        if not (self.over_ranks and ranks.is_available() and ranks.is_initialized()):
             return None
+        return self._own_loss(device) if ranks.get_world_size() > 1 else None
+
+    def take(self, total: Tensor) -> None:
+        """The sum of all ranks' ``share``, where the engine had something else to add up anyway."""
+        self._total = total.float()
+
+    def _own_loss(self, device: torch.device) -> Tensor:
         zero = torch.zeros((), dtype=torch.float32, device=device)
         values = [_scalar(x, zero) for x in self._pending]
-        self._pending = []
-        loss = torch.stack(values).mean()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(loss)
-        return loss
+        return torch.stack([torch.stack(values).mean(), zero + 1]) if values else torch.stack([zero, zero])
+
+    def _take_loss(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean of the recorded losses over the ranks that have some, and whether any has."""
+        total = self._total
+        if total is None and (total := self.share(device)) is not None:
+            torch.distributed.all_reduce(total)
+        if total is None:
+            total = self._own_loss(device)
+        self._pending, self._total = [], None
+        return total[0] / total[1].clamp(min=1), total[1] > 0
 
     # ---------------------------------------------------------------- checkpoints
 

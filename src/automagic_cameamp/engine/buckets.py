@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..storage import Policy
 from ..types import Layout
+from .shards import Shard, shard_of
 
 # Elements of a stack. On CPU a stack and its temporaries should stay in cache; elsewhere launches
 # cost more than memory traffic.
@@ -31,6 +32,7 @@ class Chunk(NamedTuple):
         layout: their view.
         lora: whether ALLoRA's row gain applies to them.
         policy: how their state is held.
+        shard: which part of them this process holds, or None where they are whole.
     """
 
     key: tuple[int, int]
@@ -39,6 +41,7 @@ class Chunk(NamedTuple):
     layout: Layout
     lora: bool
     policy: Policy
+    shard: Shard | None = None
 
 
 def is_flagged(p: Tensor) -> bool:
@@ -68,10 +71,10 @@ def chunks(
         for position, p in enumerate(params):
             if p.numel():
                 lora = is_flagged(p) or not any_flag
-                key = (p.shape, p.dtype, p.device, lora, policy_of(group, position))
+                key = (p.shape, p.dtype, p.device, lora, policy_of(group, position), shard_of(p))
                 buckets.setdefault(key, []).append(position)
         count = 0
-        for (shape, _, device, lora, policy), members in buckets.items():
+        for (shape, _, device, lora, policy, shard), members in buckets.items():
             layout = Layout.of(tuple(shape))
             size = max(1, chunk_limit(device) // layout.numel)
             for start in range(0, len(members), size):
@@ -85,6 +88,7 @@ def chunks(
                         layout,
                         lora,
                         policy,
+                        shard,
                     ),
                 )
                 count += 1

@@ -21,16 +21,18 @@ from torch import Tensor
 from ..recipes import _carry
 from ..types import Layout
 from ..validate import fail
-from . import execute, landing, memory
+from . import execute, landing, memory, sharded
 from .buckets import Chunk
 from .execute import Field
 from .saved import ADVICE, CheckpointError, SavedState, check_family, check_values, refuse_foreign, split_key
 from .saved_groups import FORMAT_VERSION, merged, structure
+from .shards import is_distributed, local_of
 
 __all__ = ["FORMAT_VERSION", "CheckpointError", "Fitted", "commit", "convert_state", "fit", "say"]
 
 logger = logging.getLogger("automagic_cameamp")
 Options = Literal["saved", "own"]
+WHOLE = "Save it with StateDictOptions(full_state_dict=True), which gathers it."
 
 
 class Fitted(NamedTuple):
@@ -109,21 +111,24 @@ def commit(optimizer: Any, fitted: Fitted) -> None:
     """
     planned: list[tuple[list[Tensor], list[dict[str, Tensor]], list[dict[str, Tensor]]]] = []
     owners = [p for group in fitted.groups for p in group["params"]]
+    state: dict[Any, dict[str, Tensor]] = {}
     apart = landing.overlaps({owners[i]: state for i, state in fitted.states.items()}, optimizer.state)
     for group, chunk in optimizer._chunks(fitted.groups):
         members = [(i, p) for i, p in zip(chunk.indices, chunk.params, strict=True) if i in fitted.states]
         if members:
             params = [p for _, p in members]
             saved = [fitted.states[i] for i, _ in members]
-            rows = saved if chunk.key in fitted.landed else None
             fields = optimizer._fields(group, chunk)
+            if chunk.shard is not None:
+                state.update(zip(params, sharded.load_rows(saved, params, fields, chunk), strict=True))
+                continue
+            rows = saved if chunk.key in fitted.landed else None
             if rows is None and not apart:
                 held = [optimizer.state.get(p) for p in params]
                 rows = landing.held_rows(held, params[0], fields, chunk.layout)
             if rows is None:
                 rows = landing.new_rows(len(params), params[0], fields, chunk.layout)
             planned.append((params, saved, rows))
-    state: dict[Any, dict[str, Tensor]] = {}
     for params, saved, rows in planned:
         for row, entry in zip(rows, saved, strict=True):
             landing.fill(row, entry)
@@ -245,10 +250,13 @@ class _Conversion:
         if not members:
             return
         fields = self.optimizer._fields(group, chunk)
-        hp = self.optimizer._hyper(group, chunk.lora)
+        hp = self.optimizer._options(group, chunk)
         rows: list[dict[str, Tensor]] | None = None
         for place, (i, p) in enumerate(members):
             name, state = self.names[i], self.entries[i]
+            cut = any(is_distributed(value) for value in state.values())
+            if cut and chunk.shard is None:
+                raise CheckpointError(f"state of {name} is sharded, the parameter is not. {WHOLE} {ADVICE}")
             compute = execute.compute_dtype(p)
             wanted = {key: form for field in fields for key, form in _forms(field, chunk.layout, compute)}
             check_family(name, state, list(wanted))
@@ -259,8 +267,13 @@ class _Conversion:
             ):
                 for field in fields:
                     for key, _ in _forms(field, chunk.layout, compute):
-                        check_values(name, key, state[key], field.spec, chunk.layout, hp)
+                        check_values(name, key, local_of(state[key]), field.spec, chunk.layout, hp)
                 self.states[i] = dict(state)
+            elif cut:
+                raise CheckpointError(
+                    f"state of {name} is sharded and of another class or of other options: it cannot be "
+                    f"converted in parts. {WHOLE} {ADVICE}"
+                )
             else:
                 if rows is None:
                     rows = landing.new_rows(len(members), p, fields, chunk.layout)
@@ -286,6 +299,8 @@ class _Conversion:
         before: Any,
     ) -> dict[str, Tensor]:
         name, layout, compute = self.names[index], chunk.layout, execute.compute_dtype(p)
+        if chunk.shard is not None:  # what a fresh field looks at is its shape, type and device
+            p = torch.zeros(p.shape, dtype=p.dtype, device=p.device)
         specs = [field.spec for field in fields]
         saved = SavedState(name, state, p, layout, chunk.policy.block_size)
         forms = _carry.readable(specs, layout, saved.packed)

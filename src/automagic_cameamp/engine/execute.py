@@ -42,11 +42,12 @@ class Noise(NamedTuple):
 
     keys: Tensor
     step: Tensor
+    first: int = 0
 
     def bits(self, shape: torch.Size, salt: int) -> Tensor:
         """int32 bits of this shape."""
         count = shape.numel() // shape[0]
-        return random_bits(self.keys ^ salt, self.step, count).view(shape)
+        return random_bits(self.keys ^ salt, self.step, count, self.first).view(shape)
 
 
 def compute_dtype(p: Tensor) -> torch.dtype:
@@ -54,9 +55,11 @@ def compute_dtype(p: Tensor) -> torch.dtype:
     return torch.float64 if p.dtype == torch.float64 else torch.float32
 
 
-def fields_of(recipe: ModuleType, layout: Layout, hp: Any, policy: storage.Policy) -> list[Field]:
+def fields_of(
+    recipe: ModuleType, layout: Layout, hp: Any, policy: storage.Policy, by_rows: bool = False
+) -> list[Field]:
     """Fields of a parameter of this layout under these options and this storage."""
-    return [Field(spec, storage.choose(spec, layout, policy)) for spec in recipe.specs(layout, hp)]
+    return [Field(spec, storage.choose(spec, layout, policy, by_rows)) for spec in recipe.specs(layout, hp)]
 
 
 def stack_params(params: list[Tensor], layout: Layout, compute: torch.dtype) -> Tensor:
@@ -159,24 +162,33 @@ def run(
         [B] bool, False where the gradient was not finite and nothing was changed; and the
         recipe's signals.
     """
+    params = chunk.params
+    p, gathered, result = evaluate(chunk, states, recipe, fields, shared, hp)
+    new_p, new_state, ok, signals = result
+
+    # On CPU looking at the flag is free; elsewhere it would wait for the device.
+    keep = None if ok.device.type == "cpu" and bool(ok.all()) else ok
+    first = 0 if chunk.shard is None else chunk.shard.place.first
+    noise = None if keys is None else Noise(keys, new_state.step.flatten(), first)
+    _scatter(gathered, fields, recipe.as_dict(new_state), keep, noise)
+    if keep is not None:
+        new_p = torch.where(keep, new_p, p)
+    _write_params(params, new_p, noise if round_params else None)
+    return ok.flatten(), signals
+
+
+def evaluate(
+    chunk: Chunk, states: list[dict[str, Any]], recipe: ModuleType, fields: list[Field], shared: Any, hp: Any
+) -> tuple[Tensor, dict[str, list[Gathered]], Any]:
+    """The stacked weights, the stored state, and what the recipe makes of them; nothing is written."""
     params, layout = chunk.params, chunk.layout
     compute = compute_dtype(params[0])
     p = stack_params(params, layout, compute)
     g = stack_params([_gradient(q) for q in params], layout, compute)
     gathered, decoded = _gather(states, fields, layout, compute)
     phase = phase_on_host(decoded["step"], hp.warmup_steps)
-
     state = recipe.make_state(decoded)
-    new_p, new_state, ok, signals = recipe.update(p, g, state, shared, hp, phase, layout)
-
-    # On CPU looking at the flag is free; elsewhere it would wait for the device.
-    keep = None if ok.device.type == "cpu" and bool(ok.all()) else ok
-    noise = None if keys is None else Noise(keys, new_state.step.flatten())
-    _scatter(gathered, fields, recipe.as_dict(new_state), keep, noise)
-    if keep is not None:
-        new_p = torch.where(keep, new_p, p)
-    _write_params(params, new_p, noise if round_params else None)
-    return ok.flatten(), signals
+    return p, gathered, recipe.update(p, g, state, shared, hp, phase, layout)
 
 
 def _gradient(p: Tensor) -> Tensor:

@@ -194,6 +194,8 @@ class Whole:
         self, optimizer: Any, chunk: Chunk, active: list[int], hp: Any, fields: list[Any]
     ) -> str | None:
         """What keeps the active members of a chunk out of the fused step, in words."""
+        if chunk.shard is not None:
+            return "sharded parameters"
         if self.mixed:
             return "a model on several devices"
         why = _fused.unsupported(optimizer.recipe, hp, chunk.layout)

@@ -61,6 +61,8 @@ def unsupported(work: Any) -> str | None:
     """What of a work the kernels cannot do, in words; None where they can do all of it."""
     hp, chunk = work.hp, work.chunk
     p = chunk.params[0]
+    if chunk.shard is not None:
+        return "sharded parameters"
     if p.device.type != "cpu" or p.dtype not in TYPES:
         return f"{p.dtype} parameters on {p.device.type!r}"
     if work.recipe not in (base, contextual, improved):

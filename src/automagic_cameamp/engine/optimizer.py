@@ -20,7 +20,7 @@ from .. import configs
 from ..storage import Policy
 from ..types import Layout
 from ..validate import checked, fail
-from . import backends, checkpoint, execute, fused, memory, native
+from . import backends, checkpoint, execute, fused, memory, native, sharded, shards
 from .buckets import Chunk, chunks
 from .checks import check_parameter, check_rate
 from .contract import Controller
@@ -140,8 +140,15 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
         return chunks(self.param_groups if groups is None else groups, self._policy)
 
     def _fields(self, group: dict[str, Any], chunk: Chunk) -> list[execute.Field]:
+        by_rows = chunk.shard is not None
+        return execute.fields_of(
+            self.recipe, chunk.layout, self._options(group, chunk), chunk.policy, by_rows
+        )
+
+    def _options(self, group: dict[str, Any], chunk: Chunk) -> Any:
+        """The recipe's options as they hold for a chunk."""
         hp = self._hyper(group, chunk.lora)
-        return execute.fields_of(self.recipe, chunk.layout, hp, chunk.policy)
+        return hp if chunk.shard is None else sharded.options(self, hp)
 
     # ---------------------------------------------------------------- step
 
@@ -171,12 +178,15 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
         if self.controller is not None:
             self.controller.begin(loss)
         works, whole = ([], None) if plan is not None else self._works()
-        if plan is None and whole is None:
+        cut = [work for work in works if work.chunk.shard is not None]
+        if plan is None and whole is None and not cut:
             plan = self._plan = native.planned(self, works)
         if plan is not None:
             plan.run(self)
         else:
-            for work, ok, signals in backends.run(self.config.engine, works):
+            rest = [work for work in works if work.chunk.shard is None]
+            outcomes = (sharded.run(cut, self.controller), backends.run(self.config.engine, rest))
+            for work, ok, signals in chain(*outcomes):
                 self._note(work, ok, signals)
         self._end_step(whole)
         return loss
@@ -223,12 +233,17 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
                 fresh = [p for p in chunk.params if p.grad is not None and not self.state[p]]
                 if fresh:
                     fields = self._fields(group, chunk)
-                    made.append((fresh, fields, chunk.layout))
+                    made.append((fresh, fields, chunk))
                     states = [self.state[p] for p in fresh]
-                    stacks = execute.allocate_state(states, fresh[0], fields, chunk.layout)
-                    made[-1] += (stacks,)
-            for fresh, fields, layout, stacks in made:
+                    layout = chunk.layout if chunk.shard is None else chunk.shard.layout
+                    stacks = execute.allocate_state(states, fresh[0], fields, layout)
+                    made[-1] += (stacks, layout)
+            for fresh, fields, chunk, stacks, layout in made:
                 execute.fill_state(stacks, fresh, self.recipe, fields, layout)
+                if chunk.shard is not None:
+                    compute = execute.compute_dtype(fresh[0])
+                    for p in fresh:
+                        shards.wrap(self.state[p], fields, chunk.layout, compute, chunk.shard)
         except BaseException:  # out of memory: leave no state without values behind
             for fresh, *_ in made:
                 for p in fresh:
@@ -240,7 +255,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
         part = chunk._replace(
             params=[chunk.params[i] for i in active], indices=[chunk.indices[i] for i in active]
         )
-        hp = self._hyper(group, chunk.lora)
+        hp = self._options(group, chunk)
         fields = self._fields(group, chunk)
         states = [self.state[p] for p in part.params]
         device = part.params[0].device

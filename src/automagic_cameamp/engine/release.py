@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..validate import fail
 from . import backends, native
 from .buckets import Chunk
+from .shards import is_distributed
 
 if TYPE_CHECKING:
     from .optimizer import CameAMPOptimizer
@@ -160,6 +161,11 @@ class GradientRelease:
             raise fail("i", i, "the position of p in group['params']")
         if p.grad is None:
             return
+        if is_distributed(p):
+            raise RuntimeError(
+                "a sharded parameter cannot be updated before the others: its sums over the processes go "
+                "through the same exchange as theirs. Use step() with fully_shard."
+            )
         if p.grad.layout is not torch.strided:
             self._check_gradients()
         if self._open is not None and id(p) in self._open.seen:

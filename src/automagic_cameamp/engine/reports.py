@@ -1,4 +1,7 @@
-"""What the optimizer does and holds, on request. Reading costs at most one synchronisation."""
+"""What the optimizer does and holds, on request. Reading costs at most one synchronisation.
+
+Of sharded parameters these are the parts that this process holds.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..policies import BITSANDBYTES_AVAILABLE
-from . import execute, report, views
+from . import execute, report, shards, views
 from .buckets import Chunk
 
 
@@ -26,7 +29,7 @@ class Reports:
 
         def _chunks(self) -> Iterator[tuple[dict[str, Any], Chunk]]: ...  # type: ignore[empty-body]
         def _fields(self, group: dict[str, Any], chunk: Chunk) -> list[execute.Field]: ...  # type: ignore[empty-body]
-        def _hyper(self, group: dict[str, Any], lora: bool) -> Any: ...
+        def _options(self, group: dict[str, Any], chunk: Chunk) -> Any: ...
         def _on_device(self, values: list[int], dtype: torch.dtype, device: torch.device) -> Tensor: ...  # type: ignore[empty-body]
 
     def _name(self, group: dict[str, Any], position: int) -> str:
@@ -104,7 +107,7 @@ class Reports:
         return self.get_learning_rates()[next(i for i, g in enumerate(self.param_groups) if g is group)]
 
     def get_memory_stats(self) -> dict[str, int | float]:
-        """Bytes of state really held, counted from the tensors; zeros before the first step.
+        """Bytes of state really held here, counted from the tensors; zeros before the first step.
 
         Returns:
             ``total_quantized_memory`` (codes and scales) and ``total_high_precision_memory`` in
@@ -113,7 +116,11 @@ class Reports:
             better); ``bytes_per_parameter``; ``fraction_of_adam`` (Adam holds 8 bytes).
         """
         return report.memory_stats(
-            [(p, self.state[p], fields) for p, fields in self._parameters_with_fields() if self.state.get(p)]
+            [
+                (shards.local_of(p), shards.local_state(self.state[p]), fields)
+                for p, fields in self._parameters_with_fields()
+                if self.state.get(p)
+            ]
         )
 
     def get_memory_efficiency_report(self) -> dict[str, Any]:
@@ -127,7 +134,10 @@ class Reports:
             ``states_breakdown``: state name -> bytes held.
         """
         report_ = report.efficiency(
-            [(p, self.state.get(p, {}), fields) for p, fields in self._parameters_with_fields()]
+            [
+                (shards.local_of(p), shards.local_state(self.state.get(p, {})), fields)
+                for p, fields in self._parameters_with_fields()
+            ]
         )
         return {"bitsandbytes_available": BITSANDBYTES_AVAILABLE, **report_}
 
@@ -136,7 +146,9 @@ class Reports:
         """Parameter index -> state name -> codes, scales, zeros, dequantize(), error_accumulator."""
         return views.StateView(
             {
-                i: views.quantized(p, self.state[p], self._fields(group, chunk))
+                i: views.quantized(
+                    shards.local_of(p), shards.local_state(self.state[p]), self._fields(group, chunk)
+                )
                 for group, chunk in self._chunks()
                 for i, p in zip(chunk.indices, chunk.params, strict=True)
                 if self.state.get(p)
@@ -155,10 +167,11 @@ class Reports:
         mean = sum(s for s, _ in sums) / sum(n for _, n in sums) if sums else 1.0
         entries: dict[int, Any] = {}
         for group, chunk in self._chunks():
-            hp, fields = self._hyper(group, chunk.lora), self._fields(group, chunk)
+            hp, fields = self._options(group, chunk), self._fields(group, chunk)
             for i, p in zip(chunk.indices, chunk.params, strict=True):
                 if self.state.get(p):
-                    entries[i] = views.high_precision(p, self.state[p], fields, hp, mean)
+                    part, state = shards.local_of(p), shards.local_state(self.state[p])
+                    entries[i] = views.high_precision(part, state, fields, hp, mean)
         return views.StateView(entries)
 
     def clear_cache(self) -> None:

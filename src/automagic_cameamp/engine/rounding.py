@@ -39,14 +39,15 @@ def _mix(x: Tensor) -> Tensor:
     return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
 
 
-def random_bits(keys: Tensor, step: Tensor, numel: int) -> Tensor:
+def random_bits(keys: Tensor, step: Tensor, numel: int, first: int = 0) -> Tensor:
     """[B, numel] int32 random bits.
 
     Args:
         keys: [B] int32, ``parameter_key`` of each tensor.
         step: [B] number of this update (any float type, exact integers).
         numel: elements per tensor.
+        first: index of the first of them, where a part of a tensor is here.
     """
     base = _mix(keys + step.to(torch.int32) * _C).unsqueeze(1)
-    index = torch.arange(numel, dtype=torch.int32, device=keys.device)
+    index = torch.arange(first, first + numel, dtype=torch.int32, device=keys.device)
     return _mix(base ^ index.mul_(_C))

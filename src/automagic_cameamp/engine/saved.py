@@ -210,7 +210,17 @@ class SavedState:
             return storage.Unit4(self.layout)
         if spec.domain == "vector":
             return storage.Log16(spec, self.layout)
-        block = self._block(name, len(scale) if scale.dim() else 0)
+        last = 2 if spec.domain == "positive" else 1  # dimensions of the scales of one row
+        by_rows = scale.dim() > last
+        count = scale.shape[-last] if by_rows else len(scale) if scale.dim() else 0
+        block = self._block(name, count, self.layout.cols if by_rows else self.layout.numel)
+        code = self._code(spec, block)
+        return storage.RowBlocks(code) if by_rows else code
+
+    def _code(self, spec: StateSpec, block: int) -> Any:
+        """The code with blocks of this length that wrote these planes."""
+        name, state = spec.name, self.state
+        codes, scale = state[f"{name}_q"], state[f"{name}_q_scale"]
         if spec.domain == "positive":
             return storage.Log8(block)
         # By the packed codes too: other codes' scales may come cast to bf16, which has its own message.
@@ -232,9 +242,8 @@ class SavedState:
             )
         return storage.ErrorCorrected(code, 8 if residual.numel() == self.layout.numel else 4)
 
-    def _block(self, name: str, count: int) -> int:
-        """Elements per scale, from the number of scales."""
-        n = self.layout.numel
+    def _block(self, name: str, count: int, n: int) -> int:
+        """Elements per scale, from the number of scales of n elements."""
         for size in (self.block_size, *(1 << i for i in range(5, max(6, n.bit_length() + 1)))):
             if math.ceil(n / max(1, min(size, n))) == count:
                 return size

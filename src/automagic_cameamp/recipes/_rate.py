@@ -215,7 +215,7 @@ def _mask(
         return T.additive_mask(counter, g.dtype, hp.base_lr, hp.lr_bump, hp.min_lr, hp.max_lr), state
     mask = T.geometric_mask(counter, shared.mask_mean)
     if phase.may_warm_up:
-        total = (T.tensor_sum(mask) * shared.mask_mean).float()
+        total = (T.tensor_sum(mask, "mask") * shared.mask_mean).float()
         if hp.lr_mask_granularity != "element":  # one multiplier stands for several elements
             total = total * (T.numel(g) / T.numel(mask))
         assert state.lr_mask_sum is not None
@@ -273,7 +273,7 @@ def _boost(bump: Tensor, g: Tensor, p: Tensor, k: Scalars, hp: Hyper) -> Tensor:
     factor = getattr(hp, "d_coef", 1)
     if factor == 1:
         return bump
-    grows = (T.tensor_sum(g * p) < 0) & k.early
+    grows = (T.tensor_sum(g * p, "boost") < 0) & k.early
     return bump * (1 + (factor - 1) * grows.to(bump.dtype))
 
 

@@ -136,16 +136,16 @@ def normalise(g: Tensor, state: State, hp: Hyper) -> tuple[Tensor, State]:
     square = g.square()
     if state.exp_avg_sq_row is not None and state.exp_avg_sq_col is not None:
         row, col = T.factored_moment(
-            state.exp_avg_sq_row, state.exp_avg_sq_col, square, hp.betas[1], hp.eps[0]
+            state.exp_avg_sq_row, state.exp_avg_sq_col, square, hp.betas[1], hp.eps[0], "square"
         )
         state = state._replace(exp_avg_sq_row=row, exp_avg_sq_col=col)
-        u = T.factored_rsqrt(g, row, col)
+        u = T.factored_rsqrt(g, row, col, "square")
     else:
         assert state.exp_avg_sq is not None
         full = T.ema(state.exp_avg_sq, square + hp.eps[0], hp.betas[1])
         state = state._replace(exp_avg_sq=full)
         u = g * full.rsqrt()
-    return T.rms_clip(u, hp.clip_threshold), state
+    return T.rms_clip(u, hp.clip_threshold, "update"), state
 
 
 def accumulate(u: Tensor, state: State, k: Scalars, hp: Hyper, phase: Phase) -> State:
@@ -164,10 +164,10 @@ def confidence(u: Tensor, state: State, hp: Hyper) -> tuple[Tensor, State, Tenso
     if state.exp_avg_res_row is not None and state.exp_avg_res_col is not None:
         surprise = T.belief_residual(u, m)
         row, col = T.factored_moment(
-            state.exp_avg_res_row, state.exp_avg_res_col, surprise, hp.betas[2], hp.eps[1]
+            state.exp_avg_res_row, state.exp_avg_res_col, surprise, hp.betas[2], hp.eps[1], "surprise"
         )
         state = state._replace(exp_avg_res_row=row, exp_avg_res_col=col)
-        out = T.factored_rsqrt(m, row, col)
+        out = T.factored_rsqrt(m, row, col, "surprise")
     elif state.exp_avg_res is not None:
         full = T.ema(state.exp_avg_res, T.belief_residual(u, m) + hp.eps[1], hp.betas[2])
         state = state._replace(exp_avg_res=full)
@@ -175,9 +175,10 @@ def confidence(u: Tensor, state: State, hp: Hyper) -> tuple[Tensor, State, Tenso
     else:
         out = m
     if state.exp_avg_sq_row is not None and state.exp_avg_sq_col is not None:
-        return out, state, T.all_finite(state.exp_avg_sq_row) & T.all_finite(state.exp_avg_sq_col)
+        rows = T.all_finite(state.exp_avg_sq_row, "finite.row")
+        return out, state, rows & T.all_finite(state.exp_avg_sq_col, "finite.col")
     assert state.exp_avg_sq is not None
-    return out, state, T.all_finite(state.exp_avg_sq)
+    return out, state, T.all_finite(state.exp_avg_sq, "finite")
 
 
 def belief(g: Tensor, state: State, k: Scalars, hp: Hyper) -> tuple[Tensor, State, Tensor]:
@@ -188,7 +189,7 @@ def belief(g: Tensor, state: State, k: Scalars, hp: Hyper) -> tuple[Tensor, Stat
     decayed = (k.t * math.log(hp.betas[1])).exp() if hp.betas[1] else torch.zeros_like(k.t)
     corrected = var / (1 - decayed)
     out = state.exp_avg / (1 - product) / (corrected.sqrt() + hp.eps[2])
-    return out, state._replace(exp_avg_var=var, beta1_product=product), T.all_finite(var)
+    return out, state._replace(exp_avg_var=var, beta1_product=product), T.all_finite(var, "finite.variance")
 
 
 def displacement(
@@ -203,7 +204,8 @@ def displacement(
     phase: Phase,
     layout: Layout,
     gain: Tensor | None = None,
-) -> tuple[Tensor, Tensor, State]:
+    scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, State]:
     """Direction -> what is subtracted from the weights: clipped, times the rate of each element.
 
     Args:
@@ -212,19 +214,22 @@ def displacement(
         u: [B,K,m,n] update of unit size.
         out: [B,K,m,n] direction.
         gain: factors that are no part of the rate, broadcast to [B,K,m,n].
+        scale: [B,1,1,1] factor of ``out`` that followed from other sums over the tensor.
 
     Returns:
-        The displacement, the rate relative to the group's lr, the new state.
+        The displacement, the rate relative to the group's lr, the gain of the clip, the new state.
     """
     row_gain = T.allora_gain(p, hp.eta) if hp.allora and layout.matrix else torch.ones_like(k.t)
     rate, state = _rate.rate(g, u, p, row_gain, state, shared, k, hp, phase)
-    clip = T.rms_gain(out, hp.final_clip) if not math.isinf(hp.final_clip) else torch.ones_like(k.t)
+    clip = torch.ones_like(k.t)
+    if not math.isinf(hp.final_clip):
+        clip = T.rms_gain(out, hp.final_clip, "final", scale)
     d = out * rate * (clip * hp.lr)
     if gain is not None:
         d = d * gain
     if hp.use_orthograd and phase.may_be_early:
         d = torch.where(k.early, T.orthograd(d, p), d)
-    return d, rate, state
+    return d, rate, clip, state
 
 
 def decay(p: Tensor, g: Tensor, rate: Tensor, k: Scalars, hp: Hyper, phase: Phase) -> Tensor:

@@ -94,7 +94,7 @@ def update(
     if hp.use_grams:
         out = T.grams(out, raw, k.grams_mix)
 
-    d, rate, state = displacement(p, raw, u, out, state, shared, k, hp, phase, layout)
+    d, rate, _, state = displacement(p, raw, u, out, state, shared, k, hp, phase, layout)
     p = decay(p, raw, rate, k, hp, phase) - d
-    mean_rate = T.tensor_mean(rate) * hp.lr
+    mean_rate = T.tensor_mean(rate, "rate") * hp.lr
     return Result(p, state._replace(step=state.step + 1, avg_lr=mean_rate.float()), ok)

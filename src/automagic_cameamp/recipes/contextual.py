@@ -130,9 +130,9 @@ def update(p: Tensor, g: Tensor, state: Any, shared: Shared, hp: Any, phase: Pha
     if hp.use_grams:
         out = T.grams(out, raw, k.grams_mix)
 
-    d, rate, state = displacement(p, raw, u, out, state, shared, k, hp, phase, layout)
+    d, rate, _, state = displacement(p, raw, u, out, state, shared, k, hp, phase, layout)
     p = decay(p, raw, rate, k, hp, phase) - d
-    mean_rate = T.tensor_mean(rate) * hp.lr
+    mean_rate = T.tensor_mean(rate, "rate") * hp.lr
     state = state._replace(step=state.step + 1, avg_lr=mean_rate.float())
     return Result(p, state, ok, _signals(raw, u, ok, hp))
 
@@ -153,7 +153,7 @@ def _mix(u: Tensor, state: Any, k: Scalars, hp: Any) -> tuple[Tensor, Any]:
 def _signals(g: Tensor, u: Tensor, ok: Tensor, hp: Any) -> Signals:
     """Direction and size of this step's gradient, for the controller."""
     good = ok.flatten()
-    square = T.tensor_sum(g.square()).flatten()
+    square = T.tensor_sum(g.square(), "signals").flatten()
     q = T.sketch(u)
     if not hp.came:  # u is the raw gradient: bring every tensor to a root mean square of 1
         q = q * (T.numel(g) / square.clamp(min=1e-38)).sqrt().unsqueeze(1)

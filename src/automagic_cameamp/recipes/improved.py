@@ -121,7 +121,8 @@ def update(
     k = schedule.scalars(state.step.to(p.dtype) + 1, hp.betas[0], hp.beta1_decay, hp.warmup_steps)
     g, state = _clip_percentile(g, state, k, hp)
     raw = g
-    view = T.picture(g, layout, hp.spatial_mode)
+    pictured = hp.frequency_penalty > 0 or state.edge_history is not None
+    view = T.picture(g, layout, hp.spatial_mode) if pictured else None
     if view is not None and hp.frequency_penalty > 0:
         g = T.frequency_filter(view, hp.frequency_penalty).reshape(p.shape)
     if hp.use_agr:
@@ -137,15 +138,15 @@ def update(
         u = T.emphasise(u, state.lowrank_tail.to(p.dtype) / TAIL_CODES, hp.low_rank_emphasis, tail=True)
     state = accumulate(u, state, k, hp, phase)
     out, state, ok = confidence(u, state, hp) if hp.came else belief(g, state, k, hp)
-    out = _signs(out, raw, k, hp, phase)
+    out, scale = _signs(out, raw, k, hp, phase)
 
     gain, state = _gains(raw, u, view, state, layout, hp)
-    d, rate, state = displacement(p, raw, u, out, state, shared, k, hp, phase, layout, gain)
+    d, rate, clip, state = displacement(p, raw, u, out, state, shared, k, hp, phase, layout, gain, scale)
     new = p - d
     if hp.use_spd and hp.weight_decay > 0 and phase.may_warm_up:
-        pulled = T.spd(p, new, raw, hp.weight_decay)
+        pulled = T.spd(p, new, raw, hp.weight_decay, scale * clip)
         new = pulled if phase is not Phase.MIXED else torch.where(k.warm, pulled, new)
-    mean_rate = T.tensor_mean(rate) * hp.lr
+    mean_rate = T.tensor_mean(rate, "rate") * hp.lr
     new, state = _shrink_rank(new, state, shared, mean_rate, hp)
     return Result(new, state._replace(step=state.step + 1, avg_lr=mean_rate.float()), ok)
 
@@ -166,13 +167,19 @@ def _clip_percentile(g: Tensor, state: State, k: Scalars, hp: Any) -> tuple[Tens
     return g * scale.view(-1, 1, 1, 1), state._replace(gnorm_history=history)
 
 
-def _signs(out: Tensor, g: Tensor, k: Scalars, hp: Any, phase: Phase) -> Tensor:
-    """Grams in the early phase, Cautious after it."""
+def _signs(out: Tensor, g: Tensor, k: Scalars, hp: Any, phase: Phase) -> tuple[Tensor, Tensor]:
+    """Grams in the early phase, Cautious after it; and the factor [B,1,1,1] that Cautious put in."""
+    one = torch.ones_like(k.t)
     early = T.grams(out, g, 1.0) if hp.use_grams and phase.may_be_early else out
     if phase is Phase.EARLY:
-        return early
-    late = T.cautious(out, g) if hp.use_cautious else out
-    return late if phase is not Phase.MIXED else torch.where(k.early, early, late)
+        return early, one
+    late, gain = out, one
+    if hp.use_cautious:
+        agree, gain = T.agreeing(out, g)
+        late = out * agree * gain
+    if phase is not Phase.MIXED:
+        return late, gain
+    return torch.where(k.early, early, late), torch.where(k.early, one, gain)
 
 
 def _gains(

@@ -9,6 +9,7 @@ from .affine8 import Affine8
 from .codec import Codec, Log8, Plane, Softsign8
 from .dynamic8 import Dynamic8, dynamic_map
 from .residual import ErrorCorrected
+from .rows import RowBlocks
 from .small import Half16, Log16, Unit4
 from .softsign4 import Softsign4
 from .spec import StateSpec
@@ -26,6 +27,7 @@ __all__ = [
     "Log8",
     "Plane",
     "Policy",
+    "RowBlocks",
     "Softsign4",
     "Softsign8",
     "StateSpec",
@@ -62,12 +64,25 @@ class Policy(NamedTuple):
     force: bool = False
 
 
-def choose(spec: StateSpec, layout: Layout, policy: Policy) -> Codec | None:
+def choose(spec: StateSpec, layout: Layout, policy: Policy, by_rows: bool = False) -> Codec | None:
     """Codec of a field, or None where it is held as it is.
 
     Vectors (biases, norms) and tiny tensors stay in fp32: they are a rounding error of the
     memory and the most sensitive weights of a model.
+
+    Args:
+        spec: the field.
+        layout: view of the whole parameter.
+        policy: how its state is held.
+        by_rows: the parameter may be cut between any two rows: no block crosses them, and
+            statistics whose scale would be that of all rows are held as they are.
     """
+    if by_rows:
+        if policy.code == "softsign4":  # two elements share a byte, which a cut could part
+            policy = policy._replace(code="dynamic")
+        blocked = layout.matrix and spec.domain in ("signed", "positive")
+        code = choose(spec, layout, policy) if blocked else None
+        return None if code is None else RowBlocks(code)
     wanted = layout.matrix or policy.force
     quantized = policy.code != "fp32" and wanted and layout.numel >= policy.min_size
     if spec.domain == "plain" or not quantized:

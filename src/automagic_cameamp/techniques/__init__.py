@@ -5,9 +5,21 @@ knows a state, a group or a step counter, and none writes into its arguments.
 """
 
 from ._bits import pack_bits, packed_size, unpack_bits
-from ._reduce import all_finite, mean_of_rows, numel, rms, row_mean, row_sum, tensor_mean, tensor_sum
+from ._reduce import (
+    Ranks,
+    all_finite,
+    local_sum,
+    mean_of_rows,
+    numel,
+    over_ranks,
+    rms,
+    row_mean,
+    row_sum,
+    tensor_mean,
+    tensor_sum,
+)
 from .decay import adaptive_decay, spd
-from .direction import cautious, grams, orthograd
+from .direction import agreeing, cautious, grams, orthograd
 from .gradient import agr
 from .learning_rate import (
     GEOMETRIC,
@@ -63,10 +75,12 @@ __all__ = [
     "GEOMETRIC",
     "VOTE_HISTORY",
     "MaskCode",
+    "Ranks",
     "adaptive_decay",
     "additive_code",
     "additive_mask",
     "agr",
+    "agreeing",
     "agreement",
     "all_finite",
     "allora_gain",
@@ -83,6 +97,7 @@ __all__ = [
     "kept_scales",
     "grams",
     "join_word",
+    "local_sum",
     "majority",
     "mean_of_rows",
     "multiscale",
@@ -90,6 +105,7 @@ __all__ = [
     "numel",
     "orthograd",
     "own_beta",
+    "over_ranks",
     "own_scale",
     "pack_bits",
     "packed_size",

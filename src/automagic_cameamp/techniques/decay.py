@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..types import Locality, local
-from ._reduce import numel, tensor_mean, tensor_sum
+from ._reduce import numel, square_sum_after, tensor_mean, tensor_sum
 
 
 @local(Locality.TENSOR)
@@ -30,16 +30,16 @@ def adaptive_decay(g: Tensor, alpha: float = 4.0) -> Tensor:
     if numel(g) < 2:
         return torch.ones_like(g)
     magnitude = g.abs()
-    mean = tensor_mean(magnitude)
+    mean = tensor_mean(magnitude, "decay.mean")
     offset = magnitude - mean
-    std = tensor_mean(offset.square()).sqrt()
+    std = tensor_mean(offset.square(), "decay.std").sqrt()
     # 2 / (1 + e^-x) spelled out: torch's sigmoid is slower and rounds by position in memory.
     slope = -alpha / (std + 1e-4 * mean + 1e-30)
     return (offset * slope).exp_().add_(1).reciprocal_().mul_(2)
 
 
 @local(Locality.TENSOR)
-def spd(p: Tensor, new: Tensor, g: Tensor, strength: float) -> Tensor:
+def spd(p: Tensor, new: Tensor, g: Tensor, strength: float, scale: Tensor | None = None) -> Tensor:
     r"""Selective projection decay: pull back only what moved away from the origin for nothing.
 
     .. math:: c = -\langle g, p\rangle; \quad c < 0: \; p' = \tilde p\,(1 - \lambda r), \qquad
@@ -50,6 +50,7 @@ def spd(p: Tensor, new: Tensor, g: Tensor, strength: float) -> Tensor:
         new: [B,K,m,n] weights after the step.
         g: [B,K,m,n] raw gradient.
         strength: lambda = weight_decay.
+        scale: [B,1,1,1] factor of the displacement that followed from other sums (``_reduce``).
 
     Returns:
         [B,K,m,n]; ``new`` where the step shrinks the norm or c >= 0; never a larger norm.
@@ -57,7 +58,8 @@ def spd(p: Tensor, new: Tensor, g: Tensor, strength: float) -> Tensor:
     Source: Tian et al. 2024 (SPD), arXiv 2411.01713, section 3 (code read).
     Deviations: the anchor is 0, which for a LoRA is its initial product.
     """
-    before, after = tensor_sum(p.square()).sqrt(), tensor_sum(new.square()).sqrt()
+    before = tensor_sum(p.square(), "spd.before").sqrt()
+    after = square_sum_after(p, new, "spd.after", scale).sqrt()
     ratio = torch.where(after > 0, 1 - before / after, 0.0).clamp_(0.0, 1.0)
-    along = (tensor_sum(g * p) > 0).to(p.dtype)  # c < 0
+    along = (tensor_sum(g * p, "spd.along") > 0).to(p.dtype)  # c < 0
     return new * (1 - (strength * along * ratio).clamp(max=1.0))

@@ -48,8 +48,14 @@ def cautious(out: Tensor, g: Tensor) -> Tensor:
     Deviations: divides by the mean of the mask, as the authors' current code does, not by
     (nnz + 1) / n as in the paper.
     """
+    agree, gain = agreeing(out, g)
+    return out * agree * gain
+
+
+def agreeing(out: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """The mask of ``cautious`` [B,K,m,n] and the factor [B,1,1,1] that keeps the mass."""
     agree = (out * g).sign_().clamp_(min=0.0)
-    return out * agree * tensor_mean(agree).clamp(min=1e-3).reciprocal()
+    return agree, tensor_mean(agree, "cautious").clamp(min=1e-3).reciprocal()
 
 
 @local(Locality.TENSOR)

@@ -45,7 +45,7 @@ def torque(s: Tensor, m: Tensor, u: Tensor, per_row: bool = False) -> tuple[Tens
     Deviations: the paper adds ``(eps + d) g`` to a heavy ball; the caller averages instead.
     """
     total = row_sum if per_row else tensor_sum
-    norms = (total(m.square()) * total(u.square())).sqrt()
-    cosine = torch.where(norms > 0, total(m * u) / norms, 0.0).clamp(-1.0, 1.0)
+    norms = (total(m.square(), "torque.mm") * total(u.square(), "torque.uu")).sqrt()
+    cosine = torch.where(norms > 0, total(m * u, "torque.mu") / norms, 0.0).clamp(-1.0, 1.0)
     s = ema(s, cosine, TORQUE_BETA)
     return s, (1 + s) / 2

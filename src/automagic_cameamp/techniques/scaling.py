@@ -7,13 +7,13 @@ import math
 from torch import Tensor
 
 from ..types import Locality, local
-from ._reduce import col_mean, mean_of_rows, rms, row_mean
+from ._reduce import col_mean, columns, mean_of_rows, rms, row_mean
 from .momentum import ema
 
 
 @local(Locality.CROSS)
 def factored_moment(
-    row: Tensor, col: Tensor, square: Tensor, beta: float, eps: float
+    row: Tensor, col: Tensor, square: Tensor, beta: float, eps: float, site: str = ""
 ) -> tuple[Tensor, Tensor]:
     r"""Running row and column means of a squared quantity.
 
@@ -26,6 +26,7 @@ def factored_moment(
         square: [B,K,m,n] squared quantity, >= 0.
         beta: decay, [0, 1).
         eps: floor added to the squares, inside the average, >= 0.
+        site: name of the sums (``_reduce``).
 
     Returns:
         New row and column means.
@@ -33,11 +34,11 @@ def factored_moment(
     Source: Shazeer & Stern 2018, arXiv 1804.04235, section 3; Luo et al. 2023 (CAME), arXiv
     2307.02047, algorithm 1.
     """
-    return ema(row, row_mean(square) + eps, beta), ema(col, col_mean(square) + eps, beta)
+    return ema(row, row_mean(square) + eps, beta), ema(col, col_mean(square, f"{site}.col") + eps, beta)
 
 
 @local(Locality.TENSOR)
-def factored_rsqrt(x: Tensor, row: Tensor, col: Tensor) -> Tensor:
+def factored_rsqrt(x: Tensor, row: Tensor, col: Tensor, site: str = "") -> Tensor:
     r"""Divide by the square root of the rank-one second moment.
 
     .. math:: x \,/\, \sqrt{R\, C^T / \mathrm{mean}(R)}
@@ -46,17 +47,19 @@ def factored_rsqrt(x: Tensor, row: Tensor, col: Tensor) -> Tensor:
         x: [B,K,m,n].
         row: [B,K,m,1] row means, > 0.
         col: [B,K,1,n] column means, > 0.
+        site: name of the sums (``_reduce``).
 
     Returns:
         [B,K,m,n].
 
     Source: CAME, arXiv 2307.02047, algorithm 1 (used for the gradient and for the confidence).
     """
-    return (x * (row / mean_of_rows(row)).rsqrt()).mul_(col.rsqrt())
+    mean = mean_of_rows(row, site)
+    return (x * (row / mean).rsqrt()).mul_(columns(col, site).rsqrt())
 
 
 @local(Locality.TENSOR)
-def rms_gain(x: Tensor, threshold: float) -> Tensor:
+def rms_gain(x: Tensor, threshold: float, site: str = "", scale: Tensor | None = None) -> Tensor:
     r"""Factor that brings the root mean square of each tensor down to ``threshold``.
 
     .. math:: 1 / \max(1, \mathrm{RMS}(x) / d)
@@ -64,19 +67,20 @@ def rms_gain(x: Tensor, threshold: float) -> Tensor:
     Args:
         x: [B,K,m,n].
         threshold: d, > 0.
+        site, scale: name of the sum, and a factor of x that followed from other sums (``_reduce``).
 
     Returns:
         [B,1,1,1], in (0, 1].
 
     Source: Shazeer & Stern 2018, arXiv 1804.04235, section 6.
     """
-    return (rms(x) / threshold).clamp(min=1.0).reciprocal()
+    return (rms(x, site, scale) / threshold).clamp(min=1.0).reciprocal()
 
 
 @local(Locality.TENSOR)
-def rms_clip(x: Tensor, threshold: float) -> Tensor:
+def rms_clip(x: Tensor, threshold: float, site: str = "") -> Tensor:
     """``x * rms_gain(x, threshold)``; the identity for an infinite threshold."""
-    return x if math.isinf(threshold) else x * rms_gain(x, threshold)
+    return x if math.isinf(threshold) else x * rms_gain(x, threshold, site)
 
 
 @local(Locality.ELEMENT)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..types import Locality, local
+from ._reduce import ranks_of
 
 SKETCH_SIZE = 4096
 # Length of the cyclic table of random signs. It is odd, so rows of 4096 elements never read the
@@ -52,6 +53,11 @@ def sketch(x: Tensor, offset: int = 0) -> Tensor:
     """
     flat = x.flatten(1)
     n = flat.shape[1]
+    ranks = ranks_of()
+    if ranks is not None:
+        return ranks.exact(
+            _part(flat * random_signs(n, offset + ranks.first, x), ranks.first, ranks.whole), "sketch"
+        )
     signed = flat * random_signs(n, offset, x)
     if n <= SKETCH_SIZE:
         return signed
@@ -60,6 +66,16 @@ def sketch(x: Tensor, offset: int = 0) -> Tensor:
     if whole < n:
         q[:, : n - whole] += signed[:, whole:]
     return q
+
+
+def _part(signed: Tensor, first: int, whole: int) -> Tensor:
+    """What the elements from ``first`` on add to the sketch of a tensor of ``whole`` elements."""
+    n = signed.shape[1]
+    if whole <= SKETCH_SIZE:
+        return torch.nn.functional.pad(signed, (first, whole - first - n))
+    before = first % SKETCH_SIZE
+    padded = torch.nn.functional.pad(signed, (before, -(before + n) % SKETCH_SIZE))
+    return padded.unflatten(1, (-1, SKETCH_SIZE)).sum(1)
 
 
 def fold(rows: Tensor, offset: int) -> Tensor:

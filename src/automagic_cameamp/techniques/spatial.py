@@ -25,7 +25,7 @@ def background_gain(energy: Tensor) -> Tensor:
 
     Source: ours (the documents compare an absolute variance with 1e-6).
     """
-    share = (energy + 1e-38) / (mean_of_rows(energy) + 1e-38)
+    share = (energy + 1e-38) / (mean_of_rows(energy, "background") + 1e-38)
     return (share / 0.1).sqrt().clamp(0.5, 1.0)
 
 

@@ -1,0 +1,95 @@
+"""FSDP2: the sharded run is the whole one; two reductions a step; what cannot be done is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from automagic_cameamp.optimizers import OPTIMIZERS
+
+# fp64: the equations are the same ones; only the order of a sum differs. fp32: a weight of size 1
+# moves in units of 1.2e-7, a rate of 1e-2 is that many of them.
+EXACT, ROUNDED = 1e-11, 2e-4
+MAIN = ["base", "contextual", "improved", "base, fp32"]
+OTHERS = [
+    "base, no extras", "base, row torque, vectors, no clip", "base, full moments", "base, AdaBelief",
+    "base, additive, always decay", "contextual, AdaBelief", "improved, early cautious", "improved, fp32",
+]  # fmt: skip
+
+
+def _is_whole(seen: dict, case: str) -> None:
+    rounded = case.endswith("fp32")
+    assert seen["worst"] < (ROUNDED if rounded else EXACT)
+    assert seen["state"] < (1e-4 if rounded else 1e-12)
+    assert seen["wrong"] == []
+
+
+@pytest.mark.parametrize("world", ["two", "four"])
+@pytest.mark.parametrize("case", MAIN)
+def test_sharded_is_whole(case, world, request):
+    for rank in request.getfixturevalue(world):
+        _is_whole(rank["lockstep"][case], case)
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_sharded_is_whole_under_other_options(case, two):
+    for rank in two:
+        _is_whole(rank["lockstep"][case], case)
+
+
+def test_eight_bit_and_bf16_states_are_those_of_the_whole_run(two):
+    """Another order of a sum turns a rounding here and there; a code moves by one step then."""
+    for case, seen in two[0]["codes"].items():
+        assert seen["total"] > 1000
+        assert seen["differs"] <= 0.05 * seen["total"], case
+        assert seen["worst"] < 0.3, case
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_two_reductions_whatever_the_number_of_tensors(name, two):
+    for reductions, everything in two[0]["collectives"][name]:
+        assert reductions == everything == 2  # nothing hidden, no gathering of objects
+
+
+@pytest.mark.parametrize("world", ["two", "four"])
+def test_training_with_fully_shard(world, request):
+    ranks = request.getfixturevalue(world)
+    held = 0
+    for rank in ranks:
+        seen = rank["training"]
+        assert seen["worst"] < 2e-3  # the gradients of the two were summed in another order
+        assert seen["rates"][0] == pytest.approx(seen["rates"][1], rel=1e-5)
+        assert seen["held"] < 0.7 * seen["whole"]
+        held += seen["held"]
+    assert held >= ranks[0]["training"]["whole"] * 0.99
+
+
+@pytest.mark.parametrize("world", ["two", "four"])
+def test_a_bad_gradient_of_one_process_is_skipped_by_all(world, request):
+    for rank in request.getfixturevalue(world):
+        seen = rank["nonfinite"]
+        assert seen["kept"]
+        assert seen["moved"]
+        assert seen["skipped"] == {"a.weight": 1, "stack": 1}
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("use_agr", ("use_agr=True", "only False")),
+        ("use_orthograd", ("use_orthograd=True", "only False")),
+        ("lr_level", ("lr_level='distance'", "'fixed'")),
+        ("lr_mask_granularity", ("lr_mask_granularity='row'", "'element'")),
+        ("percentile_clipping", ("percentile_clipping=50", "100")),
+        ("columns", ("Shard(dim=1)", "Shard(dim=0)", "fully_shard")),
+        ("replicated", ("Replicate()", "Shard(dim=0)")),
+        ("hybrid", ("mesh of 2 dimensions", "Hybrid sharding")),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_moves(case, words, two):
+    message = two[0]["refusals"][case]
+    assert all(word in message for word in words), message
+
+
+def test_stages_left_out_are_named_once(two):
+    (message,) = two[0]["refusals"]["warned"]
+    assert all(word in message for word in ("frequencies", "edges", "detailed rows", "low-rank"))
