@@ -103,7 +103,7 @@ def test_the_stages_of_every_class(case, monkeypatch):
         pytest.fail(f"{name} is not in the package")
     # 13 x 12: more than rank_keep directions on both sides
     params = base_drive.parameters([(13, 12)])
-    options = {"lr": 1e-3, "warmup_steps": 8, **options}
+    options = {"lr": 1e-3, "warmup_steps": 8, "engine": "reference", **options}
     optimizer = getattr(package, name)(params, **options)
     calls = spied(monkeypatch, table)
     seen: dict[str, set[Phase]] = {technique: set() for technique in table}
