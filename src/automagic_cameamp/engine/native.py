@@ -311,6 +311,8 @@ def planned(optimizer: Any, works: list[Any]) -> Plan | None:
         return None
     if not ready(optimizer.config.engine) or any(map(unsupported, works)):
         return None
+    if not all(isinstance(p, Tensor) for p in optimizer.state):  # loaded, and of no parameter
+        return None
     plan = Plan(optimizer, works)
     params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
     return plan if plan._take_gradients(params) else None
