@@ -20,7 +20,7 @@ from .. import configs
 from ..storage import Policy
 from ..types import Layout
 from ..validate import checked, fail
-from . import backends, checkpoint, execute, fused, memory, native, sharded, shards
+from . import backends, checkpoint, execute, fused, memory, native, offload, sharded, shards
 from .buckets import Chunk, chunks
 from .checks import check_parameter, check_rate
 from .contract import Controller
@@ -74,6 +74,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
         self._plan: native.Plan | None = None
         self._open = None
         self._handle = None
+        self._offload: offload.Offload | None = None
         self._device_lists: dict[tuple[Any, ...], Tensor] = {}
         self._skipped: dict[torch.device, Tensor] = {}
 
@@ -170,6 +171,12 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
             self._check_gradients()
             self._open.finish(loss, rest=True)
             return loss
+        with offload.on_host(self):
+            self._advance(loss)
+        return loss
+
+    def _advance(self, loss: Any) -> None:
+        """One step of all parameters that have a gradient."""
         plan = self._plan
         if plan is not None and not plan.fits(self):
             plan = None
@@ -189,7 +196,6 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
             for work, ok, signals in chain(*outcomes):
                 self._note(work, ok, signals)
         self._end_step(whole)
-        return loss
 
     def _end_step(self, whole: fused.Whole | None = None) -> None:
         """Count a step whose updates are all done."""
@@ -371,9 +377,10 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = hook(self, state_dict)
             state_dict = state_dict if result is None else result
-        fitted = checkpoint.fit(self, state_dict)
-        self._open = None  # what an unfinished step has changed is replaced
-        checkpoint.commit(self, fitted)
+        with offload.on_host(self, stepping=False):
+            fitted = checkpoint.fit(self, state_dict)
+            self._open = None  # what an unfinished step has changed is replaced
+            checkpoint.commit(self, fitted)
         checkpoint.say(self, fitted)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
