@@ -75,6 +75,7 @@ class SharedConfig:
     engine: str = option(
         "auto", choice("auto", "reference", "native", "triton"), "who executes the step; auto: the fastest"
     )
+    offload: str = option("none", choice("none", "cpu"), "engine: cpu: state and step in host memory")
 
 
 @dataclass
@@ -221,6 +222,7 @@ ENGINE_OPTIONS = (
     "stochastic_rounding",
     "seed",
     "engine",
+    "offload",
     "blocksize",
     "state_code",
     "quantize_states",

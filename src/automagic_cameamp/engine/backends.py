@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from . import execute, native
+from . import execute
 from .buckets import Chunk
 
 
@@ -45,6 +46,25 @@ class Work(NamedTuple):
 
 
 Outcome = tuple[Work, Tensor, Any]  # the work, [B] bool usable gradient, the recipe's signals
+
+
+class Folded:
+    """What a controller learns from many parameters at once: their sketch, folded already.
+
+    Args:
+        sketch: [4096] of the model's part, fp64: no order of summation shows once it is rounded.
+        square: sum of squares of the raw gradients.
+        bad: number of unusable gradients.
+    """
+
+    def __init__(self, sketch: Tensor, square: float, bad: int) -> None:
+        self.sketch, self.square, self.bad = sketch, square, bad
+
+    @classmethod
+    def of(cls, parts: list[Folded]) -> Folded:
+        """All of them as one."""
+        sketch = torch.stack([part.sketch for part in parts]).sum(0)
+        return cls(sketch, sum(part.square for part in parts), sum(part.bad for part in parts))
 
 
 class Backend(Protocol):
@@ -83,6 +103,8 @@ REFERENCE = Reference()
 def available(engine: str, works: list[Work]) -> tuple[Backend, ...]:
     """Backends for this setting, the preferred one first; the reference takes what is left."""
     on_cpu = any(work.chunk.params[0].device.type == "cpu" for work in works)
+    from . import native  # only where it is needed: an import of the package stays light
+
     kernels = (native.Native(engine),) if on_cpu and native.ready(engine) else ()
     return (*kernels, REFERENCE)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..types import Layout
 from . import arena
 from .execute import Field, compute_dtype
+from .shards import local_of
 
 State = dict[str, Tensor]
 
@@ -80,7 +81,7 @@ def overlaps(saved: Mapping[Any, Mapping[str, Tensor]], held: Mapping[Any, Mappi
         held: parameter -> state of the optimizer.
     """
     storages = {
-        value.untyped_storage().data_ptr()
+        local_of(value).untyped_storage().data_ptr()
         for own in held.values()
         if isinstance(own, Mapping)
         for value in own.values()
@@ -89,8 +90,9 @@ def overlaps(saved: Mapping[Any, Mapping[str, Tensor]], held: Mapping[Any, Mappi
     for p, state in saved.items():
         own = held.get(p) or {}
         for key, value in state.items():
-            known = value.untyped_storage().data_ptr() in storages
-            if known and not (isinstance(own.get(key), Tensor) and _same(own[key], value)):
+            here = local_of(value)
+            known = here.numel() > 0 and here.untyped_storage().data_ptr() in storages
+            if known and not (isinstance(own.get(key), Tensor) and _same(local_of(own[key]), here)):
                 return True
     return False
 

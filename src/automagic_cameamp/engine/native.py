@@ -23,6 +23,7 @@ from ..kernels import layout as abi
 from ..kernels import native
 from ..validate import callers_depth
 from . import native_table as table
+from .backends import Folded
 from .native_table import TYPES, Member, unsupported
 
 WITHOUT = (
@@ -36,25 +37,6 @@ _ALIVE = weakref.ReferenceType.__call__
 FLAGS = ("_is_lora_layer", "_is_embedding")
 # Looked at anew at every step, or of no consequence for the arithmetic.
 LOOSE = ("params", "lr", "clock", "initial_lr", "param_names")
-
-
-class Folded:
-    """What a controller learns from many parameters at once: their sketch, folded already.
-
-    Args:
-        sketch: [4096] of the model's part, fp64: no order of summation shows once it is rounded.
-        square: sum of squares of the raw gradients.
-        bad: number of unusable gradients.
-    """
-
-    def __init__(self, sketch: Tensor, square: float, bad: int) -> None:
-        self.sketch, self.square, self.bad = sketch, square, bad
-
-    @classmethod
-    def of(cls, parts: list[Folded]) -> Folded:
-        """All of them as one."""
-        sketch = torch.stack([part.sketch for part in parts]).sum(0)
-        return cls(sketch, sum(part.square for part in parts), sum(part.bad for part in parts))
 
 
 def ready(engine: str) -> bool:

@@ -20,7 +20,7 @@ from .. import configs
 from ..storage import Policy
 from ..types import Layout
 from ..validate import checked, fail
-from . import backends, checkpoint, execute, fused, memory, native, sharded, shards
+from . import backends, checkpoint, execute, memory, offload, sharded, shards
 from .buckets import Chunk, chunks
 from .checks import check_parameter, check_rate
 from .contract import Controller
@@ -29,6 +29,9 @@ from .release import GradientRelease
 from .reports import Reports
 from .resume import Resume
 from .rounding import parameter_key
+
+if TYPE_CHECKING:
+    from . import fused, native
 
 logger = logging.getLogger("automagic_cameamp")
 LOG_EVERY = 100
@@ -74,6 +77,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
         self._plan: native.Plan | None = None
         self._open = None
         self._handle = None
+        self._offload: offload.Offload | None = None
         self._device_lists: dict[tuple[Any, ...], Tensor] = {}
         self._skipped: dict[torch.device, Tensor] = {}
 
@@ -170,6 +174,12 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
             self._check_gradients()
             self._open.finish(loss, rest=True)
             return loss
+        with offload.on_host(self):
+            self._advance(loss)
+        return loss
+
+    def _advance(self, loss: Any) -> None:
+        """One step of all parameters that have a gradient."""
         plan = self._plan
         if plan is not None and not plan.fits(self):
             plan = None
@@ -180,6 +190,8 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
         works, whole = ([], None) if plan is not None else self._works()
         cut = [work for work in works if work.chunk.shard is not None]
         if plan is None and whole is None and not cut:
+            from . import native  # here, so that an import of the package stays light
+
             plan = self._plan = native.planned(self, works)
         if plan is not None:
             plan.run(self)
@@ -189,7 +201,6 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
             for work, ok, signals in chain(*outcomes):
                 self._note(work, ok, signals)
         self._end_step(whole)
-        return loss
 
     def _end_step(self, whole: fused.Whole | None = None) -> None:
         """Count a step whose updates are all done."""
@@ -209,6 +220,8 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
 
     def _works(self) -> tuple[list[backends.Work], fused.Whole | None]:
         """The updates of this step that are not done at once on a device, and who does those."""
+        from . import fused
+
         whole = fused.prepare(self)
         lagged = self._lagged() if whole is None else whole.lagged
         plan = list(self._chunks()) if whole is None else whole.rest
@@ -273,7 +286,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
     def _note(self, work: Any, ok: Tensor, signals: Any) -> None:
         """What the controller and the health report want to know of an update."""
         if self.controller is not None:
-            if isinstance(signals, native.Folded):
+            if isinstance(signals, backends.Folded):
                 self.controller.join(signals.sketch, signals.square, signals.bad)
             elif signals is not None:
                 rows = None
@@ -371,9 +384,10 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = hook(self, state_dict)
             state_dict = state_dict if result is None else result
-        fitted = checkpoint.fit(self, state_dict)
-        self._open = None  # what an unfinished step has changed is replaced
-        checkpoint.commit(self, fitted)
+        with offload.on_host(self, stepping=False):
+            fitted = checkpoint.fit(self, state_dict)
+            self._open = None  # what an unfinished step has changed is replaced
+            checkpoint.commit(self, fitted)
         checkpoint.say(self, fitted)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)

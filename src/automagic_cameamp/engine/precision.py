@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -64,3 +65,17 @@ def accumulate_in_fp32(model: nn.Module | Iterable[Tensor]) -> list[Tensor]:
     for p in changed:
         p.grad_dtype = torch.float32  # type: ignore[attr-defined]
     return changed
+
+
+def refuse_scaler() -> None:
+    """A GradScaler that has scaled a loss: nobody would unscale, and no overflow could be undone."""
+    from torch.amp import GradScaler  # type: ignore[attr-defined]
+
+    for thing in gc.get_objects():
+        # type(): isinstance() would run the __class__ of lazy objects.
+        if issubclass(type(thing), GradScaler) and thing.is_enabled() and thing._scale is not None:
+            raise RuntimeError(
+                "a GradScaler scales the loss, but released gradients are used before it can unscale them "
+                "or see an overflow: train in bf16 or fp32 without a scaler, or do not release gradients. "
+                "If the scaler is another model's, pass unscaled=True."
+            )

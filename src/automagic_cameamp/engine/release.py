@@ -6,7 +6,6 @@ that an update needs has to wait for the other gradients: the result is that of 
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..validate import fail
-from . import backends, native
+from . import backends, offload
 from .buckets import Chunk
+from .precision import refuse_scaler
 from .shards import is_distributed
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class OpenStep:
             self.shared.append(None if like is None else optimizer._share(number, group, lagged, like))
         self.seen: dict[int, tuple[int, int]] = {}
         self.results: dict[tuple[int, int], dict[int, tuple[int, backends.Work, Tensor, Any]]] = {}
-        self.folded: list[native.Folded] = []  # what the kernels told the controller
+        self.folded: list[backends.Folded] = []  # what the kernels told the controller
 
     def update(self, p: Tensor) -> None:
         """Update one parameter that has a gradient."""
@@ -77,7 +77,7 @@ class OpenStep:
             optimizer.controller.begin(loss)
         merged = [self._merge(chunk) for _, chunk in self.plan if chunk.key in self.results]
         if optimizer.controller is not None and self.folded:
-            total = native.Folded.of(self.folded)
+            total = backends.Folded.of(self.folded)
             optimizer.controller.join(total.sketch, total.square, total.bad)
         for _, work, ok, signals in sorted(merged, key=lambda found: found[0]):
             optimizer._note(work, ok, signals)
@@ -101,7 +101,7 @@ class OpenStep:
         engine = self.optimizer.config.engine
         for work, ok, signals in backends.run(engine, works):
             rank = [backend.takes(work) for backend in backends.available(engine, [work])].index(True)
-            if isinstance(signals, native.Folded):
+            if isinstance(signals, backends.Folded):
                 self.folded.append(signals)
                 signals = None
             kept = self.results.setdefault(work.chunk.key, {})
@@ -161,6 +161,7 @@ class GradientRelease:
             raise fail("i", i, "the position of p in group['params']")
         if p.grad is None:
             return
+        offload.refuse_release(self)
         if is_distributed(p):
             raise RuntimeError(
                 "a sharded parameter cannot be updated before the others: its sums over the processes go "
@@ -300,7 +301,7 @@ class ReleaseHandle:
                 "call handle.backward(loss) in place of loss.backward()."
             )
         if not self._unscaled:
-            _refuse_scaler()
+            refuse_scaler()
             self._unscaled = True  # a later scaler has no gradients to unscale, and says so itself
         count = self._counts[id(p)] = self._counts.get(id(p), 0) + 1
         if count > self.accumulation:
@@ -325,20 +326,6 @@ def _twice(optimizer: CameAMPOptimizer, p: Tensor, accumulation: int) -> Runtime
         f"accumulation={accumulation}: call step() after every {accumulation} backward passes, or name "
         "their number. Weights that reentrant checkpointing uses twice need use_reentrant=False."
     )
-
-
-def _refuse_scaler() -> None:
-    """A GradScaler that has scaled a loss: nobody would unscale, and no overflow could be undone."""
-    from torch.amp import GradScaler  # type: ignore[attr-defined]
-
-    for thing in gc.get_objects():
-        # type(): isinstance() would run the __class__ of lazy objects.
-        if issubclass(type(thing), GradScaler) and thing.is_enabled() and thing._scale is not None:
-            raise RuntimeError(
-                "a GradScaler scales the loss, but released gradients are used before it can unscale them "
-                "or see an overflow: train in bf16 or fp32 without a scaler, or do not release gradients. "
-                "If the scaler is another model's, pass unscaled=True."
-            )
 
 
 def release_gradients(
@@ -369,6 +356,7 @@ def release_gradients(
     Raises:
         ValueError: a wrong value, nothing to release, or a combination that could not be correct.
     """
+    offload.refuse_release(optimizer)
     if isinstance(accumulation, bool) or not isinstance(accumulation, int) or accumulation < 1:
         raise fail("accumulation", accumulation, "a whole number of backward passes, at least 1")
     if max_norm is not None and not 0 < float(max_norm) < float("inf"):
