@@ -71,6 +71,11 @@ class SharedConfig:
     stochastic_rounding: bool | None = option(
         None, optional(flag), "engine: round bf16/fp16 weights stochastically; None: yes"
     )
+    master_weight_bits: int | None = option(
+        None,
+        optional(choice(24)),
+        "engine: 24 keeps what bf16/fp16 weights round away in 8 bits beside them; None: nothing",
+    )
     seed: int = option(0, integer(0, 2**32 - 1), "engine: seed of the stochastic rounding")
     engine: str = option(
         "auto", choice("auto", "reference", "native", "triton"), "who executes the step; auto: the fastest"
@@ -220,6 +225,7 @@ class Improved8BitOptimizerConfig(RegularizedConfig):
 ENGINE_OPTIONS = (
     "verbose",
     "stochastic_rounding",
+    "master_weight_bits",
     "seed",
     "engine",
     "offload",

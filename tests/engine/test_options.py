@@ -58,6 +58,7 @@ BAD: dict[str, list[Any]] = {
     "lr_mask_granularity": ["elements", "column", None, 3],
     "lr_level": ["prodigy", "Fixed", None, 0.5],
     "stochastic_rounding": [2, -1, 0.5, "True", [True]],
+    "master_weight_bits": [16, 32, 8, 24.0, "24", True],
     "seed": [-1, 2**32, 0.5, "7", None, NAN],
     "engine": ["Native", "cuda", None, 0, "eager"],
     "blocksize": [0, 1, 32, 100, 8192, 255, -64, 128.5, "256", None, True],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -166,3 +167,23 @@ def test_deep_copies_have_tables_of_their_own() -> None:
     give(twin["p"], 2)
     twin["o"].step()
     assert all(same_bits(p, q) for p, q in zip(params, twin["p"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "reason"),
+    [
+        (A.Automagic_CameAMP, {"master_weight_bits": 24}, "master_weight_bits=24"),
+        (A.Automagic_CameAMP8bit, {"state_code": "softsign4", "blocksize": 64}, "the code of this state"),
+    ],
+)
+def test_what_no_kernel_knows_is_the_references(cls: type, options: dict[str, Any], reason: str) -> None:
+    shapes, results = [(70, 20)], []
+    for engine in ("triton", "reference"):
+        fused._SAID.clear()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            params, optimizer = run(cls, engine, 2, shapes, torch.bfloat16, **options)
+        assert runner(optimizer) is None
+        assert any(reason in str(w.message) for w in said) == (engine == "triton")
+        results.append(snapshot(optimizer))
+    assert not bit_differences(*results)

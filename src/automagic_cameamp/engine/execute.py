@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import schedule, storage
+from ..storage import CORRECTION
+from ..storage.rounding import join, split
 from ..types import Layout, Phase
 from . import arena
 from .buckets import Chunk
@@ -170,10 +172,16 @@ def run(
     keep = None if ok.device.type == "cpu" and bool(ok.all()) else ok
     first = 0 if chunk.shard is None else chunk.shard.place.first
     noise = None if keys is None else Noise(keys, new_state.step.flatten(), first)
-    _scatter(gathered, fields, recipe.as_dict(new_state), keep, noise)
+    values = recipe.as_dict(new_state)
+    rounding = noise if round_params else None
+    if CORRECTION.name in gathered:
+        bits = None if rounding is None else rounding.bits(new_p.shape, 0)
+        new_p, values[CORRECTION.name] = split(new_p, bits, params[0].dtype)
+        rounding, p = None, stack_params(params, chunk.layout, params[0].dtype)
+    _scatter(gathered, fields, values, keep, noise)
     if keep is not None:
         new_p = torch.where(keep, new_p, p)
-    _write_params(params, new_p, noise if round_params else None)
+    _write_params(params, new_p, rounding)
     return ok.flatten(), signals
 
 
@@ -186,6 +194,8 @@ def evaluate(
     p = stack_params(params, layout, compute)
     g = stack_params([_gradient(q) for q in params], layout, compute)
     gathered, decoded = _gather(states, fields, layout, compute)
+    if (rest := decoded.pop(CORRECTION.name, None)) is not None:
+        p = join(stack_params(params, layout, params[0].dtype), rest)
     phase = phase_on_host(decoded["step"], hp.warmup_steps)
     state = recipe.make_state(decoded)
     return p, gathered, recipe.update(p, g, state, shared, hp, phase, layout)

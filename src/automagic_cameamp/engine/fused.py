@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..recipes import _fused
+from ..storage import CORRECTION
 from ..types import Layout
 from ..validate import callers_depth, fail
 from . import memory
@@ -198,6 +199,8 @@ class Whole:
             return "sharded parameters"
         if self.mixed:
             return "a model on several devices"
+        if any(spec.name == CORRECTION.name for spec, _ in fields):
+            return "master_weight_bits=24"
         why = _fused.unsupported(optimizer.recipe, hp, chunk.layout)
         if why is not None:
             return why

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..kernels import layout as abi
 from ..recipes import base, contextual, improved
 from ..recipes._rate import has_mask
-from ..storage import ErrorCorrected
+from ..storage import CORRECTION, ErrorCorrected
 from .buckets import Chunk
 from .execute import Field
 
@@ -67,6 +67,8 @@ def unsupported(work: Any) -> str | None:
         return f"{p.dtype} parameters on {p.device.type!r}"
     if work.recipe not in (base, contextual, improved):
         return "another recipe"
+    if any(spec.name == CORRECTION.name for spec, _ in work.fields):
+        return "master_weight_bits=24"
     matrix = chunk.layout.matrix
     for name, bad in (
         ("came", not hp.came),

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import configs
-from ..storage import Policy
+from ..storage import CORRECTION, Policy
 from ..types import Layout
 from ..validate import checked, fail
 from . import backends, checkpoint, execute, memory, offload, sharded, shards
@@ -145,9 +145,10 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer
 
     def _fields(self, group: dict[str, Any], chunk: Chunk) -> list[execute.Field]:
         by_rows = chunk.shard is not None
-        return execute.fields_of(
-            self.recipe, chunk.layout, self._options(group, chunk), chunk.policy, by_rows
-        )
+        hp = self._options(group, chunk)
+        fields = execute.fields_of(self.recipe, chunk.layout, hp, chunk.policy, by_rows)
+        kept = self.config.master_weight_bits == 24 and chunk.params[0].dtype in LOW_PRECISION
+        return [*fields, execute.Field(CORRECTION, None)] if kept else fields
 
     def _options(self, group: dict[str, Any], chunk: Chunk) -> Any:
         """The recipe's options as they hold for a chunk."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import techniques as T
-from ..storage.spec import StateSpec
+from ..storage.spec import CORRECTION, StateSpec
 from ..techniques.learning_rate import GEOMETRIC_STEP, MASK_HIGH, MASK_LOW
 from ..types import Layout
 from . import _rate, _stages
@@ -49,8 +49,9 @@ class Carried(NamedTuple):
 
 
 def in_family(name: str) -> bool:
-    """Whether some recipe keeps a field of this name."""
-    return name in _stages.State._fields or (name.startswith(SCALE) and name[len(SCALE) :].isdigit())
+    """Whether some recipe, or the engine for its weights, keeps a field of this name."""
+    own = name in _stages.State._fields or name == CORRECTION.name
+    return own or (name.startswith(SCALE) and name[len(SCALE) :].isdigit())
 
 
 def readable(specs: Sequence[StateSpec], layout: Layout, packed: bool) -> dict[str, list[StateSpec]]:

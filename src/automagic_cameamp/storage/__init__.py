@@ -12,9 +12,10 @@ from .residual import ErrorCorrected
 from .rows import RowBlocks
 from .small import Half16, Log16, Unit4
 from .softsign4 import Softsign4
-from .spec import StateSpec
+from .spec import CORRECTION, StateSpec
 
 __all__ = [
+    "CORRECTION",
     "MIN_QUANTIZED",
     "SIGNED_CODES",
     "THIN_SIDE",

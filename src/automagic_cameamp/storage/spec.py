@@ -60,3 +60,7 @@ class StateSpec(NamedTuple):
             "sample": (self.count,),
             "basis": (*lead, min(m, n), self.count),
         }[self.extent]
+
+
+# What 24-bit weights have beyond those in bf16 or fp16 (``rounding.split``); the engine's, not a recipe's.
+CORRECTION = StateSpec("weight_correction", "full", dtype=torch.int8)
