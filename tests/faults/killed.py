@@ -171,7 +171,8 @@ def main(folder: Path, seed: int, more: int) -> dict[str, Any]:
     rare = [i for i, kind in enumerate(names, 1) if kind != "write"]
     saves = [i for i in rare if names[i - 1] == "replace"]
     second = [i for i in rare if saves[3] < i <= saves[5] + 2]
-    chosen = {second[0] - 2, *second}
+    kinds = {(names[i - 1], names[i - 2]): i for i in second}  # one of each kind, by what came before
+    chosen = {second[0] - 2, *kinds.values()}
     chosen |= set(rng.sample(range(1, len(names) + 1), more))
     for at in sorted(chosen):
         name = f"event{at}"
@@ -184,8 +185,8 @@ def main(folder: Path, seed: int, more: int) -> dict[str, Any]:
     # Any moment, and again, and again.
     for number in range(1 + more // 4):
         name, kills = f"random{number}", 0
-        for _ in range(4):
-            status, _ = forked(again(name, whole(name)), wait=rng.uniform(0.1, 0.9) * took)
+        for _ in range(2):
+            status, _ = forked(again(name, whole(name)), wait=rng.uniform(0.2, 0.7) * took)
             kills += os.WIFSIGNALED(status)
         status, said = forked(again(name, whole(name)))
         assert status == 0, said
