@@ -311,6 +311,8 @@ def planned(optimizer: Any, works: list[Any]) -> Plan | None:
         return None
     if not ready(optimizer.config.engine) or any(map(unsupported, works)):
         return None
-    plan = Plan(optimizer, works)
     params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    if not all(isinstance(key, Tensor) for key in optimizer.state):  # a foreign entry that a load let through
+        return None
+    plan = Plan(optimizer, works)
     return plan if plan._take_gradients(params) else None
