@@ -87,7 +87,7 @@ class Table:
         self.states: list[dict[str, Any]] = []
         self.slices: list[slice] = []
         self.options: Any = np.zeros(len(members), dtype=table.OPTIONS)
-        self.sketch = torch.zeros(abi.SKETCH, dtype=torch.float64) if signals else None
+        self.signals, self.sketch = signals, None  # the sketch lives during a step only
         start = 0
         for number, member in enumerate(members):
             self.options[number] = table.options(member.hp, member.recipe, signals)
@@ -105,7 +105,7 @@ class Table:
             tasks=self.tasks.ctypes.data,
             options=self.options.ctypes.data,
             count=len(self.tasks),
-            sketch=None if self.sketch is None else self.sketch.data_ptr(),
+            sketch=None,
             mask_mean=1.0,
             flavour=-1,
         )
@@ -118,6 +118,9 @@ class Table:
             MemoryError: a tensor was not updated, because there was no memory for it.
         """
         self.step.threads = torch.get_num_threads()
+        if self.signals:
+            self.sketch = torch.zeros(abi.SKETCH, dtype=torch.float64)
+            self.step.sketch = self.sketch.data_ptr()
         native.library().automagic_step(ctypes.byref(self.step))
         if self.step.bad and (self.tasks["ok"] < 0).any():
             raise MemoryError("no memory for the scratch of a step: some tensors were not updated.")
@@ -127,6 +130,7 @@ class Table:
         folded: Any = None
         if self.sketch is not None:
             folded = Folded(self.sketch, self.step.square, self.step.bad)
+            self.sketch = None
         for member, part in zip(self.members, self.slices, strict=True):
             yield member, torch.from_numpy(self.tasks["ok"][part] == 1), folded
             folded = None
@@ -311,8 +315,8 @@ def planned(optimizer: Any, works: list[Any]) -> Plan | None:
         return None
     if not ready(optimizer.config.engine) or any(map(unsupported, works)):
         return None
-    params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
-    if not all(isinstance(key, Tensor) for key in optimizer.state):  # a foreign entry that a load let through
+    if not all(isinstance(p, Tensor) for p in optimizer.state):  # entries of the program's own
         return None
     plan = Plan(optimizer, works)
+    params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
     return plan if plan._take_gradients(params) else None
