@@ -163,6 +163,7 @@ def test_norm_clipping_that_starts_in_mid_run_lets_gradients_through() -> None:
     _, new = moved({}, {"percentile_clipping": 95}, "sized")
     _, free = moved({}, {}, "sized")
     for optimizer in (new, free):
+        optimizer.config.engine = "reference"  # the kernels leave clipped norms to it
         train(optimizer, optimizer.param_groups[0]["params"], range(6, 10), lambda i, t: False)
     for p, q in zip(new.param_groups[0]["params"], free.param_groups[0]["params"], strict=True):
         assert torch.equal(p, q)

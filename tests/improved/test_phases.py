@@ -24,7 +24,7 @@ BASE = {
     "factored_moment": ALWAYS,
     "torque": EARLY,
     "grams": ALWAYS,
-    "cautious": NEVER,
+    "agreeing": NEVER,
     "orthograd": NEVER,
     "adaptive_decay": EARLY,
     "spd": NEVER,
@@ -40,7 +40,7 @@ BASE = {
 IMPROVED = {
     **BASE,
     "grams": EARLY,
-    "cautious": AFTER,
+    "agreeing": AFTER,
     "adaptive_decay": NEVER,
     "spd": WARM,
     "frequency_filter": ALWAYS,
@@ -67,7 +67,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any], dict[str, tuple[Phase, ...]]]] = {
     "I options": (
         "Automagic_CameAMP_Improved",
         {"use_agr": True, "use_orthograd": True, "use_grams": False, "use_cautious": False, "use_spd": False},
-        {**IMPROVED, "agr": ALWAYS, "orthograd": EARLY, "grams": NEVER, "cautious": NEVER, "spd": NEVER},
+        {**IMPROVED, "agr": ALWAYS, "orthograd": EARLY, "grams": NEVER, "agreeing": NEVER, "spd": NEVER},
     ),
     "I no mask": (
         "Automagic_CameAMP_Improved",
@@ -103,7 +103,7 @@ def test_the_stages_of_every_class(case, monkeypatch):
         pytest.fail(f"{name} is not in the package")
     # 13 x 12: more than rank_keep directions on both sides
     params = base_drive.parameters([(13, 12)])
-    options = {"lr": 1e-3, "warmup_steps": 8, **options}
+    options = {"lr": 1e-3, "warmup_steps": 8, "engine": "reference", **options}
     optimizer = getattr(package, name)(params, **options)
     calls = spied(monkeypatch, table)
     seen: dict[str, set[Phase]] = {technique: set() for technique in table}
