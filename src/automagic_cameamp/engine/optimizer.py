@@ -24,6 +24,7 @@ from . import backends, checkpoint, execute, fused, memory, native, sharded, sha
 from .buckets import Chunk, chunks
 from .checks import check_parameter, check_rate
 from .contract import Controller
+from .flight import Recording
 from .precision import LOW_PRECISION, ScalerAdvice
 from .release import GradientRelease
 from .reports import Reports
@@ -35,7 +36,7 @@ LOG_EVERY = 100
 LISTS_KEPT = 4096
 
 
-class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer):
+class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording, Optimizer):
     """Engine of the family. Final classes set ``recipe``, ``config_class``, ``policy``, nothing else.
 
     State is created at the first gradient of a parameter, from the parameter as it is then; no

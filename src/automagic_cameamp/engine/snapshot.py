@@ -59,16 +59,24 @@ class Snapshot:
                 f"the snapshot is of {len(self._codes)} parameters, the optimizer has {len(params)} now: "
                 "take a new one after adding a group."
             )
+        values = [self._decoded(p, coded) for p, coded in zip(params, self._codes, strict=True)]
+        finite = [v.isfinite().all() for v in values]
+        if not all(f.item() for f in finite):
+            raise RuntimeError(
+                f"the snapshot after step {self.step} holds weights that are not finite: nothing was changed. "
+                "Load a checkpoint."
+            )
         saved = optimizer.state_dict()
         for group, clock in zip(saved["param_groups"], self._clocks, strict=True):
             group["clock"] = clock
         ids = [i for group in saved["param_groups"] for i in group["params"]]
-        saved["state"] = {ids[i]: own for i, own in self._state.items()}
+        # Copies: a state that is not there any more would be this very memory, and change with it.
+        saved["state"] = {
+            ids[i]: {k: _renewed(None, v) for k, v in own.items()} for i, own in self._state.items()
+        }
         saved.pop(memory.KEY, None)
         optimizer.load_state_dict(saved)
-        for p, coded in zip(params, self._codes, strict=True):
-            codec = self._codec(p)
-            value = coded[0] if codec is None else codec.decode(coded).reshape(p.shape)
+        for p, value in zip(params, values, strict=True):
             p.copy_(value)
         return self.step
 
@@ -82,6 +90,10 @@ class Snapshot:
             return None
         code = storage.Affine8(BLOCK)
         return code if self.bits == 8 else storage.ErrorCorrected(code, 8)
+
+    def _decoded(self, p: Tensor, coded: tuple[Tensor, ...]) -> Tensor:
+        codec = self._codec(p)
+        return coded[0] if codec is None else codec.decode(coded).reshape(p.shape)
 
     def _encoded(self, p: Tensor) -> tuple[Tensor, ...]:
         codec = self._codec(p)
