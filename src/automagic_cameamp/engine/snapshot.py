@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import storage
@@ -63,8 +62,8 @@ class Snapshot:
         finite = [v.isfinite().all() for v in values]
         if not all(f.item() for f in finite):
             raise RuntimeError(
-                f"the snapshot after step {self.step} holds weights that are not finite: nothing was changed. "
-                "Load a checkpoint."
+                f"the snapshot after step {self.step} holds weights that are not finite: nothing was "
+                "changed. Load a checkpoint."
             )
         saved = optimizer.state_dict()
         for group, clock in zip(saved["param_groups"], self._clocks, strict=True):
