@@ -237,49 +237,6 @@ class FlightRecorder:
         return self._snapshot.restore(self.optimizer)
 
 
-class Recording:
-    """The recording half of the engine's optimizer."""
-
-    _flight: FlightRecorder | None = None
-
-    def record(self, steps: int = 50, **options: Any) -> FlightRecorder:
-        """Record every step from now on; a recorder that was there is closed.
-
-        Args:
-            steps: how many of the last steps are kept, at least 1.
-            **options: ``snapshot_every`` and ``snapshot_bits`` of ``FlightRecorder``.
-
-        Returns:
-            The recorder: ``read()``, ``first_bad()``, ``take()``, ``rollback()``, ``close()``.
-
-        Raises:
-            ValueError: a number is not allowed, or a parameter is sharded.
-        """
-        recorder = FlightRecorder(self, steps, **options)
-        if self._flight is not None:
-            self._flight.close()
-        self._flight = recorder
-        return recorder
-
-    @property
-    def flight(self) -> FlightRecorder | None:
-        """The recorder, or None where nothing is recorded."""
-        return self._flight
-
-    def rollback(self) -> int:
-        """``flight.rollback()``: parameters and state of the last snapshot.
-
-        Returns:
-            The recorder's number of the step after which it was taken.
-
-        Raises:
-            RuntimeError: nothing is recorded, or there is no snapshot that could be used.
-        """
-        if self._flight is None:
-            raise RuntimeError("nothing is recorded: call record(snapshot_every=100) before training.")
-        return self._flight.rollback()
-
-
 def _named(total: list[float]) -> dict[str, float | None]:
     """The sums of a group as the numbers that ``read`` shows."""
     gradient, update, rates, count, ends, codes, clipped, tensors = total

@@ -24,11 +24,10 @@ from . import backends, checkpoint, execute, fused, memory, native, sharded, sha
 from .buckets import Chunk, chunks
 from .checks import check_parameter, check_rate
 from .contract import Controller
-from .flight import Recording
 from .precision import LOW_PRECISION, ScalerAdvice
 from .release import GradientRelease
 from .reports import Reports
-from .resume import Resume
+from .resume import Recording, Resume
 from .rounding import parameter_key
 
 logger = logging.getLogger("automagic_cameamp")
