@@ -246,13 +246,20 @@ class ContextualController:
 
     def _take_loss(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean of the recorded losses over the ranks that have some, and whether any has."""
+        total = self.take_total(device)
+        if total is None:
+            total = self._own_loss(device)
+        return total[0] / total[1].clamp(min=1), total[1] > 0
+
+    def take_total(self, device: torch.device) -> Tensor | None:
+        """[2] sum over the ranks of their ``share``; None where no loss was recorded and no rank is asked."""
         total = self._total
         if total is None and (total := self.share(device)) is not None:
             torch.distributed.all_reduce(total)
-        if total is None:
+        if total is None and self._pending:
             total = self._own_loss(device)
         self._pending, self._total = [], None
-        return total[0] / total[1].clamp(min=1), total[1] > 0
+        return total
 
     # ---------------------------------------------------------------- checkpoints
 

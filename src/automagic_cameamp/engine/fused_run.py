@@ -156,7 +156,7 @@ class Runner:
         controller.memory = controller._memory_on(self.device)
         window = (len(controller.memory) - signals.Memory.size(0)) // 3
         watch = self.watch._replace(memory=controller.memory, window=window)
-        loss = controller._take_loss(self.device)
+        loss = controller.take_total(self.device)
         count = len(self.whole.members)
         launch.observe(self.launch, self.buffers, watch, count, loss)
 

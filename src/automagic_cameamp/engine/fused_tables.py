@@ -39,6 +39,7 @@ PLACES = {
     "edge_history": ("EDGE", None, "SALT_EDGE"),
     "spatial_variance": ("SPACE", "SPACE_SCALE", "SALT_SPACE"),
     "lowrank_basis": ("BASIS", None, None),
+    "lowrank_tail": ("BASIS", None, None),
     "lowrank_rate": ("OWED", None, None),
 }
 
@@ -152,8 +153,7 @@ class Tables:
             coded = f"{spec.name}_q"
             row[column[f"T_{value}"]] = state[coded if coded in state else spec.name].data_ptr()
             if scale is not None and codec is not None:
-                key = f"{spec.name}_q_scale" if isinstance(codec, Log8) else f"{spec.name}_scale"
-                row[column[f"T_{scale}"]] = state[key].data_ptr()
+                row[column[f"T_{scale}"]] = state[f"{spec.name}_q_scale"].data_ptr()
                 self.log |= isinstance(codec, Log8)
                 self.half |= not isinstance(codec, Log8)
             if salt is not None:
@@ -209,15 +209,18 @@ class Tables:
 
     def _projection(self, t: int, member: Member, column: dict[str, int], piece: int) -> None:
         """Pieces of the long side of a matrix with a basis, and place for its coefficients."""
-        rank = next((spec.count for spec, _ in member.fields if spec.name == "lowrank_basis"), 0)
-        if not rank or member.hp.low_rank_emphasis == 1:
+        names = ("lowrank_basis", "lowrank_tail")
+        basis = next((spec for spec, _ in member.fields if spec.name in names), None)
+        if basis is None or member.hp.low_rank_emphasis == 1:
             return
+        rank, tail = basis.count, basis.name == names[1]
         batch, m, n = member.chunk.layout.view
         count = -(-max(m, n) // piece)
         values = {
             "RANK": rank,
             "RANK_AT": self.ranks,
             "WIDE": m <= n,
+            "TAIL": tail,
             "PIECE": len(self.pieces),
             "PIECES": count,
         }

@@ -77,6 +77,7 @@ T_SCALE_AT = tl.constexpr(63)  # first further momentum in the table of them
 T_MEANS = tl.constexpr(64)  # first matrix
 T_PIECE = tl.constexpr(65)  # first piece of the projection, pieces of one matrix
 T_PIECES = tl.constexpr(66)
+T_TAIL = tl.constexpr(67)  # the basis is that of the directions that are not kept
 WIDTH = tl.constexpr(72)
 
 # ---- groups

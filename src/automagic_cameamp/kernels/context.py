@@ -160,9 +160,10 @@ def observe(
     loss, finite = 0.0, slow > 0
     told = slow < 0
     if HAS_LOSS:
-        given = tl.load(LOSS)
-        finite = tl.abs(given) < infinite
-        told = finite
+        voices = tl.load(LOSS + 1)
+        given = tl.div_rn(tl.load(LOSS), tl.maximum(voices, 1.0))
+        finite = (tl.abs(given) < infinite) | (voices == 0)
+        told = finite & (voices > 0)
         loss = tl.where(told, given, 0.0)
     bad = tl.where(wrong | (finite == 0), 1.0, 0.0)
 

@@ -309,39 +309,53 @@ def store_nibbles(p, r, at, mask, NB: tl.constexpr, QB: tl.constexpr):
     tl.store(p.to(tl.pointer_type(tl.uint8)) + place, pair.to(tl.uint8), mask=inside)
 
 
-# ---------------------------------------------------------------- vectors: fp32, or fp16 with a scale
+# ---------------------------------------------------------------- vectors: fp32, or Log16
 
 
 @triton.jit
 def load_vector(p, scale, at, mask):
-    """``Half16`` where there is a scale, fp32 where there is none."""
+    """``Log16`` where there is a scale, fp32 where there is none; 0 where masked."""
     if scale != 0:
-        x = tl.load(p.to(tl.pointer_type(tl.float16)) + at, mask=mask, other=0.0).to(tl.float32)
-        x = x * tl.load(scale.to(tl.pointer_type(tl.float32)))
+        code = tl.load(p.to(tl.pointer_type(tl.int16)) + at, mask=mask, other=-32768).to(tl.int32)
+        scales = scale.to(tl.pointer_type(tl.float16))
+        low, step = tl.load(scales).to(tl.float32), tl.load(scales + 1).to(tl.float32)
+        x = tl.where(code == -32768, 0.0, tl.exp((code + 32767).to(tl.float32) * step + low))
     else:
         x = load_f32(p, at, mask)
     return x
 
 
 @triton.jit
-def store_half(p, scale, source, count, key, salt, step, good, N: tl.constexpr):
-    """``Half16.encode`` of ``count`` fp32 numbers; one program, in pieces."""
+def logarithm(source, at, mask):
+    """Logarithm as ``Log16`` bounds it, and whether a number is large enough to have one."""
+    x = tl.load(source + at, mask=mask, other=0.0)
+    log = tl.log(tl.minimum(tl.maximum(x, 1.1754943508222875e-38), 1.7014118346046923e38))
+    return log, x >= 1.1754943508222875e-38
+
+
+@triton.jit
+def store_log(p, scale, source, count, key, salt, step, good, N: tl.constexpr):
+    """``Log16.encode`` of ``count`` fp32 numbers; one program, in pieces."""
     index = tl.arange(0, N)
-    top = tl.zeros([N], tl.float32)
+    top = tl.full([N], -87.33654475055310, tl.float32)  # all of them dead: the least logarithm
+    bottom = tl.full([N], float("inf"), tl.float32)
     for first in range(0, count, N):
-        at = first + index
-        top = tl.maximum(top, tl.abs(tl.load(source + at, mask=at < count, other=0.0)))
+        log, live = logarithm(source, first + index, first + index < count)
+        top = tl.maximum(top, log)
+        bottom = tl.minimum(bottom, tl.where(live, log, float("inf")))
     high = tl.max(top, 0)
-    exponent = (high.to(tl.int32, bitcast=True) & 0x7F800000) - (14 << 23)
-    unit = tl.where(high > 0, tl.maximum(exponent, 0x00800000), 0x3F800000).to(tl.float32, bitcast=True)
-    inverse = (0x7F000000 - unit.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+    low = tl.floor(tl.minimum(tl.min(bottom, 0), high) * 16.0) * 0.0625
+    wanted = tl.ceil((high - low) * 8.000244148075807)  # 2^19 / 65534
+    unit = tl.maximum(wanted, 1.0) * 1.9073486328125e-06
     for first in range(0, count, N):
         at = first + index
-        keep = only(at < count, good)
-        x = tl.load(source + at, mask=at < count, other=0.0) * inverse
-        tl.store(
-            p.to(tl.pointer_type(tl.float16)) + at,
-            to_f16(x, random_bits(key, salt, step, at), True),
-            mask=keep,
-        )
-    tl.store(scale.to(tl.pointer_type(tl.float32)), unit, mask=good)
+        log, live = logarithm(source, at, at < count)
+        t = tl.div_rn(log - low, unit)
+        noise = (random_bits(key, salt, step, at) & 0x1FFF).to(tl.float32) * 0.0001220703125
+        down = tl.floor(t)
+        code = tl.minimum(tl.maximum(down + tl.where(t - down > noise, 1.0, 0.0), 0.0), 65534.0) - 32767.0
+        code = tl.where(live, code, -32768.0).to(tl.int32)
+        tl.store(p.to(tl.pointer_type(tl.int16)) + at, code.to(tl.int16), mask=only(at < count, good))
+    scales = scale.to(tl.pointer_type(tl.float16))
+    tl.store(scales, low.to(tl.float16), mask=good)
+    tl.store(scales + 1, unit.to(tl.float16), mask=good)

@@ -20,6 +20,7 @@ from .columns import (
     T_RANK,
     T_RANK_AT,
     T_STEP,
+    T_TAIL,
     T_WIDE,
     Z_LEAN,
 )
@@ -139,13 +140,30 @@ def clamped(value, hyp, lr):
 
 
 @triton.jit
-def lean(u, basis, part, short, long, count, rank, emphasis, keep, mask):
+def direction(basis, at, mask, tail):
+    """Elements of a basis: bf16 of the kept directions, 127ths of the others."""
+    if tail != 0:
+        x = tl.load(basis.to(tl.pointer_type(tl.int8)) + at, mask=mask, other=0).to(tl.float32)
+        x = tl.div_rn(x, 127.0)
+    else:
+        x = from_bf16(basis, at, mask)
+    return x
+
+
+@triton.jit
+def emphasised(u, share, tail, emphasis):
+    """``emphasise`` before the length is restored; ``share`` lies in the directions of the basis."""
+    return u + (emphasis - 1.0) * tl.where(tail != 0, u - share, share)
+
+
+@triton.jit
+def lean(u, basis, part, short, long, count, rank, tail, emphasis, keep, mask):
     """``emphasise``: part [rank, count] holds the update's share of each direction of the basis."""
     share = u * 0.0
     for a in range(0, rank):
-        b = from_bf16(basis, short * rank + a, mask)
+        b = direction(basis, short * rank + a, mask, tail)
         share += b * tl.load(part + a * count + long, mask=mask, other=0.0)
-    return (u + (emphasis - 1.0) * share) * keep
+    return emphasised(u, share, tail, emphasis) * keep
 
 
 @triton.jit
@@ -159,7 +177,9 @@ def leaning(u, tab, hyp, z, RANKS, k, row, col, m, n, mask):
         basis = tl.load(tab + T_BASIS)
         part = RANKS + tl.load(tab + T_RANK_AT)
         emphasis, keep = tl.load(hyp + H_EMPHASIS), tl.load(z + Z_LEAN)
-        u = lean(u, basis, part + k * rank * count, k * size + short, long, count, rank, emphasis, keep, mask)
+        tail, at = tl.load(tab + T_TAIL), k * size + short
+        part += k * rank * count
+        u = lean(u, basis, part, at, long, count, rank, tail, emphasis, keep, mask)
     return u
 
 

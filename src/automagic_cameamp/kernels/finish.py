@@ -73,7 +73,7 @@ from .columns import (
     Z_SLOPE,
     Z_VOTE,
 )
-from .device import scalar, store_half
+from .device import scalar, store_log
 from .element import boost, rate_of, row_counter, times
 from .first import total_of
 
@@ -96,7 +96,7 @@ def small_state(
     ROW_MASK: tl.constexpr,
     N: tl.constexpr,
 ):
-    """A program per tensor: final clip, slope of the decay, mean rate, mask sum, counter, fp16 vectors."""
+    """A program per tensor: final clip, slope of the decay, mean rate, mask sum, counter, coded vectors."""
     t = tl.program_id(0)
     tab = TAB + t * WIDTH
     group = tl.load(tab + T_GROUP)
@@ -157,29 +157,27 @@ def small_state(
         rows, cols = ROWS + tl.load(tab + T_ROW_AT), COLS + tl.load(tab + T_COL_AT)
         p, q = tl.load(tab + T_R), tl.load(tab + T_R_SCALE)
         if q != 0:
-            store_half(
+            store_log(
                 p, q, rows + A_R * lines, lines, key, tl.load(tab + T_SALT_R).to(tl.int32), now, good, N
             )
         p, q = tl.load(tab + T_SR), tl.load(tab + T_SR_SCALE)
         if q != 0:
-            store_half(
+            store_log(
                 p, q, rows + A_S * lines, lines, key, tl.load(tab + T_SALT_SR).to(tl.int32), now, good, N
             )
         p, q = tl.load(tab + T_C), tl.load(tab + T_C_SCALE)
         if q != 0:
-            store_half(p, q, cols + B_C * wide, wide, key, tl.load(tab + T_SALT_C).to(tl.int32), now, good, N)
+            store_log(p, q, cols + B_C * wide, wide, key, tl.load(tab + T_SALT_C).to(tl.int32), now, good, N)
         p, q = tl.load(tab + T_SC), tl.load(tab + T_SC_SCALE)
         if q != 0:
-            store_half(
-                p, q, cols + B_S * wide, wide, key, tl.load(tab + T_SALT_SC).to(tl.int32), now, good, N
-            )
+            store_log(p, q, cols + B_S * wide, wide, key, tl.load(tab + T_SALT_SC).to(tl.int32), now, good, N)
         p, q = tl.load(tab + T_SPACE), tl.load(tab + T_SPACE_SCALE)
         if q != 0:
             salt = tl.load(tab + T_SALT_SPACE).to(tl.int32)
             if side == 1:
-                store_half(p, q, rows + A_SPACE * lines, lines, key, salt, now, good, N)
+                store_log(p, q, rows + A_SPACE * lines, lines, key, salt, now, good, N)
             else:
-                store_half(p, q, cols + B_SPACE * wide, wide, key, salt, now, good, N)
+                store_log(p, q, cols + B_SPACE * wide, wide, key, salt, now, good, N)
     tl.store(tl.load(tab + T_STEP).to(tl.pointer_type(tl.float32)), now, mask=good)
     place = SKIPPED + tl.load(tab + T_INDEX)
     tl.store(place, tl.load(place) + tl.where(good, 0, 1))

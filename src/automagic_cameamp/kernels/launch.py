@@ -222,7 +222,7 @@ def observe(
     tensors: int,
     loss: Tensor | None,
 ) -> None:
-    """The controller's move after a step; ``loss`` is one fp32 or None."""
+    """The controller's move after a step; ``loss`` is [2] as ``share`` has it, or None."""
     slices = len(w.sketches)
     launch(
         context.observe,

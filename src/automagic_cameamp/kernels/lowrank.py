@@ -1,4 +1,4 @@
-"""Between passes 3 and 4, for tensors with a basis: the update's share of the kept directions."""
+"""Between passes 3 and 4, for tensors with a basis: the update's share of the directions of the basis."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from .columns import (
     T_RANK_AT,
     T_ROW_AT,
     T_ROWS,
+    T_TAIL,
     T_WIDE,
     T_WIDTH,
     W_TM,
@@ -45,8 +46,8 @@ from .columns import (
     Z_MM,
     Z_OK,
 )
-from .device import from_bf16, load_mean
-from .element import look, times
+from .device import load_mean
+from .element import direction, emphasised, look, times
 from .first import torque, total_of
 from .second import update_of
 
@@ -104,15 +105,15 @@ def project(
     c_moment = tl.load(COLS + tl.load(tab + T_COL_AT) + B_C * batch * n + k * n + col, mask=mask, other=1.0)
     u = update_of(x, tl.rsqrt(tl.div_rn(moment, mean)), tl.rsqrt(c_moment), tl.load(z + Z_CLIP))
     u = tl.where(mask, u, 0.0)
-    basis = tl.load(tab + T_BASIS)
+    basis, tail = tl.load(tab + T_BASIS), tl.load(tab + T_TAIL)
     part = RANKS + tl.load(tab + T_RANK_AT) + k * rank * count
     share = u * 0.0
     for a in range(0, rank):
-        b = from_bf16(basis, (k * size + short) * rank + a, short < size)[:, None]
+        b = direction(basis, (k * size + short) * rank + a, short < size, tail)[:, None]
         along = tl.sum(b * u, 0)
         tl.store(part + a * count + long, along, mask=long < count)
         share += b * along[None, :]
-    turned = u + (tl.load(hyp + H_EMPHASIS) - 1.0) * share
+    turned = emphasised(u, share, tail, tl.load(hyp + H_EMPHASIS))
     w = W + piece * PIECE_SUMS
     tl.store(w + W_UU, tl.sum(tl.sum(u * u, 1), 0))
     tl.store(w + W_TT, tl.sum(tl.sum(turned * turned, 1), 0))
