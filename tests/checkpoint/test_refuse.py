@@ -186,3 +186,14 @@ def test_controllers_memory() -> None:
     saved["state"][0]["c_optim"][0] = float("nan")
     new, _ = fresh("contextual")
     assert "c_optim" in refused(new, saved)
+
+
+@pytest.mark.parametrize("options", [{"lr_level": "distance"}, {"lr_mask_rule": "additive"}], ids=str)
+@pytest.mark.parametrize("rate", [0.0, 1e-300])
+def test_a_start_that_nothing_can_be_relative_to_is_refused(options: dict[str, Any], rate: float) -> None:
+    """The constructor refuses it; found by the fuzzer in a state dict, where it made weights infinite."""
+    optimizer, _ = trained("base", **options)
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["base_lr"] = rate
+    with pytest.raises(CheckpointError, match="base_lr=.* must be above 0"):
+        optimizer.load_state_dict(saved)

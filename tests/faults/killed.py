@@ -167,11 +167,10 @@ def main(folder: Path, seed: int, more: int) -> dict[str, Any]:
         begun = (folder / name / "session.json").exists()
         return ["train", "--resume", "--out", str(folder / name)] if begun else argv
 
-    # The events of the second checkpoint that are not plain writes, and some more of any.
-    rare = [i for i, kind in enumerate(names, 1) if kind != "write"]
-    saves = [i for i in rare if names[i - 1] == "replace"]
-    second = [i for i in rare if saves[3] < i <= saves[5] + 2]
-    chosen = {second[0] - 2, *second}
+    # In the last checkpoint, which also deletes one: within its numbers, before and after its renaming,
+    # within the manifest, before the manifest's renaming, at the deletion, within the adapter.
+    last, manifest = [i for i, kind in enumerate(names, 1) if kind == "replace"][-3:-1]
+    chosen = {last - 200, last - 1, last + 1, last + 2, manifest, manifest + 2, manifest + 3}
     chosen |= set(rng.sample(range(1, len(names) + 1), more))
     for at in sorted(chosen):
         name = f"event{at}"
@@ -184,8 +183,8 @@ def main(folder: Path, seed: int, more: int) -> dict[str, Any]:
     # Any moment, and again, and again.
     for number in range(1 + more // 4):
         name, kills = f"random{number}", 0
-        for _ in range(4):
-            status, _ = forked(again(name, whole(name)), wait=rng.uniform(0.1, 0.9) * took)
+        for _ in range(2):
+            status, _ = forked(again(name, whole(name)), wait=rng.uniform(0.2, 0.7) * took)
             kills += os.WIFSIGNALED(status)
         status, said = forked(again(name, whole(name)))
         assert status == 0, said

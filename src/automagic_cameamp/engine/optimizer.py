@@ -27,7 +27,7 @@ from .contract import Controller
 from .precision import LOW_PRECISION, ScalerAdvice
 from .release import GradientRelease
 from .reports import Reports
-from .resume import Resume
+from .resume import Recording, Resume
 from .rounding import parameter_key
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ LOG_EVERY = 100
 LISTS_KEPT = 4096
 
 
-class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Optimizer):
+class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording, Optimizer):
     """Engine of the family. Final classes set ``recipe``, ``config_class``, ``policy``, nothing else.
 
     State is created at the first gradient of a parameter, from the parameter as it is then; no

@@ -16,8 +16,9 @@ from torch import Tensor
 from . import memory
 from .saved import CheckpointError
 
-# Options of the optimizer that a copy of it has no use for.
-QUIET = {"verbose": False, "record": 0, "snapshot_every": 0}
+if TYPE_CHECKING:
+    from .flight import FlightRecorder
+
 GAINS = (1.0, -0.5, 2.0)  # of the gradient from step to step: signs turn, as they do in training
 LOSS = 1.0
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -134,6 +135,51 @@ class Resume:
                         yield from _unlike(mine_[key], loaded_[key], f"{when}, state {key!r} of {name}")
 
 
+class Recording:
+    """The recording half of the engine's optimizer."""
+
+    _flight: FlightRecorder | None = None
+
+    def record(self, steps: int = 50, **options: Any) -> FlightRecorder:
+        """Record every step from now on; a recorder that was there is closed.
+
+        Args:
+            steps: how many of the last steps are kept, at least 1.
+            **options: ``snapshot_every`` and ``snapshot_bits`` of ``FlightRecorder``.
+
+        Returns:
+            The recorder: ``read()``, ``first_bad()``, ``take()``, ``rollback()``, ``close()``.
+
+        Raises:
+            ValueError: a number is not allowed, or a parameter is sharded.
+        """
+        from .flight import FlightRecorder  # most programs never record
+
+        recorder = FlightRecorder(self, steps, **options)
+        if self._flight is not None:
+            self._flight.close()
+        self._flight = recorder
+        return recorder
+
+    @property
+    def flight(self) -> FlightRecorder | None:
+        """The recorder, or None where nothing is recorded."""
+        return self._flight
+
+    def rollback(self) -> int:
+        """``flight.rollback()``: parameters and state of the last snapshot.
+
+        Returns:
+            The recorder's number of the step after which it was taken.
+
+        Raises:
+            RuntimeError: nothing is recorded, or there is no snapshot that could be used.
+        """
+        if self._flight is None:
+            raise RuntimeError("nothing is recorded: call record(snapshot_every=100) before training.")
+        return self._flight.rollback()
+
+
 def _through_bytes(state_dict: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """A state dict as it comes back from a file, and the size of that file."""
     buffer = io.BytesIO()
@@ -152,7 +198,7 @@ def _copy_of(optimizer: Any) -> Any:
         if "param_names" in group:
             params = list(zip(group["param_names"], params, strict=True))
         groups.append({**plain, "params": params})
-    options = {**vars(optimizer.config), **{k: v for k, v in QUIET.items() if hasattr(optimizer.config, k)}}
+    options = {**vars(optimizer.config), "verbose": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when the original was built
         return type(optimizer)(groups, **options)

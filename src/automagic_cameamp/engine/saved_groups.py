@@ -16,6 +16,7 @@ from .saved import ADVICE, CheckpointError
 
 FORMAT_VERSION = 1
 LARGEST = 2.0**53  # of a rate or a count
+SMALLEST = 2.0**-126  # of a rate that something is divided by
 # In the groups of torch's, CAME's and bitsandbytes' optimizers, not in ours.
 FOREIGN_GROUP_KEYS = frozenset({"amsgrad", "maximize", "momentum", "dampening", "rho", "t_alpha"})
 
@@ -110,6 +111,12 @@ def _check_bookkeeping(number: int, group: dict[str, Any]) -> None:
         numeric = isinstance(value, kinds) and not isinstance(value, bool)
         if not numeric or not 0 <= value < LARGEST:  # also refuses NaN
             raise CheckpointError(f"{name}={value!r} of group {number}: it must be a number >= 0. {ADVICE}")
+    starts = group["lr_level"] == "distance" or (group["use_lr_mask"] and group["lr_mask_rule"] == "additive")
+    if starts and group["base_lr"] < SMALLEST:  # these rules divide by it
+        raise CheckpointError(
+            f"base_lr={group['base_lr']!r} of group {number}: with lr_level={group['lr_level']!r} and "
+            f"lr_mask_rule={group['lr_mask_rule']!r} it must be above 0. {ADVICE}"
+        )
     names = group.get("param_names")
     if names is not None and (not isinstance(names, (list, tuple)) or len(names) != len(group["params"])):
         raise CheckpointError(
