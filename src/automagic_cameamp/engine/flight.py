@@ -199,7 +199,7 @@ class FlightRecorder:
         loss = int(self._bad_loss) if self._bad_loss is not None else 0
         steps = [step for step in (loss, *found.values()) if step]
         ordered = dict(sorted(found.items(), key=lambda item: item[1]))
-        return {"step": min(steps, default=None), "loss": loss or None, "parameters": ordered}
+        return {"step": min(steps) if steps else None, "loss": loss or None, "parameters": ordered}
 
     # ---------------------------------------------------------------- snapshots
 
