@@ -197,9 +197,9 @@ class FlightRecorder:
                 if step:
                     found[name] = min(step, found.get(name, step))
         loss = int(self._bad_loss) if self._bad_loss is not None else 0
-        steps = [step for step in (loss, *found.values()) if step]
+        steps = sorted(step for step in (loss, *found.values()) if step)
         ordered = dict(sorted(found.items(), key=lambda item: item[1]))
-        return {"step": min(steps, default=None), "loss": loss or None, "parameters": ordered}
+        return {"step": steps[0] if steps else None, "loss": loss or None, "parameters": ordered}
 
     # ---------------------------------------------------------------- snapshots
 
