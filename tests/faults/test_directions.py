@@ -25,7 +25,7 @@ def test_neighbours_in_a_stack_do_not_notice(find, bad: float) -> None:  # type:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("cls", [A.Automagic_CameAMP_8Bit, A.Automagic_CameAMP_Improved])
 def test_the_bad_one_is_untouched_the_others_move(cls: type, engine: str) -> None:
-    shapes = [(40, 32), (40, 32), (32, 40)]
+    shapes = [(40, 24), (40, 24), (24, 40)]  # LAPACK raises for small sides only
     optimizer, params = build(engine, cls=cls, shapes=shapes, sync_frequency=3)
     twin, theirs = build(engine, cls=cls, shapes=shapes, sync_frequency=3)
     for step in range(1, 8):
