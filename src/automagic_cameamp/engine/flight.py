@@ -195,7 +195,7 @@ class FlightRecorder:
         for first in self._first.values():
             for name, step in zip(names, first.tolist(), strict=False):
                 if step:
-                    found[name] = min(step, found.get(name, step))
+                    found[name] = min(step, found[name]) if name in found else step
         loss = int(self._bad_loss) if self._bad_loss is not None else 0
         steps = sorted(step for step in (loss, *found.values()) if step)
         ordered = dict(sorted(found.items(), key=lambda item: item[1]))
