@@ -139,7 +139,8 @@ def test_recording_changes_nothing(engine: str) -> None:
     for step in range(1, 8):
         give(p, step)
         give(q, step)
-        a.step(), b.step()
+        a.step()
+        b.step()
     assert same(held(a, p), held(b, q))
 
 

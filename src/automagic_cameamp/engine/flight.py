@@ -195,11 +195,11 @@ class FlightRecorder:
         for first in self._first.values():
             for name, step in zip(names, first.tolist(), strict=False):
                 if step:
-                    found[name] = min(int(step), found.get(name, int(step)))
+                    found[name] = min(step, found[name]) if name in found else step
         loss = int(self._bad_loss) if self._bad_loss is not None else 0
-        steps = [step for step in (loss, *found.values()) if step]
+        steps = sorted(step for step in (loss, *found.values()) if step)
         ordered = dict(sorted(found.items(), key=lambda item: item[1]))
-        return {"step": min(steps) if steps else None, "loss": loss or None, "parameters": ordered}
+        return {"step": steps[0] if steps else None, "loss": loss or None, "parameters": ordered}
 
     # ---------------------------------------------------------------- snapshots
 

@@ -46,6 +46,8 @@ def _directions(w: Tensor) -> Tensor:
     # In fp64 the small Gram matrix is exact enough that no thread count shows in the result.
     wide = w.double()
     gram = _product(wide, wide.mT) if w.shape[-2] <= w.shape[-1] else _product(wide.mT, wide)
+    # Eigenvalues of what is not finite raise, for the whole stack; its update is thrown away anyway.
+    gram = torch.where(gram.isfinite().flatten(-2).all(-1)[..., None, None], gram, 0.0)
     if w.device.type != "cpu":
         return torch.linalg.eigh(gram).eigenvectors
     # One by one from copies, for the same reason as in _product.
