@@ -1,7 +1,7 @@
 """Data-parallel training: every process has its own part of the data and the whole model.
 
 torchrun --nproc-per-node 2 examples/ddp.py
-accelerate launch --cpu --num_processes 2 examples/ddp.py
+accelerate launch --multi_gpu --num_processes 2 examples/ddp.py
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def main() -> None:
         loss.backward()
         # Each process tells its own loss; the controller takes the mean over all.
         optimizer.step(loss=loss.detach())
-        first, last = (first or float(loss)), float(loss)
+        last = float(loss.detach())
+        first = first or last
     weights = torch.cat([p.detach().double().sum().view(1) for p in model.parameters()])
     least, most = weights.clone(), weights.clone()
     dist.all_reduce(least, op=dist.ReduceOp.MIN)

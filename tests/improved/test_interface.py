@@ -82,6 +82,7 @@ OURS: dict[str, tuple[Any, tuple[list[Any], list[Any]]]] = {
     "rank_keep": (10, ([1, 64], [0, -1, 1.5])),
     "spatial_mode": ("all", (["all", "conv"], ["none", "ALL"])),
     "stochastic_rounding": (None, ([None, True, False], [2, "yes"])),
+    "offload": ("none", (["none", "cpu"], ["gpu", True, 1])),
     "engine": ("auto", (["auto", "reference"], ["fast", None, 1])),
     "seed": (0, ([0, 1, 2**32 - 1], [-1, 2**32, 0.5])),
 }
