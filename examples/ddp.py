@@ -6,6 +6,7 @@ accelerate launch --multi_gpu --num_processes 2 examples/ddp.py
 
 from __future__ import annotations
 
+import gc
 import os
 
 import torch
@@ -16,9 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from automagic_cameamp import Automagic_CameAMP_COptim8bit
 
 
-def main() -> None:
-    cuda = torch.cuda.is_available()
-    dist.init_process_group("nccl" if cuda else "gloo")
+def train(cuda: bool) -> None:
     rank, local = dist.get_rank(), int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     torch.manual_seed(0)
@@ -44,6 +43,14 @@ def main() -> None:
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     if rank == 0:
         print(f"loss {first:.3f} -> {last:.3f}; replicas equal: {torch.equal(least, most)}")
+
+
+def main() -> None:
+    cuda = torch.cuda.is_available()
+    dist.init_process_group("nccl" if cuda else "gloo")
+    train(cuda)
+    gc.collect()  # the replica must be gone before its process group, or torch may abort at exit
+    dist.barrier()
     dist.destroy_process_group()
 
 
