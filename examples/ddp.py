@@ -1,11 +1,12 @@
 """Data-parallel training: every process has its own part of the data and the whole model.
 
 torchrun --nproc-per-node 2 examples/ddp.py
-accelerate launch --cpu --num_processes 2 examples/ddp.py
+accelerate launch --multi_gpu --num_processes 2 examples/ddp.py
 """
 
 from __future__ import annotations
 
+import gc
 import os
 
 import torch
@@ -16,9 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from automagic_cameamp import Automagic_CameAMP_COptim8bit
 
 
-def main() -> None:
-    cuda = torch.cuda.is_available()
-    dist.init_process_group("nccl" if cuda else "gloo")
+def train(cuda: bool) -> None:
     rank, local = dist.get_rank(), int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     torch.manual_seed(0)
@@ -36,13 +35,22 @@ def main() -> None:
         loss.backward()
         # Each process tells its own loss; the controller takes the mean over all.
         optimizer.step(loss=loss.detach())
-        first, last = (first or float(loss)), float(loss)
+        last = float(loss.detach())
+        first = first or last
     weights = torch.cat([p.detach().double().sum().view(1) for p in model.parameters()])
     least, most = weights.clone(), weights.clone()
     dist.all_reduce(least, op=dist.ReduceOp.MIN)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     if rank == 0:
         print(f"loss {first:.3f} -> {last:.3f}; replicas equal: {torch.equal(least, most)}")
+
+
+def main() -> None:
+    cuda = torch.cuda.is_available()
+    dist.init_process_group("nccl" if cuda else "gloo")
+    train(cuda)
+    gc.collect()  # the replica must be gone before its process group, or torch may abort at exit
+    dist.barrier()
     dist.destroy_process_group()
 
 

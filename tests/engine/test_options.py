@@ -60,6 +60,7 @@ BAD: dict[str, list[Any]] = {
     "stochastic_rounding": [2, -1, 0.5, "True", [True]],
     "master_weight_bits": [16, 32, 8, 24.0, "24", True],
     "seed": [-1, 2**32, 0.5, "7", None, NAN],
+    "offload": ["gpu", "disk", True, 0],
     "engine": ["Native", "cuda", None, 0, "eager"],
     "blocksize": [0, 1, 32, 100, 8192, 255, -64, 128.5, "256", None, True],
     "state_code": ["int8", "Dynamic", None, 8],

@@ -83,6 +83,7 @@ OURS: dict[str, tuple[Any, tuple[list[Any], list[Any]]]] = {
     "spatial_mode": ("all", (["all", "conv"], ["none", "ALL"])),
     "stochastic_rounding": (None, ([None, True, False], [2, "yes"])),
     "master_weight_bits": (None, ([None, 24], [16, 32, "24"])),
+    "offload": ("none", (["none", "cpu"], ["gpu", True, 1])),
     "engine": ("auto", (["auto", "reference"], ["fast", None, 1])),
     "seed": (0, ([0, 1, 2**32 - 1], [-1, 2**32, 0.5])),
 }

@@ -233,7 +233,8 @@ def on_host(optimizer: Any, stepping: bool = True) -> Iterator[None]:
             twin.take(p)
     offload.wait()
     for p, twin in zip(params, twins, strict=True):
-        vars(twin.weight).update(vars(p))  # type: ignore[attr-defined]  # marks of LoRA and embeddings
+        for name, value in p.__dict__.items():  # marks of LoRA and embeddings
+            setattr(twin.weight, name, value)
         twin.weight.grad = twin.grad if stepping and p.grad is not None else None
     owner = {id(twin.weight): p for p, twin in zip(params, twins, strict=True)}
     _rename(optimizer, {id(p): twin.weight for p, twin in zip(params, twins, strict=True)})
