@@ -103,8 +103,7 @@ inline void pass_gradient(Job& j, int64_t slab, Local& w) {
                 if (!rows) return;
                 const float* x = gradient(j, tile, run, w);
                 if (j.group) {
-                    square(x, run.count, w.out);
-                    row_sums(w.out, count, j.n, w.row);
+                    row_squares(x, count, j.n, w.out, w.row);
                 } else {
                     w.row[0] += sum_squares(x, run.count);
                 }

@@ -149,9 +149,12 @@ inline void cut(Job& j) {
     if (j.K > 1 && j.m % j.unit != 0) j.tile_rows = j.m;  // tiles of a resident tensor may start anywhere
 }
 
+// Whether the running mean needs no scratch: once pass A let the gradient through, nothing reads the old one.
+inline bool in_place(const Job& j) { return j.resident && j.t->exp_avg.code == PLAIN; }
+
 // Whether the scratch plane of this number is used.
 inline bool uses(const Job& j, int plane) {
-    if (plane == MOMENTUM) return true;
+    if (plane == MOMENTUM) return !in_place(j);
     if (plane == FILTERED) return j.filtered || j.low_rank;
     if (plane == LAPLACIAN) return j.edges;
     if (plane == MIXTURE) return j.o->mixed;
@@ -182,6 +185,7 @@ inline bool lay_out(Job& j, Arena& a) {
     j.sketches = sketch ? a.take<float>(sketch) : nullptr;
     j.basis = basis ? a.take<float>(basis) : nullptr;
     for (int i = 0; i < PLANES; ++i) j.full[i] = j.resident && uses(j, i) ? a.take<float>(rounded(j.numel)) : nullptr;
+    if (in_place(j)) j.full[MOMENTUM] = static_cast<float*>(j.t->exp_avg.q);
     return true;
 }
 

@@ -54,8 +54,56 @@ inline void turn_short_rows(const float* AUTOMAGIC_RESTRICT turn, int64_t rows, 
     }
 }
 
+#if defined(AUTOMAGIC_TABLES512)
+// Rows of sixteen: the matrix stays in registers.
+inline void turn_rows_16(const float* turn, int64_t rows, float* u) {
+    __m512 t[16];
+    for (int l = 0; l < 16; ++l) t[l] = _mm512_loadu_ps(turn + 16 * l);
+    int64_t i = 0;
+    for (; i + 4 <= rows; i += 4) {
+        float* x = u + 16 * i;
+        __m512 a = _mm512_setzero_ps(), b = a, c = a, d = a;
+        for (int l = 0; l < 16; ++l) {
+            a = _mm512_fmadd_ps(_mm512_set1_ps(x[l]), t[l], a);
+            b = _mm512_fmadd_ps(_mm512_set1_ps(x[16 + l]), t[l], b);
+            c = _mm512_fmadd_ps(_mm512_set1_ps(x[32 + l]), t[l], c);
+            d = _mm512_fmadd_ps(_mm512_set1_ps(x[48 + l]), t[l], d);
+        }
+        _mm512_storeu_ps(x, a);
+        _mm512_storeu_ps(x + 16, b);
+        _mm512_storeu_ps(x + 32, c);
+        _mm512_storeu_ps(x + 48, d);
+    }
+    for (; i < rows; ++i) {
+        float* x = u + 16 * i;
+        __m512 a = _mm512_setzero_ps();
+        for (int l = 0; l < 16; ++l) a = _mm512_fmadd_ps(_mm512_set1_ps(x[l]), t[l], a);
+        _mm512_storeu_ps(x, a);
+    }
+}
+
+// Columns of sixteen, in place: a block of columns stays in registers.
+inline void turn_columns_16(const float* turn, int64_t n, float* u) {
+    for (int64_t c = 0; c < n; c += 16) {
+        __mmask16 mask = lanes(n - c);
+        __m512 x[16];
+        for (int l = 0; l < 16; ++l) x[l] = _mm512_maskz_loadu_ps(mask, u + l * n + c);
+        for (int i = 0; i < 16; i += 4) {
+            const float* f = turn + 16 * i;
+            __m512 a[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+            for (int l = 0; l < 16; ++l)
+                for (int k = 0; k < 4; ++k) a[k] = _mm512_fmadd_ps(_mm512_set1_ps(f[16 * k + l]), x[l], a[k]);
+            for (int k = 0; k < 4; ++k) _mm512_mask_storeu_ps(u + (i + k) * n + c, mask, a[k]);
+        }
+    }
+}
+#endif
+
 // Rows of n <= 128 elements, in place.
 inline void turn_rows(const float* turn, int64_t rows, int64_t n, float* u) {
+#if defined(AUTOMAGIC_TABLES512)
+    if (n == 16) return turn_rows_16(turn, rows, u);
+#endif
     if (n == 16) return turn_short_rows<16>(turn, rows, u);
     if (n == 32) return turn_short_rows<32>(turn, rows, u);
     if (n == 64) return turn_short_rows<64>(turn, rows, u);
@@ -87,19 +135,34 @@ inline void pass_turn(Job& j, int64_t slab, Local& w) {
         const float* turn = j.basis + tile.k * side * side;
         const float* cf = j.cf + tile.k * j.n;
         float* out = j.full[FILTERED];
-        for (int64_t r = tile.first; r < tile.end; ++r)
-            for (int64_t c = 0; c < j.n; c += RUN) {
-                int64_t n = smaller(RUN, j.n - c), at = r * j.n + c;
-                const float* x = j.filtered ? out + at : load_run(j.t->g, j.t->g_type, at, n, w.raw);
-                scale_row(x, j.rf[r], cf + c, n, out + at);
-                before += sum_squares(out + at, n);
-            }
+        for (int64_t r = tile.first; r < tile.end;) {
+            int64_t rows = rows_at_once(j, r, tile.end);
+            for_runs(j, r, rows, [&](const Run& run) {
+                float* to = out + run.start;
+                const float* x = j.filtered ? to : load_run(j.t->g, j.t->g_type, run.start, run.count, w.raw);
+                if (j.group) {
+                    spread(j.rf + r, rows, j.n, w.rf);
+                    tile_rows(cf, rows, j.n, w.cf);
+                    scale_run(x, w.rf, w.cf, run.count, to);
+                } else {
+                    scale_row(x, j.rf[r], cf + run.column, run.count, to);
+                }
+                before += sum_squares(to, run.count);
+            });
+            r += rows;
+        }
         if (!j.per_row) turn_rows(turn, tile.end - tile.first, j.n, out + tile.start);
     });
     if (j.per_row) {  // tiles cut a column; this walks whole matrices, which are small in this direction
         int64_t first = slab * j.slab_rows / j.m, end = smaller((slab + 1) * j.slab_rows, j.rows) / j.m;
         for (int64_t k = first; k < end; ++k) {
             float* u = j.full[FILTERED] + k * j.m * j.n;
+#if defined(AUTOMAGIC_TABLES512)
+            if (j.m == 16) {
+                turn_columns_16(j.basis + k * side * side, j.n, u);
+                continue;
+            }
+#endif
             for (int64_t c = 0; c < j.n; c += COLUMNS) {
                 int64_t n = smaller(COLUMNS, j.n - c);
                 for (int64_t i = 0; i < j.m; ++i) {

@@ -7,7 +7,8 @@
 
 namespace AUTOMAGIC_ISA {
 
-inline void lerp_run(const float* AUTOMAGIC_RESTRICT old, const float* AUTOMAGIC_RESTRICT u, float gain, float weight,
+// `out` may be `old`.
+inline void lerp_run(const float* old, const float* AUTOMAGIC_RESTRICT u, float gain, float weight,
                      int64_t n, float* out) {
     if (weight < 0.5f)
         for (int64_t i = 0; i < n; ++i) out[i] = fused(weight, u[i] * gain - old[i], old[i]);
@@ -66,6 +67,7 @@ inline int64_t encode_means(const Job& j, const Tile& tile, int64_t done, int64_
     for (int s = -1; s < j.o->scales; ++s) {
         const Coded& c = s < 0 ? j.t->exp_avg : j.t->scale[s];
         const float* x = plane_of(j, w, s < 0 ? MOMENTUM : FIRST_SCALE + s);
+        if (x == c.q) continue;  // fp32 means that fit into the cache are moved where they lie
         encode_run(c, x + done - tile.origin, done, limit - done, j.numel, 0);
     }
     return limit;
@@ -164,8 +166,7 @@ inline void pass_momentum(Job& j, int64_t slab, Local& w) {
                 if (by_column) add_moments(w.u, run.count, w.sums[2] + run.column, w.sums[3] + run.column);
                 if (by_row && j.group) {
                     row_sums(w.u, count, j.n, first);
-                    square(w.u, run.count, w.out);
-                    row_sums(w.out, count, j.n, second);
+                    row_squares(w.u, count, j.n, w.out, second);
                 } else if (by_row) {
                     first[0] += sum(w.u, run.count);
                     second[0] += sum_squares(w.u, run.count);

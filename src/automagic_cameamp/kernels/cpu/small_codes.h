@@ -238,11 +238,12 @@ struct Log16 {
     // ``base``: random_base(key ^ salt, step); rounds to the nearest where ``random`` is false.
     static inline void encode(const float* AUTOMAGIC_RESTRICT x, int64_t count, bool random, uint32_t base,
                               int16_t* AUTOMAGIC_RESTRICT q, uint16_t* scale) {
+        constexpr int64_t part = 2048;  // logarithms that are held until they are coded
+        alignas(64) float held[part];
         float high = -0x1p100f, low = 0x1p100f;
-        for (int64_t i = 0; i < count; ++i) {
-            float l = logarithm(x[i]);
-            high = larger(high, l);
-            low = smaller(low, x[i] >= 0x1p-126f ? l : 0x1p100f);
+        for (int64_t i = 0; i < count; i += part) {
+            logarithms(x + i, smaller(part, count - i), held);
+            extend(x + i, held, smaller(part, count - i), low, high);
         }
         low = floor_small(smaller(low, high) * 16.0f) / 16.0f;
         float steps = (high - low) * 8.0002441480757f;  // 2^19 / 65534
@@ -250,10 +251,36 @@ struct Log16 {
         float step = larger(whole < steps ? whole + 1.0f : whole, 1.0f) * 0x1p-19f;
         scale[0] = to_fp16(low);
         scale[1] = to_fp16(step);
-        int32_t size = static_cast<int32_t>(count);
+        for (int64_t i = 0; i < count; i += part) {
+            if (count > part) logarithms(x + i, smaller(part, count - i), held);
+            codes(x + i, held, static_cast<uint32_t>(i), smaller(part, count - i), low, step, random, base, q + i);
+        }
+    }
+
+    static inline void logarithms(const float* AUTOMAGIC_RESTRICT x, int64_t n, float* AUTOMAGIC_RESTRICT out) {
+        for (int64_t i = 0; i < n; ++i) out[i] = logarithm(x[i]);
+    }
+
+    // Range of the logarithms; what is held as 0 has no say in the lower end.
+    static inline void extend(const float* AUTOMAGIC_RESTRICT x, const float* AUTOMAGIC_RESTRICT logs, int64_t n,
+                              float& bottom, float& top) {
+        float low = bottom, high = top;
+#pragma omp simd reduction(max : high) reduction(min : low)
+        for (int64_t i = 0; i < n; ++i) {
+            float l = x[i] >= 0x1p-126f ? logs[i] : 0x1p100f;
+            high = high > logs[i] ? high : logs[i];
+            low = low < l ? low : l;
+        }
+        bottom = low, top = high;
+    }
+
+    static inline void codes(const float* AUTOMAGIC_RESTRICT x, const float* AUTOMAGIC_RESTRICT logs, uint32_t first,
+                             int64_t n, float low, float step, bool random, uint32_t base,
+                             int16_t* AUTOMAGIC_RESTRICT q) {
+        int32_t size = static_cast<int32_t>(n);
         for (int32_t i = 0; i < size; ++i) {
-            float t = (logarithm(x[i]) - low) / step, f = floor_small(t);
-            uint32_t bits = random_bits(base, static_cast<uint32_t>(i));
+            float t = (logs[i] - low) / step, f = floor_small(t);
+            uint32_t bits = random_bits(base, first + static_cast<uint32_t>(i));
             float noise = static_cast<float>(static_cast<int32_t>(bits & 0x1FFFu)) * 0x1p-13f;
             float code = random ? f + (t - f > noise ? 1.0f : 0.0f) : nearest(t);
             int32_t c = static_cast<int32_t>(smaller(larger(code, 0.0f), 65534.0f)) - 32767;

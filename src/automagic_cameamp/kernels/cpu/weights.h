@@ -189,8 +189,7 @@ inline void pass_weights(Job& j, int64_t slab, Local& w, bool dry) {
                 for_runs(j, r, rows, [&](const Run& run) {
                     const float* p = load_run(t.p, t.p_type, run.start, run.count, w.p);
                     if (j.group) {
-                        square(p, run.count, w.out);
-                        row_sums(w.out, rows, j.n, w.row);
+                        row_squares(p, rows, j.n, w.out, w.row);
                     } else {
                         w.row[0] += sum_squares(p, run.count);
                     }
