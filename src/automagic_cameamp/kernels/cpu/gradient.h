@@ -5,8 +5,8 @@
 
 #include <math.h>
 
+#include "bands.h"
 #include "lowrank.h"
-#include "stencil.h"
 
 namespace AUTOMAGIC_ISA {
 
@@ -38,9 +38,8 @@ inline void add_products(const float* AUTOMAGIC_RESTRICT x, const float* AUTOMAG
     for (int64_t i = 0; i < n; ++i) a[i] = fused(x[i] * m[i], f[i], a[i]);
 }
 
-// Column sums of a tile into those of the slab.
-inline void flush_columns(const Job& j, const Tile& tile, int64_t slab, int count, Local& w) {
-    int64_t lines = j.group ? smaller(j.group, tile.end - tile.first) : 1;
+// Column sums of a tile, in `lines` lines, into those of the slab.
+inline void flush_columns(const Job& j, const Tile& tile, int64_t slab, int count, int64_t lines, Local& w) {
     for (int c = 0; c < count; ++c) {
         double* AUTOMAGIC_RESTRICT to = j.own_columns(c, slab) + tile.k * j.n;
         for (int64_t r = 0; r < lines; ++r) {
@@ -81,6 +80,60 @@ inline void move_rows(const float* AUTOMAGIC_RESTRICT sums, float n, float eps, 
     }
 }
 
+inline void clear_lines(const Job& j, int count, Local& w) {
+    for (int c = 0; c < count; ++c) fill(w.sums[c], 0.0f, j.n);
+}
+
+// The column sums of bands: added in fp32 over some rows, then in doubles.
+struct Lines {
+    int64_t rows;
+    int count;
+
+    void after(const Job& j, const Tile& tile, int64_t slab, const Band& b, Local& w) {
+        rows += b.rows;
+        if (rows < FLUSH && b.row + b.rows < tile.end) return;
+        flush_columns(j, tile, slab, count, 1, w);
+        clear_lines(j, count, w);
+        rows = 0;
+    }
+};
+
+// Pass A over the bands of a tile.
+inline void gradient_bands(Job& j, const Tile& tile, int64_t slab, Part& part, bool torque, Local& w) {
+    float weight = static_cast<float>(1 - j.o->beta[1]), eps = static_cast<float>(j.o->eps[0]);
+    Lines lines{0, torque ? 3 : 2};
+    if (j.sums_needed)
+        for (int64_t r = tile.first; r < tile.end;) {
+            int64_t rows = rows_at_once(j, r, tile.end);
+            for_runs(j, r, rows, [&](const Run& run) { raw_sums(j, run, part, w); });
+            r += rows;
+        }
+    for_bands(j, tile, [&](const Band& band) {
+        if (j.matrix) {
+            clear_rows(band, w.row);
+            for_pieces(j, band, [&](const Band& b) {
+                Rows x = gradient_piece(j, tile, b, w);
+                shaped(b, [&](auto s) { add_row_squares(s, x, b.rows, b.count, w.row); });
+            });
+            move_row_means(w.row, static_cast<float>(j.n), eps, weight, band.rows, j.R + band.row, w.inverse);
+        } else {
+            fill(w.inverse, 1.0f, band.rows);
+        }
+        for (int64_t i = 0; torque && i < band.rows; ++i) w.rate[i] = sqrtf(w.inverse[i]);
+        for_pieces(j, band, [&](const Band& b) {
+            Rows x = gradient_piece(j, tile, b, w);
+            float *first = w.sums[0] + b.column, *second = w.sums[1] + b.column, *third = w.sums[2] + b.column;
+            shaped(b, [&](auto s) { add_column_squares(s, x, w.inverse, b.rows, b.count, first, second); });
+            if (!torque) return;
+            Rows m = decoded_piece(j.t->exp_avg, j, b, w.band[1]);
+            shaped(b, [&](auto s) {
+                part.sum[MEAN2] += add_column_products(s, x, m, w.rate, b.rows, b.count, third);
+            });
+        });
+        lines.after(j, tile, slab, band, w);
+    });
+}
+
 inline void pass_gradient(Job& j, int64_t slab, Local& w) {
     Part& part = j.parts[slab];
     for (double& s : part.sum) s = 0;
@@ -95,6 +148,7 @@ inline void pass_gradient(Job& j, int64_t slab, Local& w) {
                 part.sum[EDGES] += sum_squares(laplace + i, smaller(RUN, tile.count - i));
         }
         clear_sums(j, torque ? 3 : 2, w);
+        if (in_bands(j)) return gradient_bands(j, tile, slab, part, torque, w);
         for (int64_t r = tile.first; r < tile.end;) {
             int64_t count = rows_at_once(j, r, tile.end);
             if (!j.group) w.row[0] = 0.0f;
@@ -133,7 +187,7 @@ inline void pass_gradient(Job& j, int64_t slab, Local& w) {
             });
             r += count;
         }
-        flush_columns(j, tile, slab, torque ? 3 : 2, w);
+        flush_columns(j, tile, slab, torque ? 3 : 2, j.group ? smaller(j.group, tile.end - tile.first) : 1, w);
     });
 }
 
