@@ -26,19 +26,34 @@ struct Rows {
     int64_t stride;
 };
 
-// How a loop over a piece is unrolled. ROWS: rows, or 0 where that is known when it runs only.
-template <int ROWS, bool WHOLE>
+// How the loops over a piece are unrolled. ROWS: rows, or 0 where that is known when it runs only; WHOLE: rows
+// are whole registers long; ONE: rows are one register long and follow each other.
+template <int ROWS, bool WHOLE, bool ONE = false>
 struct Shape {
     static constexpr int most = ROWS ? ROWS : static_cast<int>(W);
-    static constexpr bool whole = WHOLE;  // rows are whole registers long
-    static AUTOMAGIC_INLINE int64_t rows(int64_t given) { return ROWS ? ROWS : given; }
+    static constexpr bool whole = WHOLE;
+
+    static AUTOMAGIC_INLINE int64_t columns(int64_t given) { return ONE ? W : given; }
+    static AUTOMAGIC_INLINE int64_t stride(int64_t given) { return ONE ? W : given; }
+
+    template <class F>
+    static AUTOMAGIC_INLINE void each(int64_t given, F f) {
+        if constexpr (ROWS != 0) {
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; ++r) f(r);
+        } else {
+            for (int64_t r = 0; r < given; ++r) f(r);
+        }
+    }
 };
 
+#define AUTOMAGIC_EACH [&](int64_t r) __attribute__((always_inline))
+
 template <class F>
-AUTOMAGIC_INLINE void shaped(const Band& b, F f) {
+AUTOMAGIC_INLINE void shaped(const Band& b, bool one, F f) {
     bool whole = b.count % W == 0;
     if (b.rows == W)
-        whole ? f(Shape<W, true>()) : f(Shape<W, false>());
+        one ? f(Shape<W, true, true>()) : whole ? f(Shape<W, true>()) : f(Shape<W, false>());
     else if (W != 4 && b.rows == 4)
         whole ? f(Shape<4, true>()) : f(Shape<4, false>());
     else if (b.rows == 1)
@@ -99,19 +114,21 @@ inline Rows gradient_piece(const Job& j, const Tile& tile, const Band& b, Local&
 template <class S>
 AUTOMAGIC_INLINE void add_totals(S, const V* acc, int64_t rows, float* out) {
     if (S::most == W && rows == W) return store(load(out) + totals(acc), out);
-    for (int64_t r = 0; r < S::rows(rows); ++r) out[r] += total(acc[r]);
+    for (int64_t r = 0; r < smaller(rows, int64_t(S::most)); ++r) out[r] += total(acc[r]);
 }
 
 template <class S>
-inline void add_row_squares(S s, Rows x, int64_t given, int64_t n, float* out) {
-    const int64_t rows = S::rows(given);
+inline void add_row_squares(S s, Rows x, int64_t rows, int64_t n, float* out) {
+    const int64_t columns = S::columns(n), stride = S::stride(x.stride);
     V acc[S::most];
-    for (int64_t r = 0; r < rows; ++r) acc[r] = all(0.0f);
-    for (int64_t c = 0; c < n; c += W)
-        for (int64_t r = 0; r < rows; ++r) {
-            V v = get<S::whole>(x.p + r * x.stride + c, n - c);
+    S::each(rows, AUTOMAGIC_EACH { acc[r] = all(0.0f); });
+    for (int64_t c = 0; c < columns; c += W) {
+        const float* from = x.p + c;
+        S::each(rows, AUTOMAGIC_EACH {
+            V v = get<S::whole>(from + r * stride, columns - c);
             acc[r] = fused(v, v, acc[r]);
-        }
+        });
+    }
     add_totals(s, acc, rows, out);
 }
 
@@ -122,8 +139,9 @@ AUTOMAGIC_INLINE V lerp(V a, V b, float w) {
 // Row statistic <- its running mean with sums / n + eps; and its reciprocal.
 inline void move_row_means(const float* sums, float n, float eps, float weight, int64_t count, float* mean,
                            float* inverse) {
+    const V each = all(1.0f / n), least = all(eps);
     for (int64_t i = 0; i < count; i += W) {
-        V now = lerp(get<false>(mean + i, count - i), load(sums + i) / all(n) + all(eps), weight);
+        V now = lerp(get<false>(mean + i, count - i), fused(load(sums + i), each, least), weight);
         put<false>(now, mean + i, count - i);
         store(all(1.0f) / now, inverse + i);
     }
@@ -137,15 +155,16 @@ inline void clear_rows(const Band& b, float* row) {
 
 // a += x^2, b += x^2 inverse, over the rows of a piece.
 template <class S>
-inline void add_column_squares(S, Rows x, const float* inverse, int64_t given, int64_t n, float* a, float* b) {
-    const int64_t rows = S::rows(given);
-    for (int64_t c = 0; c < n; c += W) {
+inline void add_column_squares(S, Rows x, const float* inverse, int64_t rows, int64_t n, float* a, float* b) {
+    const int64_t columns = S::columns(n), stride = S::stride(x.stride);
+    for (int64_t c = 0; c < columns; c += W) {
+        const float* from = x.p + c;
         V s = load(a + c), t = load(b + c);
-        for (int64_t r = 0; r < rows; ++r) {
-            V v = get<S::whole>(x.p + r * x.stride + c, n - c), q = v * v;
+        S::each(rows, AUTOMAGIC_EACH {
+            V v = get<S::whole>(from + r * stride, columns - c), q = v * v;
             s = s + q;
             t = fused(q, all(inverse[r]), t);
-        }
+        });
         store(s, a + c);
         store(t, b + c);
     }
@@ -153,16 +172,17 @@ inline void add_column_squares(S, Rows x, const float* inverse, int64_t given, i
 
 // a += x m root; returns the sum of m^2.
 template <class S>
-inline float add_column_products(S, Rows x, Rows m, const float* root, int64_t given, int64_t n, float* a) {
-    const int64_t rows = S::rows(given);
+inline float add_column_products(S, Rows x, Rows m, const float* root, int64_t rows, int64_t n, float* a) {
+    const int64_t columns = S::columns(n), stride = S::stride(x.stride), apart = S::stride(m.stride);
     V squares = all(0.0f);
-    for (int64_t c = 0; c < n; c += W) {
+    for (int64_t c = 0; c < columns; c += W) {
+        const float *from = x.p + c, *mean = m.p + c;
         V s = load(a + c);
-        for (int64_t r = 0; r < rows; ++r) {
-            V y = get<S::whole>(m.p + r * m.stride + c, n - c);
-            s = fused(get<S::whole>(x.p + r * x.stride + c, n - c) * y, all(root[r]), s);
+        S::each(rows, AUTOMAGIC_EACH {
+            V y = get<S::whole>(mean + r * apart, columns - c);
+            s = fused(get<S::whole>(from + r * stride, columns - c) * y, all(root[r]), s);
             squares = fused(y, y, squares);
-        }
+        });
         store(s, a + c);
     }
     return total(squares);
@@ -170,62 +190,90 @@ inline float add_column_products(S, Rows x, Rows m, const float* root, int64_t g
 
 // ---- pass B ------------------------------------------------------------------------------------
 
-// The new momentum of a piece and the sums that it gives.
+// Update, momentum and where it goes, of a piece.
 struct Means {
     Rows x, old;
     const float *rf, *cf;  // of the rows of the band, of the columns of the piece
     float turn;            // factor of a turned update, which needs no other
     bool turned;
     float damping, weight;
-    float* m;              // new momentum, rows j.n apart
-    int64_t stride;
-    float *surprise, *first, *second;                 // column sums; the last two of u and u^2, or null
-    float *row_surprise, *row_first, *row_second;     // row sums, or null
+    float* m;              // new momentum
+    int64_t stride;        // of its rows
 };
 
-template <class S, bool QUIET>
-inline void move_piece(S s, const Means& a, int64_t given, int64_t n) {
-    const int64_t rows = S::rows(given);
-    const bool near = a.weight < 0.5f, by_row = a.row_first != nullptr, by_column = a.first != nullptr;
-    const bool surprised = a.row_surprise != nullptr;
+// Unit update, new momentum; u and m are handed to `see(row, column, u, m)`, between `open` and `close` of a column.
+template <class S, class Open, class See, class Close>
+AUTOMAGIC_INLINE void each_mean(S, const Means& a, int64_t rows, int64_t n, Open open, See see, Close close) {
+    const int64_t columns = S::columns(n), stride = S::stride(a.x.stride), apart = S::stride(a.old.stride);
+    const int64_t step = S::stride(a.stride);
+    const bool near = a.weight < 0.5f, turned = a.turned;
     const V weight = all(near ? a.weight : a.weight - 1.0f), damping = all(a.damping), turn = all(a.turn);
-    V acc[S::most], one[S::most], two[S::most];
-    if (!QUIET)
-        for (int64_t r = 0; r < rows; ++r) acc[r] = one[r] = two[r] = all(0.0f);
-    for (int64_t c = 0; c < n; c += W) {
-        V cf = a.turned ? turn : get<S::whole>(a.cf + c, n - c), column, p, q;
-        if (!QUIET && surprised) column = load(a.surprise + c);
-        if (!QUIET && by_column) p = load(a.first + c), q = load(a.second + c);
-        for (int64_t r = 0; r < rows; ++r) {
-            V u = get<S::whole>(a.x.p + r * a.x.stride + c, n - c);
-            u = a.turned ? u * cf : u * all(a.rf[r]) * cf;
-            V old = get<S::whole>(a.old.p + r * a.old.stride + c, n - c), target = u * damping;
+    const float *x = a.x.p, *was = a.old.p, *rf = a.rf, *cf = a.cf;
+    float* to = a.m;
+    for (int64_t c = 0; c < columns; c += W) {
+        const V column = turned ? turn : get<S::whole>(cf + c, columns - c);
+        const float *from = x + c, *before = was + c;
+        float* now = to + c;
+        open(c);
+        S::each(rows, AUTOMAGIC_EACH {
+            V u = get<S::whole>(from + r * stride, columns - c) * column;
+            if (!turned) u = u * all(rf[r]);
+            V old = get<S::whole>(before + r * apart, columns - c), target = u * damping;
             V m = fused(weight, target - old, near ? old : target);
-            put<S::whole>(m, a.m + r * a.stride + c, n - c);
-            if (QUIET) continue;
-            if (by_row) {
-                one[r] = one[r] + u;
-                two[r] = fused(u, u, two[r]);
-            }
-            if (by_column) {
-                p = p + u;
-                q = fused(u, u, q);
-            }
-            if (surprised) {
-                V d = u - m, square = d * d;
-                column = column + square;
-                acc[r] = acc[r] + square;
-            }
-        }
-        if (!QUIET && surprised) store(column, a.surprise + c);
-        if (!QUIET && by_column) store(p, a.first + c), store(q, a.second + c);
+            put<S::whole>(m, now + r * step, columns - c);
+            see(r, u, m);
+        });
+        close(c);
     }
-    if (QUIET) return;
-    if (surprised) add_totals(s, acc, rows, a.row_surprise);
-    if (by_row) {
-        add_totals(s, one, rows, a.row_first);
-        add_totals(s, two, rows, a.row_second);
+}
+
+template <class S>
+inline void move_means(S s, const Means& a, int64_t rows, int64_t n) {
+    each_mean(s, a, rows, n, [](int64_t) {}, [](int64_t, V, V) {}, [](int64_t) {});
+}
+
+// The same, and the squares of the surprise into column and row sums.
+template <class S>
+inline void move_surprised(S s, const Means& a, int64_t rows, int64_t n, float* column, float* row) {
+    V acc[S::most], sum = all(0.0f);
+    S::each(rows, AUTOMAGIC_EACH { acc[r] = all(0.0f); });
+    each_mean(
+        s, a, rows, n, [&](int64_t c) { sum = load(column + c); },
+        [&](int64_t r, V u, V m) __attribute__((always_inline)) {
+            V d = u - m, square = d * d;
+            sum = sum + square;
+            acc[r] = acc[r] + square;
+        },
+        [&](int64_t c) { store(sum, column + c); });
+    add_totals(s, acc, rows, row);
+}
+
+// Sums of the update and its squares, over the rows and over the columns of a piece; either may be null.
+template <class S>
+inline void add_moments(S s, const Means& a, int64_t rows, int64_t n, float* first, float* second, float* row_first,
+                        float* row_second) {
+    const int64_t columns = S::columns(n), stride = S::stride(a.x.stride);
+    V one[S::most], two[S::most];
+    S::each(rows, AUTOMAGIC_EACH { one[r] = two[r] = all(0.0f); });
+    for (int64_t c = 0; c < columns; c += W) {
+        const V column = a.turned ? all(a.turn) : get<S::whole>(a.cf + c, columns - c);
+        const float* from = a.x.p + c;
+        V p = all(0.0f), q = all(0.0f);
+        S::each(rows, AUTOMAGIC_EACH {
+            V u = get<S::whole>(from + r * stride, columns - c) * column;
+            if (!a.turned) u = u * all(a.rf[r]);
+            p = p + u;
+            q = fused(u, u, q);
+            one[r] = one[r] + u;
+            two[r] = fused(u, u, two[r]);
+        });
+        if (first == nullptr) continue;
+        store(load(first + c) + p, first + c);
+        store(load(second + c) + q, second + c);
     }
+    if (row_first == nullptr) return;
+    add_totals(s, one, rows, row_first);
+    add_totals(s, two, rows, row_second);
 }
 
 // What a sign costs or gains: weight of the elements that disagree with the gradient, and that agree.
@@ -244,21 +292,22 @@ struct SignWeights {
     }
 };
 
-// column += (direction)^2 inverse; returns how many elements agree with the gradient, where `counted`.
-template <class S>
-inline float add_directions(S, Rows m, Rows g, const float* inverse, const Signs& signs, bool counted, int64_t given,
-                            int64_t n, float* column) {
-    const int64_t rows = S::rows(given);
+// column += (direction)^2 inverse; returns how many elements agree with the gradient, where COUNTED.
+template <class S, bool COUNTED>
+inline float add_directions(S, Rows m, Rows g, const float* inverse, const Signs& signs, int64_t rows, int64_t n,
+                            float* column) {
+    const int64_t columns = S::columns(n), stride = S::stride(m.stride), apart = S::stride(g.stride);
     const SignWeights weights(signs);
     V agree = all(0.0f);
-    for (int64_t c = 0; c < n; c += W) {
+    for (int64_t c = 0; c < columns; c += W) {
+        const float *mean = m.p + c, *gradient = g.p + c;
         V s = load(column + c);
-        for (int64_t r = 0; r < rows; ++r) {
-            V x = get<S::whole>(m.p + r * m.stride + c, n - c);
-            V product = x * get<S::whole>(g.p + r * g.stride + c, n - c), d = x * weights.of(product);
+        S::each(rows, AUTOMAGIC_EACH {
+            V x = get<S::whole>(mean + r * stride, columns - c);
+            V product = x * get<S::whole>(gradient + r * apart, columns - c), d = x * weights.of(product);
             s = fused(d * d, all(inverse[r]), s);
-            if (counted) agree = agree + choose(all(0.0f) < product, all(1.0f), all(0.0f));
-        }
+            if (COUNTED) agree = agree + choose(all(0.0f) < product, all(1.0f), all(0.0f));
+        });
         store(s, column + c);
     }
     return total(agree);
@@ -328,36 +377,41 @@ AUTOMAGIC_INLINE V first_ones(int64_t left) {
     return load(ones + 16 - smaller(left, int64_t(16)));
 }
 
-// Returns the sum of the rates of the elements, where they have their own.
-template <class S>
+// Returns the sum of the rates of the elements, where they have their own (WORDS).
+template <class S, bool WORDS, bool EXTRA>
 inline float weigh_piece(S, const Move& a, int64_t given, int64_t n) {
-    const int64_t rows = S::rows(given);
+    const int64_t rows = S::most == 1 ? 1 : given, columns = S::columns(n), step = a.stride;
     const SignWeights weights(a.signs);
     const MaskValues values;
     const V low = all(a.bounds.low), high = all(a.bounds.high), floor = all(a.bounds.floor), shrink = all(a.shrink);
+    const Rows means = a.m, gradients = a.g, old = a.p;
+    const float *gains = a.gain, *rates = a.rate, *ds = a.ds;
+    const uint8_t* words = a.word;
+    float* out = a.to;
     V sum = all(0.0f);
     for (int64_t r = 0; r < rows; ++r) {
-        const V gain = all(a.gain[r]), row_rate = all(a.rate[r]);
-        const float *m = a.m.p + r * a.m.stride, *g = a.g.p + r * a.g.stride, *p = a.p.p + r * a.p.stride;
-        float* to = a.to + r * a.p.stride;
-        for (int64_t c = 0; c < n; c += W) {
-            const int64_t left = n - c;
+        const V gain = all(gains[r]), row_rate = all(rates[r]);
+        const float *m = means.p + r * means.stride, *g = gradients.p + r * gradients.stride, *p = old.p + r * old.stride;
+        const uint8_t* word = words + r * step;
+        float* to = out + r * old.stride;
+        for (int64_t c = 0; c < columns; c += W) {
+            const int64_t left = columns - c;
             V x = get<S::whole>(m + c, left), y = get<S::whole>(g + c, left), rate = row_rate;
-            V move = x * gain * get<S::whole>(a.ds + c, left) * weights.of(x * y);
-            if (a.word != nullptr) {
-                rate = larger(smaller(larger(values.at(a.word + r * a.stride + c, left) * rate, low), high), floor);
+            V move = x * get<S::whole>(ds + c, left) * gain * weights.of(x * y);
+            if (WORDS) {
+                rate = larger(smaller(larger(values.at(word + c, left) * rate, low), high), floor);
                 sum = S::whole || left >= W ? sum + rate : fused(rate, first_ones(left), sum);
             }
-            if (a.history != nullptr) {
+            V w = get<S::whole>(p + c, left);
+            if (EXTRA && a.history != nullptr) {
                 V edge = magnitude(get<S::whole>(a.laplace.p + r * a.laplace.stride + c, left));
                 V share = edge / (edge + all(a.edge_scale) + all(1e-38f));
                 V seen = choose(all(a.threshold) < share, share, all(0.0f));
                 V h = lerp(get<S::whole>(a.edge.p + r * a.edge.stride + c, left), seen, 0.1f);
-                put<S::whole>(h, a.history + r * a.stride + c, left);
+                put<S::whole>(h, a.history + r * step + c, left);
                 move = move * (all(1.0f) - all(a.penalty) * h);
             }
-            V w = get<S::whole>(p + c, left);
-            if (a.decay != 0.0f) {
+            if (EXTRA && a.decay != 0.0f) {
                 V z = (magnitude(y) - all(a.average)) * all(a.slope);
                 z = smaller(larger(z, all(-87.0f)), all(87.0f)) * all(1.44269504f);
                 V sigmoid = all(2.0f) / (all(1.0f) + exp2_small(z));

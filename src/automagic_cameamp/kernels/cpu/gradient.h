@@ -102,6 +102,7 @@ struct Lines {
 inline void gradient_bands(Job& j, const Tile& tile, int64_t slab, Part& part, bool torque, Local& w) {
     float weight = static_cast<float>(1 - j.o->beta[1]), eps = static_cast<float>(j.o->eps[0]);
     Lines lines{0, torque ? 3 : 2};
+    bool one = j.n == W;  // every piece is its rows one after the other, in place or not
     if (j.sums_needed)
         for (int64_t r = tile.first; r < tile.end;) {
             int64_t rows = rows_at_once(j, r, tile.end);
@@ -113,7 +114,7 @@ inline void gradient_bands(Job& j, const Tile& tile, int64_t slab, Part& part, b
             clear_rows(band, w.row);
             for_pieces(j, band, [&](const Band& b) {
                 Rows x = gradient_piece(j, tile, b, w);
-                shaped(b, [&](auto s) { add_row_squares(s, x, b.rows, b.count, w.row); });
+                shaped(b, one, [&](auto s) { add_row_squares(s, x, b.rows, b.count, w.row); });
             });
             move_row_means(w.row, static_cast<float>(j.n), eps, weight, band.rows, j.R + band.row, w.inverse);
         } else {
@@ -123,10 +124,10 @@ inline void gradient_bands(Job& j, const Tile& tile, int64_t slab, Part& part, b
         for_pieces(j, band, [&](const Band& b) {
             Rows x = gradient_piece(j, tile, b, w);
             float *first = w.sums[0] + b.column, *second = w.sums[1] + b.column, *third = w.sums[2] + b.column;
-            shaped(b, [&](auto s) { add_column_squares(s, x, w.inverse, b.rows, b.count, first, second); });
+            shaped(b, one, [&](auto s) { add_column_squares(s, x, w.inverse, b.rows, b.count, first, second); });
             if (!torque) return;
             Rows m = decoded_piece(j.t->exp_avg, j, b, w.band[1]);
-            shaped(b, [&](auto s) {
+            shaped(b, one, [&](auto s) {
                 part.sum[MEAN2] += add_column_products(s, x, m, w.rate, b.rows, b.count, third);
             });
         });

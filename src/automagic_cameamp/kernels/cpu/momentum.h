@@ -163,6 +163,7 @@ inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, i
     float *first = w.rate, *second = w.out;
     Signs signs = signs_of(j);
     Lines lines{0, count_columns};
+    bool one = j.n == W;  // every piece is its rows one after the other, in place or not
     clear_lines(j, count_columns, w);
     for_bands(j, tile, [&](const Band& band) {
         clear_rows(band, w.row);
@@ -170,10 +171,17 @@ inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, i
         clear_rows(band, second);
         for_pieces(j, band, [&](const Band& b) {
             Means a = means_of(j, tile, b, w);
-            if (j.confidence) a.row_surprise = w.row, a.surprise = w.sums[0] + b.column;
-            if (by_row) a.row_first = first, a.row_second = second;
-            if (by_column) a.first = w.sums[2] + b.column, a.second = w.sums[3] + b.column;
-            shaped(b, [&](auto s) { move_piece<decltype(s), false>(s, a, b.rows, b.count); });
+            float* column = w.sums[0] + b.column;
+            if (variance) {
+                float *p = by_column ? w.sums[2] + b.column : nullptr, *q = w.sums[3] + b.column;
+                shaped(b, one, [&](auto s) { add_moments(s, a, b.rows, b.count, p, q, by_row ? first : nullptr, second); });
+            }
+            shaped(b, one, [&](auto s) {
+                if (j.confidence)
+                    move_surprised(s, a, b.rows, b.count, column, w.row);
+                else
+                    move_means(s, a, b.rows, b.count);
+            });
         });
         if (rows)
             move_row_means(w.row, static_cast<float>(j.n), eps, weight, band.rows, j.S + band.row, w.inverse);
@@ -184,8 +192,12 @@ inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, i
             Rows g = piece_of(j.t->g, j.t->g_type, j, b, w.band[0]);
             Rows m{plane_piece(j, tile, b, w, MOMENTUM), j.n};
             float* column = w.sums[1] + b.column;
-            shaped(b, [&](auto s) {
-                part.sum[AGREE] += add_directions(s, m, g, w.inverse, signs, counted, b.rows, b.count, column);
+            shaped(b, one, [&](auto s) {
+                using S = decltype(s);
+                if (counted)
+                    part.sum[AGREE] += add_directions<S, true>(s, m, g, w.inverse, signs, b.rows, b.count, column);
+                else
+                    add_directions<S, false>(s, m, g, w.inverse, signs, b.rows, b.count, column);
             });
         });
         lines.after(j, tile, slab, band, w);

@@ -194,6 +194,7 @@ inline double row_rates(const Job& j, const Bounds& bounds, int64_t r, int64_t r
 inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w) {
     const Task& t = *j.t;
     bool allora = j.o->allora && j.matrix;
+    bool one = j.n == W, extra = j.edges || j.decays;
     uint32_t base = j.noise(0);
     a.stride = j.n;
     for_bands(j, tile, [&](const Band& band) {
@@ -201,14 +202,14 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
             clear_rows(band, w.row);
             for_pieces(j, band, [&](const Band& b) {
                 Rows p = piece_of(t.p, t.p_type, j, b, w.band[2]);
-                shaped(b, [&](auto s) { add_row_squares(s, p, b.rows, b.count, w.row); });
+                shaped(b, one, [&](auto s) { add_row_squares(s, p, b.rows, b.count, w.row); });
             });
         }
         part.sum[RATE] += row_rates(j, a.bounds, band.row, band.rows, w);
         for_pieces(j, band, [&](const Band& b) {
             if (!j.resident) {
                 Means means = means_of(j, tile, b, w);
-                shaped(b, [&](auto s) { move_piece<decltype(s), true>(s, means, b.rows, b.count); });
+                shaped(b, one, [&](auto s) { move_means(s, means, b.rows, b.count); });
             }
             int64_t first = b.row * j.n + b.column;
             a.g = piece_of(t.g, t.g_type, j, b, w.band[0]);
@@ -223,7 +224,15 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
                 a.edge = decoded_piece(t.edge, j, b, w.band[1]);
                 a.history = w.hits + first - tile.start;
             }
-            shaped(b, [&](auto s) { part.sum[RATE] += weigh_piece(s, a, b.rows, b.count); });
+            shaped(b, one, [&](auto s) {
+                using S = decltype(s);
+                if (extra)
+                    part.sum[RATE] += a.word ? weigh_piece<S, true, true>(s, a, b.rows, b.count)
+                                             : weigh_piece<S, false, true>(s, a, b.rows, b.count);
+                else
+                    part.sum[RATE] += a.word ? weigh_piece<S, true, false>(s, a, b.rows, b.count)
+                                             : weigh_piece<S, false, false>(s, a, b.rows, b.count);
+            });
             if (t.p_type == F32) return;
             for_lines(j, b, [&](int64_t from, int64_t n, int64_t at) {
                 store_run(a.to + at, t.p, t.p_type, from, n, t.rounds, base);
