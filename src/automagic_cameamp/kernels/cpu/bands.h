@@ -147,6 +147,24 @@ inline void move_row_means(const float* sums, float n, float eps, float weight, 
     }
 }
 
+// gain / sqrt(row / mean)
+inline void root_row_means(const float* row, float mean, int64_t n, float gain, float* out) {
+    const V scale = all(1.0f / mean), by = all(gain);
+    for (int64_t i = 0; i < n; i += W) put<false>(by * inverse_root(get<false>(row + i, n - i) * scale), out + i, n - i);
+}
+
+// Column statistic <- its running mean; its reciprocal and the root of that.
+inline void move_column_means(const float* means, float eps, float weight, int64_t n, float* mean, float* inverse,
+                              float* root) {
+    for (int64_t i = 0; i < n; i += W) {
+        V now = lerp(get<false>(mean + i, n - i), get<false>(means + i, n - i) + all(eps), weight);
+        V y = inverse_root(now);
+        put<false>(now, mean + i, n - i);
+        put<false>(y * y, inverse + i, n - i);
+        put<false>(y, root + i, n - i);
+    }
+}
+
 inline void clear_rows(const Band& b, float* row) {
     for (int64_t i = 0; i < b.rows; i += W) store(all(0.0f), row + i);
 }
@@ -206,8 +224,8 @@ template <class S, class Open, class See, class Close>
 AUTOMAGIC_INLINE void each_mean(S, const Means& a, int64_t rows, int64_t n, Open open, See see, Close close) {
     const int64_t columns = S::columns(n), stride = S::stride(a.x.stride), apart = S::stride(a.old.stride);
     const int64_t step = S::stride(a.stride);
-    const bool near = a.weight < 0.5f, turned = a.turned;
-    const V weight = all(near ? a.weight : a.weight - 1.0f), damping = all(a.damping), turn = all(a.turn);
+    const bool turned = a.turned;
+    const V weight = all(a.weight * a.damping), kept = all(1.0f - a.weight), turn = all(a.turn);
     const float *x = a.x.p, *was = a.old.p, *rf = a.rf, *cf = a.cf;
     float* to = a.m;
     for (int64_t c = 0; c < columns; c += W) {
@@ -218,8 +236,7 @@ AUTOMAGIC_INLINE void each_mean(S, const Means& a, int64_t rows, int64_t n, Open
         S::each(rows, AUTOMAGIC_EACH {
             V u = get<S::whole>(from + r * stride, columns - c) * column;
             if (!turned) u = u * all(rf[r]);
-            V old = get<S::whole>(before + r * apart, columns - c), target = u * damping;
-            V m = fused(weight, target - old, near ? old : target);
+            V m = fused(u, weight, get<S::whole>(before + r * apart, columns - c) * kept);
             put<S::whole>(m, now + r * step, columns - c);
             see(r, u, m);
         });
@@ -240,9 +257,9 @@ inline void move_surprised(S s, const Means& a, int64_t rows, int64_t n, float* 
     each_mean(
         s, a, rows, n, [&](int64_t c) { sum = load(column + c); },
         [&](int64_t r, V u, V m) __attribute__((always_inline)) {
-            V d = u - m, square = d * d;
-            sum = sum + square;
-            acc[r] = acc[r] + square;
+            V d = u - m;
+            sum = fused(d, d, sum);
+            acc[r] = fused(d, d, acc[r]);
         },
         [&](int64_t c) { store(sum, column + c); });
     add_totals(s, acc, rows, row);
@@ -281,30 +298,30 @@ struct Signs {
     float against, none, with;
 };
 
-struct SignWeights {
-    V against, none, with;
+// Elements without a sign go with those that agree, or (STRICT) with those that disagree. What both are
+// multiplied with is left to the caller: `ratio` = against / with.
+template <bool STRICT>
+AUTOMAGIC_INLINE V signed_by(V x, V product, V ratio) {
+    V zero = all(0.0f);
+    if (STRICT) return choose(zero < product, x, x * ratio);
+    return scaled(product < zero, x, ratio);
+}
 
-    AUTOMAGIC_INLINE explicit SignWeights(const Signs& s) : against(all(s.against)), none(all(s.none)), with(all(s.with)) {}
+AUTOMAGIC_INLINE bool strict(const Signs& s) { return s.none != s.with; }
 
-    AUTOMAGIC_INLINE V of(V product) const {
-        V zero = all(0.0f);
-        return choose(product < zero, against, choose(zero < product, with, none));
-    }
-};
-
-// column += (direction)^2 inverse; returns how many elements agree with the gradient, where COUNTED.
-template <class S, bool COUNTED>
+// column += (direction)^2 inverse, of a direction in which signs.with is 1; returns how many elements agree with the gradient, where COUNTED.
+template <class S, bool STRICT, bool COUNTED>
 inline float add_directions(S, Rows m, Rows g, const float* inverse, const Signs& signs, int64_t rows, int64_t n,
                             float* column) {
     const int64_t columns = S::columns(n), stride = S::stride(m.stride), apart = S::stride(g.stride);
-    const SignWeights weights(signs);
+    const V ratio = all(signs.against);
     V agree = all(0.0f);
     for (int64_t c = 0; c < columns; c += W) {
         const float *mean = m.p + c, *gradient = g.p + c;
         V s = load(column + c);
         S::each(rows, AUTOMAGIC_EACH {
             V x = get<S::whole>(mean + r * stride, columns - c);
-            V product = x * get<S::whole>(gradient + r * apart, columns - c), d = x * weights.of(product);
+            V product = x * get<S::whole>(gradient + r * apart, columns - c), d = signed_by<STRICT>(x, product, ratio);
             s = fused(d * d, all(inverse[r]), s);
             if (COUNTED) agree = agree + choose(all(0.0f) < product, all(1.0f), all(0.0f));
         });
@@ -315,7 +332,7 @@ inline float add_directions(S, Rows m, Rows g, const float* inverse, const Signs
 
 // ---- pass C ------------------------------------------------------------------------------------
 
-// Value of the counters in mask words; the second factor of the product is exact at a fresh counter.
+// Value of the counters in mask words: a product of two, both 1 at a fresh counter.
 struct MaskValues {
 #if defined(AUTOMAGIC_TABLES512)
     __m512 fine, coarse;
@@ -329,15 +346,14 @@ struct MaskValues {
         float fine[16], coarse[16];
         Tables() {
             for (int i = 0; i < 16; ++i) {
-                fine[i] = exp2_small(static_cast<float>(i) * MASK_STEP);
-                coarse[i] = exp2_small(static_cast<float>(16 * i - 96) * MASK_STEP);
+                fine[i] = exp2_small(static_cast<float>(i - 4) * MASK_STEP);
+                coarse[i] = exp2_small(static_cast<float>(16 * i + 4 + MASK_LOW) * MASK_STEP);
             }
         }
     };
 
     AUTOMAGIC_INLINE V at(const uint8_t* word, int64_t left) const {
         __m512i w = bytes(word, lanes(left));
-        w = _mm512_add_epi32(w, _mm512_set1_epi32(2 * (96 + MASK_LOW)));
         __m512 low = _mm512_permutexvar_ps(_mm512_srli_epi32(w, 1), fine);
         return {_mm512_mul_ps(low, _mm512_permutexvar_ps(_mm512_srli_epi32(w, 5), coarse))};
     }
@@ -378,28 +394,28 @@ AUTOMAGIC_INLINE V first_ones(int64_t left) {
 }
 
 // Returns the sum of the rates of the elements, where they have their own (WORDS).
-template <class S, bool WORDS, bool EXTRA>
+template <class S, bool STRICT, bool WORDS, bool EXTRA>
 inline float weigh_piece(S, const Move& a, int64_t given, int64_t n) {
     const int64_t rows = S::most == 1 ? 1 : given, columns = S::columns(n), step = a.stride;
-    const SignWeights weights(a.signs);
     const MaskValues values;
-    const V low = all(a.bounds.low), high = all(a.bounds.high), floor = all(a.bounds.floor), shrink = all(a.shrink);
+    const V low = all(larger(a.bounds.low, a.bounds.floor)), high = all(larger(a.bounds.high, a.bounds.floor));
+    const V ratio = all(a.signs.against / a.signs.with), with = all(a.signs.with), shrink = all(a.shrink);
     const Rows means = a.m, gradients = a.g, old = a.p;
     const float *gains = a.gain, *rates = a.rate, *ds = a.ds;
     const uint8_t* words = a.word;
     float* out = a.to;
     V sum = all(0.0f);
     for (int64_t r = 0; r < rows; ++r) {
-        const V gain = all(gains[r]), row_rate = all(rates[r]);
+        const V gain = all(gains[r]) * with, row_rate = all(rates[r]);
         const float *m = means.p + r * means.stride, *g = gradients.p + r * gradients.stride, *p = old.p + r * old.stride;
         const uint8_t* word = words + r * step;
         float* to = out + r * old.stride;
         for (int64_t c = 0; c < columns; c += W) {
             const int64_t left = columns - c;
             V x = get<S::whole>(m + c, left), y = get<S::whole>(g + c, left), rate = row_rate;
-            V move = x * get<S::whole>(ds + c, left) * gain * weights.of(x * y);
+            V move = signed_by<STRICT>(x * get<S::whole>(ds + c, left) * gain, x * y, ratio);
             if (WORDS) {
-                rate = larger(smaller(larger(values.at(word + c, left) * rate, low), high), floor);
+                rate = smaller(larger(values.at(word + c, left) * rate, low), high);
                 sum = S::whole || left >= W ? sum + rate : fused(rate, first_ones(left), sum);
             }
             V w = get<S::whole>(p + c, left);
@@ -417,7 +433,8 @@ inline float weigh_piece(S, const Move& a, int64_t given, int64_t n) {
                 V sigmoid = all(2.0f) / (all(1.0f) + exp2_small(z));
                 w = fused_minus(w, sigmoid * rate * all(a.decay), w);
             }
-            w = fused_minus(move, rate, w) * shrink;
+            w = fused_minus(move, rate, w);
+            if (EXTRA) w = w * shrink;
             put<S::whole>(w, to + c, left);
         }
     }

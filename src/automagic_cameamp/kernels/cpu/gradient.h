@@ -70,16 +70,6 @@ inline void raw_sums(const Job& j, const Run& run, Part& part, Local& w) {
     if (j.along) part.sum[ALONG] += dot(g, load_run(j.t->p, j.t->p_type, run.start, run.count, w.p), run.count);
 }
 
-// Row statistic <- its running mean with sums / n + eps; and its reciprocal.
-inline void move_rows(const float* AUTOMAGIC_RESTRICT sums, float n, float eps, float weight, int64_t count,
-                      float* AUTOMAGIC_RESTRICT mean, float* AUTOMAGIC_RESTRICT inverse) {
-    for (int64_t i = 0; i < count; ++i) {
-        float now = lerp(mean[i], sums[i] / n + eps, weight);
-        mean[i] = now;
-        inverse[i] = 1.0f / now;
-    }
-}
-
 inline void clear_lines(const Job& j, int count, Local& w) {
     for (int c = 0; c < count; ++c) fill(w.sums[c], 0.0f, j.n);
 }
@@ -164,7 +154,7 @@ inline void pass_gradient(Job& j, int64_t slab, Local& w) {
                 }
             });
             if (rows)
-                move_rows(w.row, static_cast<float>(j.n), eps, weight, count, j.R + r, w.inverse);
+                move_row_means(w.row, static_cast<float>(j.n), eps, weight, count, j.R + r, w.inverse);
             else
                 fill(w.inverse, 1.0f, count);
             for_runs(j, r, count, [&](const Run& run) {
@@ -230,23 +220,6 @@ inline void column_sums(const Job& j, int which, int64_t k, double factor, float
     }
 }
 
-// Column statistic <- its running mean; its reciprocal and the root of that.
-inline void move_columns(const float* AUTOMAGIC_RESTRICT means, float eps, float weight, int64_t n,
-                         float* AUTOMAGIC_RESTRICT mean, float* AUTOMAGIC_RESTRICT inverse,
-                         float* AUTOMAGIC_RESTRICT root) {
-    for (int64_t i = 0; i < n; ++i) {
-        float now = lerp(mean[i], means[i] + eps, weight);
-        mean[i] = now;
-        inverse[i] = 1.0f / now;
-        root[i] = 1.0f / sqrtf(now);
-    }
-}
-
-inline void root_rows(const float* AUTOMAGIC_RESTRICT row, float mean, int64_t n, float gain,
-                      float* AUTOMAGIC_RESTRICT out) {
-    for (int64_t i = 0; i < n; ++i) out[i] = gain / sqrtf(row[i] / mean);
-}
-
 // New statistics; false, and nothing written, where the gradient was not finite.
 inline bool finish_gradient(Job& j) {
     const Options& o = *j.o;
@@ -258,7 +231,7 @@ inline bool finish_gradient(Job& j) {
         float mean = static_cast<float>(sum_r * each), *C = j.C + k * j.n, *cf = j.cf + k * j.n;
         rows += sum_r;
         column_sums(j, 0, k, each, sums);
-        move_columns(sums, eps, weight, j.n, C, inverse, cf);
+        move_column_means(sums, eps, weight, j.n, C, inverse, cf);
         columns += wide_sum(C, j.n);
         column_sums(j, 1, k, 1, sums);
         update2 += wide_dot(sums, inverse, j.n) * mean;
@@ -267,7 +240,7 @@ inline bool finish_gradient(Job& j) {
             cross += wide_dot(sums, cf, j.n) * sqrt(static_cast<double>(mean));
         }
         if (j.matrix)
-            root_rows(j.R + k * j.m, mean, j.m, 1.0f, j.rf + k * j.m);
+            root_row_means(j.R + k * j.m, mean, j.m, 1.0f, j.rf + k * j.m);
         else
             j.rf[k] = 1.0f;
     }

@@ -195,9 +195,9 @@ inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, i
             shaped(b, one, [&](auto s) {
                 using S = decltype(s);
                 if (counted)
-                    part.sum[AGREE] += add_directions<S, true>(s, m, g, w.inverse, signs, b.rows, b.count, column);
+                    part.sum[AGREE] += add_directions<S, true, true>(s, m, g, w.inverse, signs, b.rows, b.count, column);
                 else
-                    add_directions<S, false>(s, m, g, w.inverse, signs, b.rows, b.count, column);
+                    add_directions<S, false, false>(s, m, g, w.inverse, signs, b.rows, b.count, column);
             });
         });
         lines.after(j, tile, slab, band, w);
@@ -249,7 +249,7 @@ inline void momentum_runs(Job& j, const Tile& tile, int64_t slab, Part& part, in
                 w.row[0] += sum(w.out, run.count);
         });
         if (rows)
-            move_rows(w.row, static_cast<float>(j.n), eps, weight, count, j.S + r, w.inverse);
+            move_row_means(w.row, static_cast<float>(j.n), eps, weight, count, j.S + r, w.inverse);
         else
             fill(w.inverse, 1.0f, count);
         if (by_row) move_variance(first, second, static_cast<float>(j.n), count, j.row_var + r);

@@ -35,7 +35,11 @@ AUTOMAGIC_INLINE V smaller(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
 AUTOMAGIC_INLINE V magnitude(V a) { return {_mm512_abs_ps(a.v)}; }
 AUTOMAGIC_INLINE Mask operator<(V a, V b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 AUTOMAGIC_INLINE V choose(Mask m, V yes, V no) { return {_mm512_mask_mov_ps(no.v, m.m, yes.v)}; }
+// x, times f where the mask is set.
+AUTOMAGIC_INLINE V scaled(Mask m, V x, V f) { return {_mm512_mask_mul_ps(x.v, m.m, x.v, f.v)}; }
 AUTOMAGIC_INLINE float total(V a) { return _mm512_reduce_add_ps(a.v); }
+AUTOMAGIC_INLINE V root(V a) { return {_mm512_sqrt_ps(a.v)}; }
+AUTOMAGIC_INLINE V guess_root(V a) { return {_mm512_rsqrt14_ps(a.v)}; }
 // y 2^n for an integer n, |n| < 127.
 AUTOMAGIC_INLINE V times_power(V y, V n) { return {_mm512_scalef_ps(y.v, n.v)}; }
 
@@ -89,6 +93,9 @@ AUTOMAGIC_INLINE V smaller(V a, V b) { return {_mm256_min_ps(a.v, b.v)}; }
 AUTOMAGIC_INLINE V magnitude(V a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 AUTOMAGIC_INLINE Mask operator<(V a, V b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
 AUTOMAGIC_INLINE V choose(Mask m, V yes, V no) { return {_mm256_blendv_ps(no.v, yes.v, m.m)}; }
+AUTOMAGIC_INLINE V scaled(Mask m, V x, V f) { return choose(m, x * f, x); }
+AUTOMAGIC_INLINE V root(V a) { return {_mm256_sqrt_ps(a.v)}; }
+AUTOMAGIC_INLINE V guess_root(V a) { return {_mm256_rsqrt_ps(a.v)}; }
 AUTOMAGIC_INLINE float total(V a) {
     __m128 h = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     h = _mm_add_ps(h, _mm_movehl_ps(h, h));
@@ -154,6 +161,7 @@ AUTOMAGIC_INLINE V choose(Mask m, V yes, V no) {
     FourInts y = reinterpret_cast<FourInts>(yes.v), n = reinterpret_cast<FourInts>(no.v);
     return {reinterpret_cast<Four>((m.m & y) | (~m.m & n))};
 }
+AUTOMAGIC_INLINE V scaled(Mask m, V x, V f) { return choose(m, x * f, x); }
 AUTOMAGIC_INLINE V larger(V a, V b) { return choose(b < a, a, b); }
 AUTOMAGIC_INLINE V smaller(V a, V b) { return choose(a < b, a, b); }
 AUTOMAGIC_INLINE V magnitude(V a) { return {reinterpret_cast<Four>(reinterpret_cast<FourInts>(a.v) & 0x7FFFFFFF)}; }
@@ -167,6 +175,14 @@ AUTOMAGIC_INLINE V from_bytes(const uint8_t* p) {
     return {Four{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])}};
 }
 AUTOMAGIC_INLINE V totals(const V* a) { return {Four{total(a[0]), total(a[1]), total(a[2]), total(a[3])}}; }
+AUTOMAGIC_INLINE V root(V a) {
+    for (int i = 0; i < 4; ++i) a.v[i] = __builtin_sqrtf(a.v[i]);
+    return a;
+}
+AUTOMAGIC_INLINE V guess_root(V a) {
+    for (int i = 0; i < 4; ++i) a.v[i] = 1.0f / __builtin_sqrtf(a.v[i]);
+    return a;
+}
 
 #endif
 
@@ -188,6 +204,12 @@ AUTOMAGIC_INLINE V get_bytes(const uint8_t* p, int64_t left) {
     uint8_t held[W] = {0};
     for (int64_t i = 0; i < left; ++i) held[i] = p[i];
     return from_bytes(held);
+}
+
+// 1 / sqrt(x) of a normal x > 0, off by 2^-22 at most: one step of Newton's method on the processor's guess.
+AUTOMAGIC_INLINE V inverse_root(V x) {
+    V y = guess_root(x), error = fused_minus(x * y, y, all(1.0f));
+    return fused(y * all(0.5f), error, y);
 }
 
 // 2^x for |x| < 126, as in lanes.h.

@@ -36,7 +36,7 @@ inline void finish_momentum(Job& j) {
         float mean = static_cast<float>(sum_s * each);
         if (j.confidence) {
             column_sums(j, 0, k, each, sums);
-            move_columns(sums, eps, weight, j.n, D, inverse, ds);
+            move_column_means(sums, eps, weight, j.n, D, inverse, ds);
             column_sums(j, 1, k, 1, sums);
             out2 += wide_dot(sums, inverse, j.n) * mean;
         } else {
@@ -45,7 +45,7 @@ inline void finish_momentum(Job& j) {
             out2 += wide_sum(sums, j.n) * mean;
         }
         if (j.confidence && j.matrix)
-            root_rows(j.S + first_row, mean, j.m, 1.0f, j.rs + first_row);
+            root_row_means(j.S + first_row, mean, j.m, 1.0f, j.rs + first_row);
         else
             fill(j.rs + first_row, 1.0f, j.m);
         if (o.background && j.matrix)
@@ -104,9 +104,10 @@ AUTOMAGIC_INLINE float bounded(float rate, const Bounds& b) {
     return larger(smaller(larger(rate, b.low), b.high), b.floor);
 }
 
-// Squares of row norms -> ALLoRA's gain times a factor.
-inline void allora_rates(float factor, float least, int64_t n, float* AUTOMAGIC_RESTRICT row) {
-    for (int64_t i = 0; i < n; ++i) row[i] = factor / sqrtf(sqrtf(row[i]) + least);
+// Squares of row norms -> ALLoRA's gain times a factor. Norms may be 0.
+inline void allora_rates(float factor, float least, int64_t n, float* row) {
+    for (int64_t i = 0; i < n; i += W)
+        put<false>(all(factor) * inverse_root(root(get<false>(row + i, n - i)) + all(least)), row + i, n - i);
 }
 
 inline void row_masks(const int8_t* AUTOMAGIC_RESTRICT k, int64_t stride, int64_t n, float* AUTOMAGIC_RESTRICT row) {
@@ -190,11 +191,17 @@ inline double row_rates(const Job& j, const Bounds& bounds, int64_t r, int64_t r
     return static_cast<double>(bound_rows(bounds, rows, w.row)) * static_cast<double>(j.n);
 }
 
+template <class S, bool STRICT, bool EXTRA>
+AUTOMAGIC_INLINE float weigh_signed(S s, const Move& a, const Band& b) {
+    return a.word != nullptr ? weigh_piece<S, STRICT, true, EXTRA>(s, a, b.rows, b.count)
+                             : weigh_piece<S, STRICT, false, EXTRA>(s, a, b.rows, b.count);
+}
+
 // Pass C over the bands of a tile.
 inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w) {
     const Task& t = *j.t;
     bool allora = j.o->allora && j.matrix;
-    bool one = j.n == W, extra = j.edges || j.decays;
+    bool one = j.n == W, extra = j.edges || j.decays || a.shrink != 1.0f;
     uint32_t base = j.noise(0);
     a.stride = j.n;
     for_bands(j, tile, [&](const Band& band) {
@@ -226,12 +233,11 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
             }
             shaped(b, one, [&](auto s) {
                 using S = decltype(s);
+                bool clear = strict(a.signs);
                 if (extra)
-                    part.sum[RATE] += a.word ? weigh_piece<S, true, true>(s, a, b.rows, b.count)
-                                             : weigh_piece<S, false, true>(s, a, b.rows, b.count);
+                    part.sum[RATE] += clear ? weigh_signed<S, true, true>(s, a, b) : weigh_signed<S, false, true>(s, a, b);
                 else
-                    part.sum[RATE] += a.word ? weigh_piece<S, true, false>(s, a, b.rows, b.count)
-                                             : weigh_piece<S, false, false>(s, a, b.rows, b.count);
+                    part.sum[RATE] += clear ? weigh_signed<S, true, false>(s, a, b) : weigh_signed<S, false, false>(s, a, b);
             });
             if (t.p_type == F32) return;
             for_lines(j, b, [&](int64_t from, int64_t n, int64_t at) {
