@@ -11,6 +11,9 @@
 namespace AUTOMAGIC_ISA {
 
 constexpr int64_t SHORT = 128;  // longest row of which W make a band
+#ifndef AHEAD
+#define AHEAD 512
+#endif
 constexpr int64_t FLUSH = 256;               // rows whose column sums are added in fp32
 
 AUTOMAGIC_INLINE bool in_bands(const Job& j) { return j.n >= W; }
@@ -125,6 +128,7 @@ inline void add_row_squares(S s, Rows x, int64_t rows, int64_t n, float* out) {
     for (int64_t c = 0; c < columns; c += W) {
         const float* from = x.p + c;
         S::each(rows, AUTOMAGIC_EACH {
+            AUTOMAGIC_PREFETCH(from + r * stride + AHEAD);
             V v = get<S::whole>(from + r * stride, columns - c);
             acc[r] = fused(v, v, acc[r]);
         });
@@ -236,6 +240,7 @@ AUTOMAGIC_INLINE void each_mean(S, const Means& a, int64_t rows, int64_t n, Open
         S::each(rows, AUTOMAGIC_EACH {
             V u = get<S::whole>(from + r * stride, columns - c) * column;
             if (!turned) u = u * all(rf[r]);
+            AUTOMAGIC_PREFETCH(before + r * apart + AHEAD);
             V m = fused(u, weight, get<S::whole>(before + r * apart, columns - c) * kept);
             put<S::whole>(m, now + r * step, columns - c);
             see(r, u, m);
