@@ -11,9 +11,7 @@
 namespace AUTOMAGIC_ISA {
 
 constexpr int64_t SHORT = 128;  // longest row of which W make a band
-#ifndef AHEAD
-#define AHEAD 512
-#endif
+constexpr int64_t AHEAD = 256;                // elements; a processor's own prefetch stops at the end of a page
 constexpr int64_t FLUSH = 256;               // rows whose column sums are added in fp32
 
 AUTOMAGIC_INLINE bool in_bands(const Job& j) { return j.n >= W; }

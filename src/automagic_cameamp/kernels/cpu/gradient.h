@@ -74,14 +74,20 @@ inline void clear_lines(const Job& j, int count, Local& w) {
     for (int c = 0; c < count; ++c) fill(w.sums[c], 0.0f, j.n);
 }
 
-// The column sums of bands: added in fp32 over some rows, then in doubles.
+// The column sums of bands: added in fp32 over some rows, whatever tiles they are in, then in doubles.
 struct Lines {
-    int64_t rows;
+    int64_t rows, last;
     int count;
+
+    Lines(const Job& j, int64_t slab, int columns, Local& w)
+        : rows(0), last(smaller((slab + 1) * j.slab_rows, j.rows)), count(columns) {
+        clear_lines(j, count, w);
+    }
 
     void after(const Job& j, const Tile& tile, int64_t slab, const Band& b, Local& w) {
         rows += b.rows;
-        if (rows < FLUSH && b.row + b.rows < tile.end) return;
+        int64_t end = b.row + b.rows;
+        if (rows < FLUSH && end < last && end < (tile.k + 1) * j.m) return;
         flush_columns(j, tile, slab, count, 1, w);
         clear_lines(j, count, w);
         rows = 0;
@@ -89,9 +95,8 @@ struct Lines {
 };
 
 // Pass A over the bands of a tile.
-inline void gradient_bands(Job& j, const Tile& tile, int64_t slab, Part& part, bool torque, Local& w) {
+inline void gradient_bands(Job& j, const Tile& tile, int64_t slab, Part& part, bool torque, Lines& lines, Local& w) {
     float weight = static_cast<float>(1 - j.o->beta[1]), eps = static_cast<float>(j.o->eps[0]);
-    Lines lines{0, torque ? 3 : 2};
     bool one = j.n == W;  // every piece is its rows one after the other, in place or not
     if (j.sums_needed)
         for (int64_t r = tile.first; r < tile.end;) {
@@ -131,6 +136,7 @@ inline void pass_gradient(Job& j, int64_t slab, Local& w) {
     bool torque = j.torque && !j.low_rank, rows = j.matrix;
     float weight = static_cast<float>(1 - j.o->beta[1]), eps = static_cast<float>(j.o->eps[0]);
     clear_columns(j, slab, torque ? 3 : 2);
+    Lines lines(j, slab, torque ? 3 : 2, w);
     for_tiles(j, slab, [&](const Tile& tile) {
         if (j.filtered || j.edges) filter_tile(j, tile, w);
         if (j.edges) {
@@ -138,8 +144,8 @@ inline void pass_gradient(Job& j, int64_t slab, Local& w) {
             for (int64_t i = 0; i < tile.count; i += RUN)
                 part.sum[EDGES] += sum_squares(laplace + i, smaller(RUN, tile.count - i));
         }
+        if (in_bands(j)) return gradient_bands(j, tile, slab, part, torque, lines, w);
         clear_sums(j, torque ? 3 : 2, w);
-        if (in_bands(j)) return gradient_bands(j, tile, slab, part, torque, w);
         for (int64_t r = tile.first; r < tile.end;) {
             int64_t count = rows_at_once(j, r, tile.end);
             if (!j.group) w.row[0] = 0.0f;

@@ -131,7 +131,9 @@ inline void cut(Job& j) {
     int64_t pieces = (j.n + RUN - 1) / RUN;
     j.piece = j.group ? j.group * j.n : ((j.n + pieces - 1) / pieces + 15) / 16 * 16;
     j.unit = aligned_rows(t, o.scales, j.n);
-    j.resident = j.numel <= RESIDENT || j.low_rank;
+    // Without scratch of its size a tensor may be as large as it likes.
+    bool plain = t.exp_avg.code == PLAIN && !o.mixed && o.scales == 0 && !j.picture;
+    j.resident = j.numel <= RESIDENT || j.low_rank || plain;
     if (j.K > 1) {
         int64_t matrix = j.m * j.n;
         bool whole = j.m % j.unit == 0;

@@ -155,16 +155,14 @@ AUTOMAGIC_INLINE bool moves_in_bands(const Job& j) {
 }
 
 // Pass B over the bands of a tile.
-inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, int count_columns, Local& w) {
+inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, Lines& lines, int64_t& done, Local& w) {
     const Options& o = *j.o;
     bool variance = has(j.t->spatial), by_row = variance && j.per_row, by_column = variance && !j.per_row;
     bool rows = j.confidence && j.matrix, counted = o.improved && o.cautious && !j.early;
     float weight = static_cast<float>(1 - o.beta[2]), eps = static_cast<float>(o.eps[1]);
     float *first = w.rate, *second = w.out;
     Signs signs = signs_of(j);
-    Lines lines{0, count_columns};
     bool one = j.n == W;  // every piece is its rows one after the other, in place or not
-    clear_lines(j, count_columns, w);
     for_bands(j, tile, [&](const Band& band) {
         clear_rows(band, w.row);
         clear_rows(band, first);
@@ -201,6 +199,8 @@ inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, i
             });
         });
         lines.after(j, tile, slab, band, w);
+        int64_t end = (band.row + band.rows) * j.n;  // coded while the cache holds it
+        if (j.resident && end - done >= BAND) done = encode_means(j, tile, done, end, w);
     });
     if (!j.warm || !o.mask) return;
     for (int64_t r = tile.first; r < tile.end;) {
@@ -278,10 +278,11 @@ inline void pass_momentum(Job& j, int64_t slab, Local& w) {
     clear_columns(j, slab, count_columns);
     if (j.sketches) fill(j.sketches + slab * smaller(j.numel, int64_t(4096)), 0.0f, smaller(j.numel, int64_t(4096)));
     int64_t done = slab * j.slab_rows * j.n;
+    Lines lines(j, slab, count_columns, w);
     for_tiles(j, slab, [&](const Tile& tile) {
         if (!j.resident && j.filtered) filter_tile(j, tile, w);
         if (moves_in_bands(j))
-            momentum_bands(j, tile, slab, part, count_columns, w);
+            momentum_bands(j, tile, slab, part, lines, done, w);
         else
             momentum_runs(j, tile, slab, part, count_columns, w);
         if (j.warm && o.mask >= 2) vote(j, tile, part, w);
