@@ -239,6 +239,7 @@ AUTOMAGIC_INLINE void each_mean(S, const Means& a, int64_t rows, int64_t n, Open
             V u = get<S::whole>(from + r * stride, columns - c) * column;
             if (!turned) u = u * all(rf[r]);
             AUTOMAGIC_PREFETCH(before + r * apart + AHEAD);
+            AUTOMAGIC_PREFETCH(from + r * stride + AHEAD);
             V m = fused(u, weight, get<S::whole>(before + r * apart, columns - c) * kept);
             put<S::whole>(m, now + r * step, columns - c);
             see(r, u, m);
@@ -415,6 +416,8 @@ inline float weigh_piece(S, const Move& a, int64_t given, int64_t n) {
         float* to = out + r * old.stride;
         for (int64_t c = 0; c < columns; c += W) {
             const int64_t left = columns - c;
+            AUTOMAGIC_PREFETCH(m + c + AHEAD);
+            AUTOMAGIC_PREFETCH(g + c + AHEAD);
             V x = get<S::whole>(m + c, left), y = get<S::whole>(g + c, left), rate = row_rate;
             V move = signed_by<STRICT>(x * get<S::whole>(ds + c, left) * gain, x * y, ratio);
             if (WORDS) {
