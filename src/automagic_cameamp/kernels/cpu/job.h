@@ -196,7 +196,7 @@ struct Local {
     float *row, *inverse;                            // values of the rows of a run
     float* sums[4];                                  // column sums of a tile
     float* plane[PLANES];                            // tile scratch where the tensor is not resident
-    float *pad, *smooth, *hits;                      // stencils
+    float *pad, *smooth;                             // stencils
     float *left, *right, *up, *down;                 // 1 where a neighbour exists
     int8_t *sign, *last;
 
@@ -207,7 +207,7 @@ struct Local {
         for (int i = 0; i < PLANES; ++i) planes += !j.resident && uses(j, i);
         bool bits = j.o->mask >= 2;
         int64_t floats = 10 * rounded(RUN) + 4 * wide + planes * tile;
-        if (j.picture) floats += 2 * halo + 4 * wide + (j.edges ? tile : 0);
+        if (j.picture) floats += 2 * halo + 4 * wide;
         if (!arena.reserve(static_cast<size_t>(floats) * 4 + static_cast<size_t>(bits ? 2 * tile : 0) + 64 * 64))
             return false;
         float** runs[] = {&raw, &x, &rf, &cf, &u, &p, &out, &rate, &row, &inverse};
@@ -219,7 +219,6 @@ struct Local {
             smooth = arena.take<float>(halo);
             float** masks[] = {&left, &right, &up, &down};
             for (float** v : masks) *v = arena.take<float>(wide);
-            hits = j.edges ? arena.take<float>(tile) : nullptr;
         }
         sign = bits ? arena.take<int8_t>(tile) : nullptr;
         last = bits ? arena.take<int8_t>(tile) : nullptr;

@@ -172,8 +172,8 @@ inline void pass_weights(Job& j, int64_t slab, Local& w, bool dry) {
     double deviation = sqrt(square_mean > average * average ? square_mean - average * average : 0.0);
     float slope = static_cast<float>(-4.0 / (deviation + 1e-4 * average + 1e-30));
     float decay = static_cast<float>(o.lr * o.weight_decay), scale = dry ? 1.0f : j.shrink;
-    float edge_scale = static_cast<float>(sqrt(j.total(EDGES) / count));
-    float threshold = static_cast<float>(o.edge_threshold), penalty = static_cast<float>(o.edge_penalty);
+    EdgeRule edges{static_cast<float>(sqrt(j.total(EDGES) / count)), static_cast<float>(o.edge_threshold),
+                   static_cast<float>(o.edge_penalty)};
     uint32_t base = j.noise(0), edge_base = j.noise(t.edge.salt);
     bool allora = o.allora && j.matrix, elements = o.mask == 1;
     if (!dry) part.sum[RATE] = 0;
@@ -233,10 +233,8 @@ inline void pass_weights(Job& j, int64_t slab, Local& w, bool dry) {
                     rate = w.rate;
                 }
                 if (j.edges) {
-                    const float* old = decode_run(t.edge, run.start, run.count, w.x);
                     const float* laplace = plane_of(j, w, LAPLACIAN) + run.start - tile.origin;
-                    edge_gains(laplace, old, edge_scale, threshold, penalty, run.count,
-                               w.hits + run.start - tile.start, w.out);
+                    move_edges(t.edge, laplace, edges, run.start, run.count, j.numel, edge_base, dry, w.x, w.out);
                 }
                 const float* p = load_run(t.p, t.p_type, run.start, run.count, w.p);
                 if (p != w.p) copy_run(p, run.count, w.p);
@@ -258,7 +256,6 @@ inline void pass_weights(Job& j, int64_t slab, Local& w, bool dry) {
             r += rows;
         }
         if (dry) return;
-        if (j.edges) encode_run(t.edge, w.hits, tile.start, tile.count, j.numel, edge_base);
         if (!j.resident) done = encode_means(j, tile, done, tile.start + tile.count, w);
     });
 }
