@@ -17,85 +17,116 @@ AUTOMAGIC_INLINE __m512 load_lanes(const void* p, int64_t at, __mmask16 mask) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
-// What the output of a row takes from its own row, from the one above and from the one below.
+// Where the strip of a picture lies: on both borders, as all of a row of one register; on one of them; or within.
+enum Place { ROW, BORDER, WITHIN };
+
+// What the outputs of a row take from it and from its neighbours in the strip.
 struct PictureRow {
-    __m512 x, across, smooth;
+    __m512 x, across;
 
     // Beyond the border of the picture lies its last column again.
-    template <int TYPE>
+    template <int TYPE, int PLACE>
     AUTOMAGIC_INLINE void read(const void* g, int64_t at, __mmask16 mask, __mmask16 left, __mmask16 right) {
-        x = load_lanes<TYPE>(g, at, mask);
-        __m512 before = _mm512_mask_mov_ps(x, left, load_lanes<TYPE>(g, at - 1, left));
-        __m512 after = _mm512_mask_mov_ps(x, right, load_lanes<TYPE>(g, at + 1, right));
+        __m512 before, after;
+        if (PLACE == WITHIN) {
+            x = load_lanes<TYPE>(g, at, 0xFFFF);
+            before = load_lanes<TYPE>(g, at - 1, 0xFFFF);
+            after = load_lanes<TYPE>(g, at + 1, 0xFFFF);
+        } else if (PLACE == ROW) {
+            x = load_lanes<TYPE>(g, at, 0xFFFF);
+            before = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14), x);
+            after = _mm512_permutexvar_ps(_mm512_setr_epi32(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 15), x);
+        } else {
+            x = load_lanes<TYPE>(g, at, mask);
+            before = _mm512_mask_mov_ps(x, left, load_lanes<TYPE>(g, at - 1, left));
+            after = _mm512_mask_mov_ps(x, right, load_lanes<TYPE>(g, at + 1, right));
+        }
         across = _mm512_add_ps(_mm512_sub_ps(before, x), _mm512_sub_ps(after, x));
-        smooth = _mm512_fmadd_ps(across, _mm512_set1_ps(0.25f), x);
     }
 };
 
-// Rows [first, end) of a tile of a picture with rows [top, bottom) of n elements; see picture_tile. A strip of
-// WIDE registers from column c on.
-template <int TYPE, int WIDE>
-inline double picture_strip(const void* g, int64_t first, int64_t end, int64_t top, int64_t bottom, int64_t n,
-                            int64_t c, float penalty, float* filtered, float* laplace) {
-    PictureRow above[WIDE], here[WIDE], below[WIDE];
+// Rows [first, end) of a picture of n columns.
+struct Picture {
+    const void* g;
+    int64_t first, end, top, bottom, n;
+    float penalty;
+    float *filtered, *laplace;
+};
+
+// Registers from column c on, downwards. With a = x(left) + x(right) - 2 x and D the second difference from row to
+// row, the Laplacian is L = a + D x, and one quarter of it, with D a / 16, the step to the filtered picture. A
+// difference to the row below serves both rows.
+template <int TYPE, int PLACE, int WIDE>
+inline double picture_strip(const Picture& p, int64_t c) {
+    PictureRow here[WIDE], below[WIDE];
     __mmask16 mask[WIDE], left[WIDE], right[WIDE];
-    __m512 squares[WIDE], quarter = _mm512_set1_ps(0.25f), share = _mm512_set1_ps(penalty);
+    __m512 squares[WIDE], fall[WIDE], fall_across[WIDE];  // differences to the row above
+    __m512 quarter = _mm512_set1_ps(p.penalty * 0.25f), sixteenth = _mm512_set1_ps(p.penalty * 0.0625f);
     for (int i = 0; i < WIDE; ++i) {
-        int64_t there = n - c - 16 * i;
+        int64_t there = p.n - c - 16 * i, at = p.first * p.n + c + 16 * i;
         mask[i] = lanes(there);
         left[i] = c + i > 0 ? mask[i] : static_cast<__mmask16>(mask[i] & ~1);
         right[i] = there > 16 ? mask[i] : static_cast<__mmask16>(mask[i] >> 1);
-        squares[i] = _mm512_setzero_ps();
-        int64_t at = first * n + c + 16 * i;
-        here[i].template read<TYPE>(g, at, mask[i], left[i], right[i]);
-        above[i] = here[i];
-        if (first > top) above[i].template read<TYPE>(g, at - n, mask[i], left[i], right[i]);
+        squares[i] = fall[i] = fall_across[i] = _mm512_setzero_ps();
+        here[i].template read<TYPE, PLACE>(p.g, at, mask[i], left[i], right[i]);
+        if (p.first == p.top) continue;
+        below[i].template read<TYPE, PLACE>(p.g, at - p.n, mask[i], left[i], right[i]);
+        fall[i] = _mm512_sub_ps(here[i].x, below[i].x);
+        fall_across[i] = _mm512_sub_ps(here[i].across, below[i].across);
     }
-    for (int64_t r = first; r < end; ++r) {
+    for (int64_t r = p.first; r < p.end; ++r) {
+        bool last = r + 1 == p.bottom;
         for (int i = 0; i < WIDE; ++i) {
-            int64_t at = r * n + c + 16 * i, to = at - first * n;
-            below[i] = here[i];
-            if (r + 1 < bottom) below[i].template read<TYPE>(g, at + n, mask[i], left[i], right[i]);
-            if (filtered != nullptr) {
-                __m512 h = here[i].smooth, x = here[i].x;
-                __m512 down = _mm512_add_ps(_mm512_sub_ps(above[i].smooth, h), _mm512_sub_ps(below[i].smooth, h));
-                h = _mm512_fmadd_ps(down, quarter, h);
-                _mm512_mask_storeu_ps(filtered + to, mask[i], _mm512_fmadd_ps(share, _mm512_sub_ps(h, x), x));
+            int64_t at = r * p.n + c + 16 * i, to = at - p.first * p.n;
+            __m512 next = _mm512_setzero_ps(), next_across = next;
+            if (!last) {
+                below[i].template read<TYPE, PLACE>(p.g, at + p.n, mask[i], left[i], right[i]);
+                next = _mm512_sub_ps(below[i].x, here[i].x);
+                next_across = _mm512_sub_ps(below[i].across, here[i].across);
             }
-            if (laplace != nullptr) {
-                __m512 x = here[i].x;
-                __m512 down = _mm512_add_ps(_mm512_sub_ps(above[i].x, x), _mm512_sub_ps(below[i].x, x));
-                __m512 l = _mm512_add_ps(here[i].across, down);
-                _mm512_mask_storeu_ps(laplace + to, mask[i], l);
-                squares[i] = _mm512_mask3_fmadd_ps(l, l, squares[i], mask[i]);
+            __m512 l = _mm512_add_ps(here[i].across, _mm512_sub_ps(next, fall[i]));
+            if (p.laplace != nullptr) {
+                if (PLACE == BORDER) {
+                    _mm512_mask_storeu_ps(p.laplace + to, mask[i], l);
+                    squares[i] = _mm512_mask3_fmadd_ps(l, l, squares[i], mask[i]);
+                } else {
+                    _mm512_storeu_ps(p.laplace + to, l);
+                    squares[i] = _mm512_fmadd_ps(l, l, squares[i]);
+                }
             }
-            above[i] = here[i];
+            if (p.filtered != nullptr) {
+                __m512 y = _mm512_fmadd_ps(quarter, l, here[i].x);
+                y = _mm512_fmadd_ps(sixteenth, _mm512_sub_ps(next_across, fall_across[i]), y);
+                if (PLACE == BORDER)
+                    _mm512_mask_storeu_ps(p.filtered + to, mask[i], y);
+                else
+                    _mm512_storeu_ps(p.filtered + to, y);
+            }
+            fall[i] = next, fall_across[i] = next_across;
             here[i] = below[i];
         }
     }
     double sum = 0;
-    for (int i = 0; i < WIDE; ++i) sum += _mm512_reduce_add_ps(squares[i]);
+    for (int i = 0; i < WIDE; ++i) sum += static_cast<double>(_mm512_reduce_add_ps(squares[i]));
     return sum;
 }
 
 template <int TYPE>
-inline double picture_strips(const void* g, int64_t first, int64_t end, int64_t top, int64_t bottom, int64_t n,
-                             float penalty, float* filtered, float* laplace) {
+inline double picture_strips(const Picture& p) {
+    if (p.n == 16) return picture_strip<TYPE, ROW, 1>(p, 0);
     double sum = 0;
     int64_t c = 0;
-    for (; n - c > 16; c += 32)
-        sum += picture_strip<TYPE, 2>(g, first, end, top, bottom, n, c, penalty, filtered, laplace);
-    if (c < n) sum += picture_strip<TYPE, 1>(g, first, end, top, bottom, n, c, penalty, filtered, laplace);
-    return sum;
+    for (; p.n - c > 16; c += 32)
+        sum += c > 0 && p.n - c > 32 ? picture_strip<TYPE, WITHIN, 2>(p, c) : picture_strip<TYPE, BORDER, 2>(p, c);
+    return c < p.n ? sum + picture_strip<TYPE, BORDER, 1>(p, c) : sum;
 }
 
-// Filtered rows [first, end) and their Laplacian, where wanted; the planes start at that row. Returns the sum of
-// squares of the Laplacian.
-inline double picture_tile(const void* g, int32_t type, int64_t first, int64_t end, int64_t top, int64_t bottom,
-                           int64_t n, float penalty, float* filtered, float* laplace) {
-    if (type == F32) return picture_strips<F32>(g, first, end, top, bottom, n, penalty, filtered, laplace);
-    if (type == BF16) return picture_strips<BF16>(g, first, end, top, bottom, n, penalty, filtered, laplace);
-    return picture_strips<F16>(g, first, end, top, bottom, n, penalty, filtered, laplace);
+// Filtered rows and their Laplacian, where wanted; the planes start at the first row. Returns the sum of squares of
+// the Laplacian.
+inline double picture_rows(const Picture& p, int32_t type) {
+    if (type == F32) return picture_strips<F32>(p);
+    if (type == BF16) return picture_strips<BF16>(p);
+    return picture_strips<F16>(p);
 }
 
 AUTOMAGIC_INLINE __m512i mix_lanes(__m512i x) {
@@ -127,11 +158,8 @@ inline void edges_512(uint8_t* plane, const float* laplace, float scale, float t
         for (int k = 0; k < 2; ++k) {
             __mmask16 there = n - i - 16 * k > 0 ? lanes(n - i - 16 * k) : static_cast<__mmask16>(0);
             __m512 edge = _mm512_abs_ps(_mm512_maskz_loadu_ps(there, laplace + i + 16 * k));
-            // A quotient in a third of a division's time: a step of Newton's for 1 / d, one for the quotient.
-            __m512 d = _mm512_add_ps(edge, rest), y = _mm512_rcp14_ps(d);
-            y = _mm512_fmadd_ps(y, _mm512_fnmadd_ps(d, y, one), y);
-            __m512 e = _mm512_mul_ps(edge, y);
-            e = _mm512_fmadd_ps(_mm512_fnmadd_ps(e, d, edge), y, e);
+            // A real division: it is done while the random bits are made.
+            __m512 e = _mm512_div_ps(edge, _mm512_add_ps(edge, rest));
             __m512 old = _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(codes[k]), value);
             __m512 hit = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(e, least, _CMP_GT_OQ), e);
             __m512 h = _mm512_fmadd_ps(tenth, _mm512_sub_ps(hit, old), old);
@@ -140,9 +168,9 @@ inline void edges_512(uint8_t* plane, const float* laplace, float scale, float t
             _mm512_mask_storeu_ps(to, there, _mm512_mul_ps(_mm512_maskz_loadu_ps(there, to), gain));
             __m512i bits = _mm512_and_si512(mix_lanes(_mm512_xor_si512(key, place)), _mm512_set1_epi32(0x1FFF));
             place = _mm512_add_epi32(place, stride);
-            __m512 noise = _mm512_mul_ps(_mm512_cvtepi32_ps(bits), _mm512_set1_ps(0x1p-13f));
-            __m512i c = _mm512_cvttps_epi32(_mm512_add_ps(noise, _mm512_mul_ps(h, _mm512_set1_ps(15.0f))));
-            c = _mm512_min_epi32(_mm512_max_epi32(c, _mm512_setzero_si512()), _mm512_set1_epi32(15));
+            // The product with a power of two is exact; h is in [0, 1], so that no code is beyond 15.
+            __m512i c = _mm512_cvttps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(bits), _mm512_set1_ps(0x1p-13f),
+                                                            _mm512_mul_ps(h, _mm512_set1_ps(15.0f))));
             // Behind the end of the tensor the half byte is 0.
             codes[k] = _mm512_maskz_cvtepi32_epi8(there, c);
         }

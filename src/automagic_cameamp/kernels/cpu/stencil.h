@@ -99,9 +99,10 @@ inline double filter_tile(const Job& j, const Tile& tile, Local& w) {
 #if defined(AUTOMAGIC_TABLES512)
     if (whole) {
         int64_t from = tile.start - tile.origin;
-        return picture_tile(j.t->g, j.t->g_type, tile.first, tile.end, tile.k * j.m, (tile.k + 1) * j.m, j.n,
-                            static_cast<float>(j.o->frequency), j.filtered ? plane_of(j, w, FILTERED) + from : nullptr,
-                            j.edges ? plane_of(j, w, LAPLACIAN) + from : nullptr);
+        Picture p{j.t->g, tile.first, tile.end, tile.k * j.m, (tile.k + 1) * j.m, j.n, static_cast<float>(j.o->frequency),
+                  j.filtered ? plane_of(j, w, FILTERED) + from : nullptr,
+                  j.edges ? plane_of(j, w, LAPLACIAN) + from : nullptr};
+        return picture_rows(p, j.t->g_type);
     }
 #endif
     double edges = 0;
