@@ -381,12 +381,10 @@ struct Move {
     const float *gain, *rate;      // of the rows of the band
     const float* ds;               // of the columns of the piece
     const uint8_t* word;           // mask words, rows j.n apart, or null
-    Rows laplace, edge;            // edges: of the gradient, and their history
-    float* history;                // new one, rows j.n apart, or null
-    int64_t stride;                // of word and history
+    Rows factor;                   // of each element, or null
+    int64_t stride;                // of the mask words
     Signs signs;
     Bounds bounds;
-    float edge_scale, threshold, penalty;
     float average, slope, decay;   // adaptive decay, none where 0
     float shrink;
 };
@@ -425,14 +423,7 @@ inline float weigh_piece(S, const Move& a, int64_t given, int64_t n) {
                 sum = S::whole || left >= W ? sum + rate : fused(rate, first_ones(left), sum);
             }
             V w = get<S::whole>(p + c, left);
-            if (EXTRA && a.history != nullptr) {
-                V edge = magnitude(get<S::whole>(a.laplace.p + r * a.laplace.stride + c, left));
-                V share = edge / (edge + all(a.edge_scale) + all(1e-38f));
-                V seen = choose(all(a.threshold) < share, share, all(0.0f));
-                V h = lerp(get<S::whole>(a.edge.p + r * a.edge.stride + c, left), seen, 0.1f);
-                put<S::whole>(h, a.history + r * step + c, left);
-                move = move * (all(1.0f) - all(a.penalty) * h);
-            }
+            if (EXTRA && a.factor.p != nullptr) move = move * get<S::whole>(a.factor.p + r * a.factor.stride + c, left);
             if (EXTRA && a.decay != 0.0f) {
                 V z = (magnitude(y) - all(a.average)) * all(a.slope);
                 z = smaller(larger(z, all(-87.0f)), all(87.0f)) * all(1.44269504f);

@@ -138,12 +138,7 @@ inline void pass_gradient(Job& j, int64_t slab, Local& w) {
     clear_columns(j, slab, torque ? 3 : 2);
     Lines lines(j, slab, torque ? 3 : 2, w);
     for_tiles(j, slab, [&](const Tile& tile) {
-        if (j.filtered || j.edges) filter_tile(j, tile, w);
-        if (j.edges) {
-            const float* laplace = plane_of(j, w, LAPLACIAN) + tile.start - tile.origin;
-            for (int64_t i = 0; i < tile.count; i += RUN)
-                part.sum[EDGES] += sum_squares(laplace + i, smaller(RUN, tile.count - i));
-        }
+        if (j.filtered || j.edges) part.sum[EDGES] += filter_tile(j, tile, w);
         if (in_bands(j)) return gradient_bands(j, tile, slab, part, torque, lines, w);
         clear_sums(j, torque ? 3 : 2, w);
         for (int64_t r = tile.first; r < tile.end;) {

@@ -59,6 +59,14 @@ AUTOMAGIC_INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 AUTOMAGIC_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 AUTOMAGIC_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+AUTOMAGIC_INLINE float fused(float a, float b, float c) {
+#if defined(AUTOMAGIC_FMA)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 // Nearest integer, ties to even, of |x| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
 constexpr float ROUNDER = 12582912.0f;
 AUTOMAGIC_INLINE float nearest(float x) { return (x + ROUNDER) - ROUNDER; }

@@ -154,6 +154,11 @@ inline void move_run(const float* AUTOMAGIC_RESTRICT out, const float* AUTOMAGIC
     for (int64_t i = 0; i < n; ++i) p[i] = fused(-out[i], rate[i], p[i]);
 }
 
+inline EdgeRule edge_rule(const Job& j) {
+    return {static_cast<float>(sqrt(j.total(EDGES) / static_cast<double>(j.numel))),
+            static_cast<float>(j.o->edge_threshold), static_cast<float>(j.o->edge_penalty)};
+}
+
 // What pass C multiplies with, the same for every element of a tensor.
 inline Move factors_of(const Job& j, bool dry) {
     const Options& o = *j.o;
@@ -168,8 +173,6 @@ inline Move factors_of(const Job& j, bool dry) {
     a.slope = static_cast<float>(-4.0 / (deviation + 1e-4 * average + 1e-30));
     a.decay = j.decays ? static_cast<float>(o.lr * o.weight_decay) : 0.0f;
     a.shrink = dry ? 1.0f : j.shrink;
-    a.edge_scale = static_cast<float>(sqrt(j.total(EDGES) / count));
-    a.threshold = static_cast<float>(o.edge_threshold), a.penalty = static_cast<float>(o.edge_penalty);
     return a;
 }
 
@@ -202,7 +205,8 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
     const Task& t = *j.t;
     bool allora = j.o->allora && j.matrix;
     bool one = j.n == W, extra = j.edges || j.decays || a.shrink != 1.0f;
-    uint32_t base = j.noise(0);
+    uint32_t base = j.noise(0), edge_base = j.noise(t.edge.salt);
+    const EdgeRule edges = edge_rule(j);
     a.stride = j.n;
     for_bands(j, tile, [&](const Band& band) {
         if (allora) {
@@ -227,9 +231,12 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
             a.ds = j.ds + tile.k * j.n + b.column;
             if (j.o->mask == 1) a.word = static_cast<const uint8_t*>(t.mask) + first;
             if (j.edges) {
-                a.laplace = {plane_piece(j, tile, b, w, LAPLACIAN), j.n};
-                a.edge = decoded_piece(t.edge, j, b, w.band[1]);
-                a.history = w.hits + first - tile.start;
+                const float* laplace = plane_of(j, w, LAPLACIAN) - tile.origin;
+                for_lines(j, b, [&](int64_t from, int64_t n, int64_t at) {
+                    fill(w.band[3] + at, 1.0f, n);
+                    move_edges(t.edge, laplace + from, edges, from, n, j.numel, edge_base, false, w.band[1], w.band[3] + at);
+                });
+                a.factor = {w.band[3], b.count};
             }
             shaped(b, one, [&](auto s) {
                 using S = decltype(s);
@@ -253,7 +260,8 @@ inline void weight_runs(Job& j, const Tile& tile, Part& part, const Move& a, boo
     const Options& o = *j.o;
     const Task& t = *j.t;
     bool allora = o.allora && j.matrix, elements = o.mask == 1;
-    uint32_t base = j.noise(0);
+    uint32_t base = j.noise(0), edge_base = j.noise(t.edge.salt);
+    const EdgeRule edges = edge_rule(j);
     const float* plane = momentum_plane(j, w) - tile.origin;
     for (int64_t r = tile.first; r < tile.end;) {
         int64_t rows = rows_at_once(j, r, tile.end);
@@ -295,10 +303,8 @@ inline void weight_runs(Job& j, const Tile& tile, Part& part, const Move& a, boo
                 rate = w.rate;
             }
             if (j.edges) {
-                const float* old = decode_run(t.edge, run.start, run.count, w.x);
                 const float* laplace = plane_of(j, w, LAPLACIAN) + run.start - tile.origin;
-                edge_gains(laplace, old, a.edge_scale, a.threshold, a.penalty, run.count,
-                           w.hits + run.start - tile.start, w.out);
+                move_edges(t.edge, laplace, edges, run.start, run.count, j.numel, edge_base, dry, w.x, w.out);
             }
             const float* p = load_run(t.p, t.p_type, run.start, run.count, w.p);
             if (p != w.p) copy_run(p, run.count, w.p);
@@ -325,7 +331,6 @@ inline void weight_runs(Job& j, const Tile& tile, Part& part, const Move& a, boo
 inline void pass_weights(Job& j, int64_t slab, Local& w, bool dry) {
     Part& part = j.parts[slab];
     const Move factors = factors_of(j, dry);
-    uint32_t edge_base = j.noise(j.t->edge.salt);
     if (!dry) part.sum[RATE] = 0;
     part.sum[NEW2] = part.sum[WEIGHT2] = 0;
     int64_t done = slab * j.slab_rows * j.n;
@@ -336,7 +341,6 @@ inline void pass_weights(Job& j, int64_t slab, Local& w, bool dry) {
         else
             weight_runs(j, tile, part, factors, dry, w);
         if (dry) return;
-        if (j.edges) encode_run(j.t->edge, w.hits, tile.start, tile.count, j.numel, edge_base);
         if (!j.resident) done = encode_means(j, tile, done, tile.start + tile.count, w);
     });
 }
