@@ -191,9 +191,6 @@ class Plan:
         self.dtypes, self.shapes = list(map(_DTYPE, params)), list(map(_SHAPE, params))
         self.strides = [p.stride() for p in params]
         self.entries = list(optimizer.state.values())
-        # The controller's memory is a new tensor at every step; it is no business of the kernels.
-        self.fixed = [name for entry in self.entries for name in entry if name != "c_optim"]
-        self.counts = [sum(name != "c_optim" for name in entry) for entry in self.entries]
         self.held = list(self._values())
         self.tensors = [t for t in self.held if isinstance(t, Tensor)]
         self.places = list(map(Tensor.data_ptr, self.tensors))
@@ -210,11 +207,10 @@ class Plan:
         self.grads: list[Tensor] = []
 
     def _values(self) -> Iterator[Any]:
-        for entry in self.entries:
-            if "c_optim" in entry:
-                yield from (value for name, value in entry.items() if name != "c_optim")
-            else:
-                yield from entry.values()
+        """All state; but the controller's memory is a new tensor at every step, and no business of the kernels."""
+        if not any("c_optim" in entry for entry in self.entries):
+            return chain.from_iterable(map(dict.values, self.entries))
+        return (value for entry in self.entries for name, value in entry.items() if name != "c_optim")
 
     def fits(self, optimizer: Any) -> bool:
         """Whether everything is as it was; takes the gradients of this step."""
