@@ -207,7 +207,7 @@ class Plan:
         self.grads: list[Tensor] = []
 
     def _values(self) -> Iterator[Any]:
-        """All state but the controller's memory, which is a new tensor at every step and nothing to the kernels."""
+        """All state but the controller's memory, a new tensor at every step that the kernels never see."""
         if not any("c_optim" in entry for entry in self.entries):
             return chain.from_iterable(map(dict.values, self.entries))
         return (value for entry in self.entries for name, value in entry.items() if name != "c_optim")
