@@ -12,7 +12,7 @@
 
 namespace AUTOMAGIC_ISA {
 
-constexpr int64_t RUN = 512;
+constexpr int64_t RUN = 512, BAND = 2048;  // a band: some rows of a run's length
 constexpr int64_t RESIDENT = 196608;  // up to here the scratch of a whole tensor fits into the L2 cache
 constexpr int64_t TILE = 32768, SLABS = 32, LEAST_SLAB = 16384;
 constexpr int PLANES = 4 + MAX_SCALES;  // full-size scratch, see below
@@ -131,7 +131,9 @@ inline void cut(Job& j) {
     int64_t pieces = (j.n + RUN - 1) / RUN;
     j.piece = j.group ? j.group * j.n : ((j.n + pieces - 1) / pieces + 15) / 16 * 16;
     j.unit = aligned_rows(t, o.scales, j.n);
-    j.resident = j.numel <= RESIDENT || j.low_rank;
+    // Without scratch of its size a tensor may be as large as it likes.
+    bool plain = t.exp_avg.code == PLAIN && !o.mixed && o.scales == 0 && !j.picture;
+    j.resident = j.numel <= RESIDENT || j.low_rank || plain;
     if (j.K > 1) {
         int64_t matrix = j.m * j.n;
         bool whole = j.m % j.unit == 0;
@@ -197,6 +199,7 @@ struct Local {
     Arena arena;
     float *raw, *x, *rf, *cf, *u, *p, *out, *rate;  // runs
     float *row, *inverse;                            // values of the rows of a run
+    float* band[4];                                  // pieces of a band
     float* sums[4];                                  // column sums of a tile
     float* plane[PLANES];                            // tile scratch where the tensor is not resident
     float *pad, *smooth;                             // stencils
@@ -209,12 +212,13 @@ struct Local {
         int planes = 0;
         for (int i = 0; i < PLANES; ++i) planes += !j.resident && uses(j, i);
         bool bits = j.o->mask >= 2;
-        int64_t floats = 10 * rounded(RUN) + 4 * wide + planes * tile;
+        int64_t floats = 10 * rounded(RUN) + 4 * rounded(BAND) + 4 * wide + planes * tile;
         if (j.picture) floats += 2 * halo + 4 * wide;
         if (!arena.reserve(static_cast<size_t>(floats) * 4 + static_cast<size_t>(bits ? 2 * tile : 0) + 64 * 64))
             return false;
         float** runs[] = {&raw, &x, &rf, &cf, &u, &p, &out, &rate, &row, &inverse};
         for (float** v : runs) *v = arena.take<float>(rounded(RUN));
+        for (float*& v : band) v = arena.take<float>(rounded(BAND));
         for (float*& v : sums) v = arena.take<float>(wide);
         for (int i = 0; i < PLANES; ++i) plane[i] = !j.resident && uses(j, i) ? arena.take<float>(tile) : nullptr;
         if (j.picture) {

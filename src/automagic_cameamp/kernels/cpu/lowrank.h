@@ -2,77 +2,47 @@
 #pragma once
 
 #include "job.h"
+#include "vectors.h"
 
 namespace AUTOMAGIC_ISA {
 
 // ---- small dense products ------------------------------------------------------------------------
 
-#if defined(AUTOMAGIC_TABLES512)
-typedef __m512 Wide;
-AUTOMAGIC_INLINE Wide wide(float x) { return _mm512_set1_ps(x); }
-AUTOMAGIC_INLINE Wide fused(Wide a, Wide b, Wide c) { return _mm512_fmadd_ps(a, b, c); }
-#elif defined(__AVX2__) && defined(__FMA__)
-typedef __m256 Wide;
-AUTOMAGIC_INLINE Wide wide(float x) { return _mm256_set1_ps(x); }
-AUTOMAGIC_INLINE Wide fused(Wide a, Wide b, Wide c) { return _mm256_fmadd_ps(a, b, c); }
-#else
-typedef float Wide __attribute__((vector_size(16)));
-AUTOMAGIC_INLINE Wide wide(float x) { return Wide{x, x, x, x}; }
-AUTOMAGIC_INLINE Wide fused(Wide a, Wide b, Wide c) { return a * b + c; }
-#endif
-
-constexpr int64_t LANES = sizeof(Wide) / sizeof(float);
 constexpr int64_t LARGEST_SIDE = 128;  // techniques/lowrank.py
 constexpr int64_t COLUMNS = 32;        // that are turned at a time
 constexpr int MOST_ROWS = 96;
-
-AUTOMAGIC_INLINE Wide wide_at(const float* p) {
-    Wide v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-
-AUTOMAGIC_INLINE void put(const Wide& v, float* p) { std::memcpy(p, &v, sizeof v); }
-
-AUTOMAGIC_INLINE double total(const Wide& v) {
-    float each[LANES];
-    put(v, each);
-    double s = 0;
-    for (int64_t i = 0; i < LANES; ++i) s += static_cast<double>(each[i]);
-    return s;
-}
 
 // c[i][:] = sum_l a[i][l] b[l][:] for ROWS rows of WIDE registers, of which `width` floats are stored; their
 // squares are added to `squares` (columns of b beyond the width are 0).
 template <int ROWS, int WIDE>
 inline void product(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t inner, float* c, int64_t ldc,
-                    int64_t width, Wide& squares) {
-    Wide sum[ROWS][WIDE];
+                    int64_t width, V& squares) {
+    V sum[ROWS][WIDE];
     for (int i = 0; i < ROWS; ++i)
-        for (int v = 0; v < WIDE; ++v) sum[i][v] = wide(0.0f);
+        for (int v = 0; v < WIDE; ++v) sum[i][v] = all(0.0f);
     for (int64_t l = 0; l < inner; ++l) {
-        Wide right[WIDE];
-        for (int v = 0; v < WIDE; ++v) right[v] = wide_at(b + l * ldb + v * LANES);
+        V right[WIDE];
+        for (int v = 0; v < WIDE; ++v) right[v] = load(b + l * ldb + v * W);
         for (int i = 0; i < ROWS; ++i) {
-            Wide left = wide(a[i * lda + l]);
+            V left = all(a[i * lda + l]);
             for (int v = 0; v < WIDE; ++v) sum[i][v] = fused(left, right[v], sum[i][v]);
         }
     }
     for (int i = 0; i < ROWS; ++i)
         for (int v = 0; v < WIDE; ++v) {
             squares = fused(sum[i][v], sum[i][v], squares);
-            int64_t left = width - v * LANES;
-            if (left >= LANES)
-                put(sum[i][v], c + i * ldc + v * LANES);
+            int64_t left = width - v * W;
+            if (left >= W)
+                store(sum[i][v], c + i * ldc + v * W);
             else if (left > 0)
-                std::memcpy(c + i * ldc + v * LANES, &sum[i][v], static_cast<size_t>(left) * sizeof(float));
+                store(sum[i][v], c + i * ldc + v * W, left);
         }
 }
 
 // The same for any number of rows and at most COLUMNS columns.
 template <int WIDE>
 inline void product_rows(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t inner, int64_t rows,
-                         float* c, int64_t ldc, int64_t width, Wide& squares) {
+                         float* c, int64_t ldc, int64_t width, V& squares) {
     constexpr int most = WIDE == 1 ? 12 : 6;  // enough sums to hide that each waits for its last
     int64_t i = 0;
     for (; i + most <= rows; i += most)
@@ -83,9 +53,9 @@ inline void product_rows(const float* a, int64_t lda, const float* b, int64_t ld
 }
 
 inline void product_columns(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t inner, int64_t rows,
-                            int64_t columns, float* c, int64_t ldc, Wide& squares) {
+                            int64_t columns, float* c, int64_t ldc, V& squares) {
     int64_t at = 0;
-    for (; columns - at > LANES; at += 2 * LANES)
+    for (; columns - at > W; at += 2 * W)
         product_rows<2>(a, lda, b + at, ldb, inner, rows, c + at, ldc, columns - at, squares);
     if (at < columns) product_rows<1>(a, lda, b + at, ldb, inner, rows, c + at, ldc, columns - at, squares);
 }
@@ -124,19 +94,19 @@ inline void scale_row(const float* x, float rf, const float* AUTOMAGIC_RESTRICT 
 }
 
 // The same; returns `squares` plus those of the products.
-inline Wide scale_wide(const float* x, float rf, const float* AUTOMAGIC_RESTRICT cf, int64_t n, float* out, Wide squares) {
-    Wide row = wide(rf);
+inline V scale_wide(const float* x, float rf, const float* AUTOMAGIC_RESTRICT cf, int64_t n, float* out, V squares) {
+    V row = all(rf);
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        Wide u = wide_at(x + i) * row * wide_at(cf + i);
+    for (; i + W <= n; i += W) {
+        V u = load(x + i) * row * load(cf + i);
         squares = fused(u, u, squares);
-        put(u, out + i);
+        store(u, out + i);
     }
     if (i == n) return squares;
-    float last[LANES] = {0};
+    float last[W] = {0};
     for (int64_t l = i; l < n; ++l) last[l - i] = x[l] * rf * cf[l];
-    Wide u = wide_at(last);
-    put(u, out + i);
+    V u = load(last);
+    store(u, out + i);
     return fused(u, u, squares);
 }
 
@@ -156,7 +126,7 @@ inline TurnSums turn_rows(const Job& j, int64_t slab, Local& w) {
         for (int64_t r = tile.first; r < tile.end; r += most) {
             int64_t rows = smaller(most, tile.end - r);
             float* out = j.full[FILTERED] + r * j.n;
-            Wide before = wide(0.0f), after = wide(0.0f);
+            V before = all(0.0f), after = all(0.0f);
             for (int64_t i = 0; i < rows; ++i) {
                 const float* x = out + i * j.n;
                 if (!j.filtered) x = load_run(j.t->g, j.t->g_type, (r + i) * j.n, j.n, w.raw);
@@ -181,7 +151,7 @@ inline TurnSums turn_columns(const Job& j, int64_t slab, Local& w) {
         for (int64_t c = 0; c < j.n; c += COLUMNS) {
             int64_t columns = smaller(COLUMNS, j.n - c), start = k * j.m * j.n + c;
             float* out = j.full[FILTERED] + start;
-            Wide before = wide(0.0f), after = wide(0.0f);
+            V before = all(0.0f), after = all(0.0f);
             for (int64_t i = 0; i < j.m; ++i) {
                 const float* x = out + i * j.n;
                 if (!j.filtered) x = load_run(j.t->g, j.t->g_type, start + i * j.n, columns, w.raw);

@@ -1,7 +1,7 @@
 // The Automagic mask of the geometric rule (techniques/learning_rate.py), and the sketch of a controller.
 #pragma once
 
-#include "stencil.h"
+#include "bands.h"
 
 namespace AUTOMAGIC_ISA {
 
@@ -19,17 +19,18 @@ inline void move_run(const float* AUTOMAGIC_RESTRICT g, int64_t n, int32_t by, u
     }
 }
 
-inline void mask_values(const uint8_t* AUTOMAGIC_RESTRICT word, int64_t n, float* AUTOMAGIC_RESTRICT out) {
-    for (int64_t i = 0; i < n; ++i)
-        out[i] = exp2_small(static_cast<float>(static_cast<int32_t>(word[i] >> 1) + MASK_LOW) * MASK_STEP);
+inline float sum_masks(const uint8_t* word, int64_t n) {
+    const MaskValues values;
+    V s = all(0.0f);
+    int64_t i = 0;
+    for (; i + W <= n; i += W) s = s + values.at(word + i, W);
+    return total(i < n ? fused(values.at(word + i, n - i), first_ones(n - i), s) : s);
 }
 
 inline void move_words(const Job& j, const Run& run, const float* g, Part& part) {
     uint8_t* word = static_cast<uint8_t*>(j.t->mask) + run.start;
-    alignas(64) float value[RUN];
     move_run(g, run.count, stride(j), word);
-    mask_values(word, run.count, value);
-    part.sum[MASK] += sum(value, run.count);
+    part.sum[MASK] += sum_masks(word, run.count);
 }
 
 inline void keep_signs(const float* AUTOMAGIC_RESTRICT g, int64_t n, int8_t* AUTOMAGIC_RESTRICT sign) {

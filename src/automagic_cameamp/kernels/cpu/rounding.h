@@ -23,6 +23,12 @@
 #define AUTOMAGIC_INLINE inline __attribute__((always_inline))
 #endif
 
+#if defined(__GNUC__) || defined(__clang__)
+#define AUTOMAGIC_PREFETCH(p) __builtin_prefetch(p, 0, 3)
+#else
+#define AUTOMAGIC_PREFETCH(p)
+#endif
+
 // MSVC has no macro for F16C; every processor with AVX2 has it.
 #if defined(__F16C__) || (defined(_MSC_VER) && defined(__AVX2__))
 #define AUTOMAGIC_F16C 1
