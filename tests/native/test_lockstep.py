@@ -85,6 +85,35 @@ def test_momentum_scales(scales: Any) -> None:
     lockstep.check("Automagic_CameAMP_COptim", FP32, BEFORE, momentum_scales=scales)
 
 
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
+@pytest.mark.parametrize("keep", [3, 10])
+@pytest.mark.parametrize("before", [0, BEFORE])
+def test_a_step_that_searches_directions(before: int, keep: int, dtype: torch.dtype) -> None:
+    """The first one, and one after which the tail owes the rates of several steps."""
+    options: dict[str, Any] = {"rank_keep": keep, "rank_penalty_strength": 1.0, "sync_frequency": BEFORE}
+    lockstep.check("Automagic_CameAMP_Improved", dtype, before, warmup_steps=2, **options)
+
+
+def test_a_plan_outlives_the_search() -> None:
+    """And the gradient that is not finite keeps its parameter as it was, what the tail owes included."""
+    (_, _), (optimizer, params) = lockstep.twin(
+        "Automagic_CameAMP_Improved", [(16, 640), (40, 24)], FP32, 0, sync_frequency=2
+    )
+    for step in range(4):
+        lockstep.take(optimizer, params, step)
+    plan = optimizer._plan
+    kept = params[1].detach().clone(), {k: v.clone() for k, v in optimizer.state[params[1]].items()}
+    assert float(optimizer.state[params[1]]["lowrank_rate"]) > 0
+    for p, g in zip(params, lockstep.gradients(params, 4), strict=True):
+        p.grad = g
+    params[1].grad[0, 0] = float("nan")
+    optimizer.step()
+    assert optimizer._plan is plan
+    assert torch.equal(params[1], kept[0])
+    assert all(torch.equal(v, kept[1][k]) for k, v in optimizer.state[params[1]].items())
+    assert float(optimizer.state[params[0]]["lowrank_rate"]) == 0
+
+
 # Slabs, tiles that do not divide them, rows longer than a tile, stacks of matrices.
 LARGE = [(700, 777), (16, 20000), (40000, 16), (2, 400, 512), (3, 40000), (600, 100, 3, 3)]
 
