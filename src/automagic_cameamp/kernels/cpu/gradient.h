@@ -65,9 +65,9 @@ inline void clear_columns(const Job& j, int64_t slab, int count) {
 // Sums over the raw gradient and the weights.
 inline void raw_sums(const Job& j, const Run& run, Part& part, Local& w) {
     const float* g = load_run(j.t->g, j.t->g_type, run.start, run.count, w.raw);
-    if (j.decays || j.o->signals) part.sum[SQUARE] += sum_squares(g, run.count);
-    if (j.decays) part.sum[ABS] += sum_magnitudes(g, run.count);
-    if (j.along) part.sum[ALONG] += dot(g, load_run(j.t->p, j.t->p_type, run.start, run.count, w.p), run.count);
+    const float* p = j.along ? load_run(j.t->p, j.t->p_type, run.start, run.count, w.p) : nullptr;
+    RawSums sums = raw_sums(g, p, run.count);
+    part.sum[SQUARE] += sums.squares, part.sum[ABS] += sums.magnitudes, part.sum[ALONG] += sums.along;
 }
 
 inline void clear_lines(const Job& j, int count, Local& w) {

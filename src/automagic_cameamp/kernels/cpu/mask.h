@@ -1,7 +1,7 @@
 // The Automagic mask of the geometric rule (techniques/learning_rate.py), and the sketch of a controller.
 #pragma once
 
-#include "bands.h"
+#include "moves.h"
 
 namespace AUTOMAGIC_ISA {
 
@@ -10,8 +10,38 @@ AUTOMAGIC_INLINE int32_t stride(const Job& j) {
     return j.warm && j.now > 1 ? (j.grows ? j.o->d_coef : 1) : 0;
 }
 
+#if defined(AUTOMAGIC_TABLES512)
+// Sixty-four words in a register: signs are masks, and adding and subtracting saturates at an end of the range.
+inline int64_t move_words_512(const float* g, int64_t n, int32_t by, uint8_t* word) {
+    const __m512i step = _mm512_set1_epi8(static_cast<char>(smaller(by, MASK_HIGH - MASK_LOW)));
+    const __m512i highest = _mm512_set1_epi8(MASK_HIGH - MASK_LOW), one = _mm512_set1_epi8(1);
+    const __m512 zero = _mm512_setzero_ps();
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        __mmask64 negative = 0, positive = 0;
+        for (int k = 0; k < 4; ++k) {
+            __m512 x = _mm512_loadu_ps(g + i + 16 * k);
+            negative |= static_cast<__mmask64>(_mm512_cmp_ps_mask(x, zero, _CMP_LT_OQ)) << (16 * k);
+            positive |= static_cast<__mmask64>(_mm512_cmp_ps_mask(x, zero, _CMP_GT_OQ)) << (16 * k);
+        }
+        __m512i w = _mm512_loadu_si512(word + i);
+        __mmask64 last = _mm512_test_epi8_mask(w, one), moves = negative | positive, other = negative ^ last;
+        __m512i k = _mm512_and_si512(_mm512_srli_epi16(w, 1), _mm512_set1_epi8(127));
+        k = _mm512_mask_adds_epu8(k, moves & ~other, k, step);
+        k = _mm512_min_epu8(_mm512_mask_subs_epu8(k, moves & other, k, step), highest);
+        k = _mm512_add_epi8(k, k);
+        _mm512_storeu_si512(word + i, _mm512_mask_add_epi8(k, negative | (last & ~moves), k, one));
+    }
+    return i;
+}
+#endif
+
 inline void move_run(const float* AUTOMAGIC_RESTRICT g, int64_t n, int32_t by, uint8_t* AUTOMAGIC_RESTRICT word) {
-    for (int64_t i = 0; i < n; ++i) {
+    int64_t start = 0;
+#if defined(AUTOMAGIC_TABLES512)
+    start = move_words_512(g, n, by, word);
+#endif
+    for (int64_t i = start; i < n; ++i) {
         int32_t negative = g[i] < 0.0f, moves = (g[i] > 0.0f) | negative, last = word[i] & 1;
         int32_t bump = moves * by * (1 - 2 * (negative ^ last));
         int32_t k = smaller(larger((word[i] >> 1) + bump, 0), MASK_HIGH - MASK_LOW);
