@@ -221,6 +221,8 @@ inline RawSums raw_sums(const float* g, const float* p, int64_t n) {
         for (int k = 0; k < 2; ++k) {
             int64_t left = n - i - k * W;
             if (left <= 0) break;
+            AUTOMAGIC_PREFETCH(g + i + k * W + AHEAD);
+            AUTOMAGIC_PREFETCH(p + i + k * W + AHEAD);
             V x = get<false>(g + i + k * W, left);
             one[k] = fused(x, x, one[k]);
             two[k] = two[k] + magnitude(x);
