@@ -17,26 +17,35 @@ constexpr int MOST_ROWS = 96;
 template <int ROWS, int WIDE>
 inline void product(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t inner, float* c, int64_t ldc,
                     int64_t width, V& squares) {
-    V sum[ROWS][WIDE];
-    for (int i = 0; i < ROWS; ++i)
-        for (int v = 0; v < WIDE; ++v) sum[i][v] = all(0.0f);
+    static_assert(WIDE <= 2, "the loops below name each register");
+    // Unrolled by hand where the compiler would keep the sums in memory.
+    V sum[ROWS], next[ROWS], found = squares;
+#pragma GCC unroll 12
+    for (int i = 0; i < ROWS; ++i) sum[i] = next[i] = all(0.0f);
     for (int64_t l = 0; l < inner; ++l) {
-        V right[WIDE];
-        for (int v = 0; v < WIDE; ++v) right[v] = load(b + l * ldb + v * W);
+        V right = load(b + l * ldb), further = WIDE == 2 ? load(b + l * ldb + W) : right;
+#pragma GCC unroll 12
         for (int i = 0; i < ROWS; ++i) {
             V left = all(a[i * lda + l]);
-            for (int v = 0; v < WIDE; ++v) sum[i][v] = fused(left, right[v], sum[i][v]);
+            sum[i] = fused(left, right, sum[i]);
+            if (WIDE == 2) next[i] = fused(left, further, next[i]);
         }
     }
-    for (int i = 0; i < ROWS; ++i)
-        for (int v = 0; v < WIDE; ++v) {
-            squares = fused(sum[i][v], sum[i][v], squares);
-            int64_t left = width - v * W;
-            if (left >= W)
-                store(sum[i][v], c + i * ldc + v * W);
-            else if (left > 0)
-                store(sum[i][v], c + i * ldc + v * W, left);
+    bool whole = width >= WIDE * W;
+#pragma GCC unroll 12
+    for (int i = 0; i < ROWS; ++i) {
+        found = fused(sum[i], sum[i], found);
+        if (WIDE == 2) found = fused(next[i], next[i], found);
+        float* to = c + i * ldc;
+        if (whole) {
+            store(sum[i], to);
+            if (WIDE == 2) store(next[i], to + W);
+        } else {
+            put<false>(sum[i], to, width);
+            if (WIDE == 2) put<false>(next[i], to + W, width - W);
         }
+    }
+    squares = found;
 }
 
 // The same for any number of rows and at most COLUMNS columns.

@@ -17,6 +17,8 @@ AUTOMAGIC_INLINE __m512 load_lanes(const void* p, int64_t at, __mmask16 mask) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
+constexpr int64_t PICTURE_AHEAD = 256;  // elements; further than the processor's own prefetch at the end of a page
+
 // Where the strip of a picture lies: on both borders, as all of a row of one register; on one of them; or within.
 enum Place { ROW, BORDER, WITHIN };
 
@@ -78,6 +80,7 @@ inline double picture_strip(const Picture& p, int64_t c) {
         bool last = r + 1 == p.bottom;
         for (int i = 0; i < WIDE; ++i) {
             int64_t at = r * p.n + c + 16 * i, to = at - p.first * p.n;
+            AUTOMAGIC_PREFETCH(static_cast<const char*>(p.g) + (at + p.n + PICTURE_AHEAD) * (TYPE == F32 ? 4 : 2));
             __m512 next = _mm512_setzero_ps(), next_across = next;
             if (!last) {
                 below[i].template read<TYPE, PLACE>(p.g, at + p.n, mask[i], left[i], right[i]);
@@ -129,55 +132,72 @@ inline double picture_rows(const Picture& p, int32_t type) {
     return picture_strips<F16>(p);
 }
 
-AUTOMAGIC_INLINE __m512i mix_lanes(__m512i x) {
+// The low 13 bits of random_bits of sixteen elements; `place` is GOLDEN times their index.
+AUTOMAGIC_INLINE __m512i noise_lanes(__m512i place, __m512i key) {
+    __m512i x = _mm512_xor_si512(place, key);
     x = _mm512_mullo_epi32(_mm512_xor_si512(x, _mm512_srli_epi32(x, 16)), _mm512_set1_epi32(static_cast<int>(MIX_A)));
     x = _mm512_mullo_epi32(_mm512_xor_si512(x, _mm512_srli_epi32(x, 15)), _mm512_set1_epi32(static_cast<int>(MIX_B)));
-    return _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
+    return _mm512_ternarylogic_epi32(x, _mm512_srli_epi32(x, 16), _mm512_set1_epi32(0x1FFF), 0x28);  // (a ^ b) & c
 }
 
-// edge_gains of stencil.h on a history of four bits, read and written here: `first` is even.
-inline void edges_512(uint8_t* plane, const float* laplace, float scale, float threshold, float penalty,
-                      int64_t first, int64_t n, uint32_t base, float* factor) {
-    alignas(64) float levels[16];
-    for (int i = 0; i < 16; ++i) levels[i] = static_cast<float>(i) / 15.0f;
-    const __m512 value = _mm512_load_ps(levels), one = _mm512_set1_ps(1.0f), rest = _mm512_set1_ps(scale + 1e-38f);
-    const __m512 least = _mm512_set1_ps(threshold), weight = _mm512_set1_ps(-penalty), tenth = _mm512_set1_ps(0.1f);
-    const __m512i key = _mm512_set1_epi32(static_cast<int>(base)), stride = _mm512_set1_epi32(static_cast<int>(16 * GOLDEN));
-    __m512i place = _mm512_mullo_epi32(
-        _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(first)),
-                         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)),
-        _mm512_set1_epi32(static_cast<int>(GOLDEN)));
-    uint8_t* byte = plane + (first >> 1);
-    for (int64_t i = 0; i < n; i += 32, byte += 16) {
-        int64_t pairs = (n - i + 1) >> 1;
-        __mmask16 bytes_there = lanes(pairs);
-        __m128i packed = _mm_maskz_loadu_epi8(bytes_there, byte);
-        __m128i low = _mm_and_si128(packed, _mm_set1_epi8(15));
-        __m128i high = _mm_and_si128(_mm_srli_epi16(packed, 4), _mm_set1_epi8(15));
-        __m128i codes[2] = {_mm_unpacklo_epi8(low, high), _mm_unpackhi_epi8(low, high)};
-        for (int k = 0; k < 2; ++k) {
-            __mmask16 there = n - i - 16 * k > 0 ? lanes(n - i - 16 * k) : static_cast<__mmask16>(0);
-            __m512 edge = _mm512_abs_ps(_mm512_maskz_loadu_ps(there, laplace + i + 16 * k));
-            // A real division: it is done while the random bits are made.
-            __m512 e = _mm512_div_ps(edge, _mm512_add_ps(edge, rest));
-            __m512 old = _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(codes[k]), value);
-            __m512 hit = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(e, least, _CMP_GT_OQ), e);
-            __m512 h = _mm512_fmadd_ps(tenth, _mm512_sub_ps(hit, old), old);
-            __m512 gain = _mm512_fmadd_ps(weight, h, one);
-            float* to = factor + i + 16 * k;
-            _mm512_mask_storeu_ps(to, there, _mm512_mul_ps(_mm512_maskz_loadu_ps(there, to), gain));
-            __m512i bits = _mm512_and_si512(mix_lanes(_mm512_xor_si512(key, place)), _mm512_set1_epi32(0x1FFF));
-            place = _mm512_add_epi32(place, stride);
-            // The product with a power of two is exact; h is in [0, 1], so that no code is beyond 15.
-            __m512i c = _mm512_cvttps_epi32(_mm512_fmadd_ps(_mm512_cvtepi32_ps(bits), _mm512_set1_ps(0x1p-13f),
-                                                            _mm512_mul_ps(h, _mm512_set1_ps(15.0f))));
-            // Behind the end of the tensor the half byte is 0.
-            codes[k] = _mm512_maskz_cvtepi32_epi8(there, c);
-        }
-        const __m128i places = _mm_set1_epi16(0x1001);
-        __m128i out = _mm_packus_epi16(_mm_maddubs_epi16(codes[0], places), _mm_maddubs_epi16(codes[1], places));
-        _mm_mask_storeu_epi8(byte, bytes_there, out);
+// Histories of edges in four bits, fifteen times what they stand for: h = 0.9 old + 1.5 e.
+struct Edges512 {
+    __m512 kept, rest, least, weight;
+    __m512i key, place;
+
+    Edges512(float scale, float threshold, float penalty, int64_t first, uint32_t base) {
+        const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        kept = _mm512_mul_ps(_mm512_cvtepi32_ps(order), _mm512_set1_ps(0.9f));
+        rest = _mm512_set1_ps(scale + 1e-38f);
+        least = _mm512_set1_ps(threshold);
+        weight = _mm512_set1_ps(-penalty / 15.0f);
+        key = _mm512_set1_epi32(static_cast<int>(base));
+        place = _mm512_add_epi32(order, _mm512_set1_epi32(static_cast<int>(first)));
+        place = _mm512_mullo_epi32(place, _mm512_set1_epi32(static_cast<int>(GOLDEN)));
     }
+
+    // Gains of sixteen elements, and their eight bytes of history, which are replaced.
+    AUTOMAGIC_INLINE __m512 move(__m512 laplace, __m128i& bytes) {
+        __m512 edge = _mm512_abs_ps(laplace), one = _mm512_set1_ps(1.0f);
+        // A real division: it is done while the random bits are made.
+        __m512 e = _mm512_div_ps(edge, _mm512_add_ps(edge, rest));
+        // The lookup heeds four bits of each index, so a byte needs no masks in becoming two of them.
+        __m512i q = _mm512_cvtepu8_epi64(bytes);
+        __m512 old = _mm512_permutexvar_ps(_mm512_or_si512(q, _mm512_slli_epi64(q, 28)), kept);
+        __m512 h = _mm512_mask3_fmadd_ps(e, _mm512_set1_ps(1.5f), old, _mm512_cmp_ps_mask(e, least, _CMP_GT_OQ));
+        __m512 noise = _mm512_cvtepi32_ps(noise_lanes(place, key));
+        place = _mm512_add_epi32(place, _mm512_set1_epi32(static_cast<int>(16 * GOLDEN)));
+        __m512i c = _mm512_cvttps_epi32(_mm512_fmadd_ps(noise, _mm512_set1_ps(0x1p-13f), h));  // below 16, as e <= 1
+        bytes = _mm512_cvtepi64_epi8(_mm512_or_si512(c, _mm512_srli_epi64(c, 28)));
+        return _mm512_fmadd_ps(weight, h, one);
+    }
+};
+
+// edge_gains of stencil.h on a history of four bits, read and written here: `first` is even. FRESH: the factor is
+// the gain itself.
+template <bool FRESH>
+inline void edges_512(uint8_t* plane, const float* laplace, Edges512 edges, int64_t first, int64_t n, float* factor) {
+    uint8_t* byte = plane + (first >> 1);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16, byte += 8) {
+        __m128i held = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(byte));
+        __m512 gain = edges.move(_mm512_loadu_ps(laplace + i), held);
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(byte), held);
+        _mm512_storeu_ps(factor + i, FRESH ? gain : _mm512_mul_ps(gain, _mm512_loadu_ps(factor + i)));
+    }
+    if (i == n) return;
+    __mmask16 there = lanes(n - i), bytes_there = lanes((n - i + 1) >> 1);
+    __m128i held = _mm_maskz_loadu_epi8(bytes_there, byte);
+    __m512 gain = edges.move(_mm512_maskz_loadu_ps(there, laplace + i), held);
+    if ((n - i) & 1) {  // the end of the tensor: the half byte behind it is 0
+        alignas(16) uint8_t last[16];
+        _mm_store_si128(reinterpret_cast<__m128i*>(last), held);
+        last[(n - i) >> 1] &= 15;
+        held = _mm_load_si128(reinterpret_cast<const __m128i*>(last));
+    }
+    _mm_mask_storeu_epi8(byte, bytes_there, held);
+    if (!FRESH) gain = _mm512_mul_ps(gain, _mm512_maskz_loadu_ps(there, factor + i));
+    _mm512_mask_storeu_ps(factor + i, there, gain);
 }
 
 }  // namespace AUTOMAGIC_ISA

@@ -169,13 +169,17 @@ inline void edge_gains(const float* AUTOMAGIC_RESTRICT laplace, const float* old
 
 // The same for elements [first, first + n) of a coded history, which is written back unless `dry`; `held` is
 // scratch of n elements. Runs of one slab come in order, so a byte that two of them share is read before it is lost.
+// FRESH: the factor is the gain itself.
+template <bool FRESH>
 inline void move_edges(const Coded& c, const float* laplace, EdgeRule rule, int64_t first, int64_t n, int64_t numel,
                        uint32_t base, bool dry, float* held, float* factor) {
 #if defined(AUTOMAGIC_TABLES512)
-    if (c.code == UNIT4 && (first & 1) == 0 && ((n & 1) == 0 || first + n == numel) && !dry)
-        return edges_512(static_cast<uint8_t*>(c.q), laplace, rule.scale, rule.threshold, rule.penalty, first, n, base,
-                         factor);
+    if (c.code == UNIT4 && (first & 1) == 0 && ((n & 1) == 0 || first + n == numel) && !dry) {
+        Edges512 edges(rule.scale, rule.threshold, rule.penalty, first, base);
+        return edges_512<FRESH>(static_cast<uint8_t*>(c.q), laplace, edges, first, n, factor);
+    }
 #endif
+    if (FRESH) fill(factor, 1.0f, n);
     const float* old = decode_run(c, first, n, held);
     edge_gains(laplace, old, rule, n, held, factor);
     if (!dry) encode_run(c, held, first, n, numel, base);

@@ -235,8 +235,8 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
             if (j.edges) {
                 const float* laplace = plane_of(j, w, LAPLACIAN) - tile.origin;
                 for_lines(j, b, [&](int64_t from, int64_t n, int64_t at) {
-                    fill(w.band[3] + at, 1.0f, n);
-                    move_edges(t.edge, laplace + from, edges, from, n, j.numel, edge_base, a.dry, w.band[1], w.band[3] + at);
+                    move_edges<true>(t.edge, laplace + from, edges, from, n, j.numel, edge_base, a.dry, w.band[1],
+                                     w.band[3] + at);
                 });
                 a.factor = {w.band[3], b.count};
             }
@@ -308,7 +308,7 @@ inline void weight_runs(Job& j, const Tile& tile, Part& part, const Move& a, boo
             }
             if (j.edges) {
                 const float* laplace = plane_of(j, w, LAPLACIAN) + run.start - tile.origin;
-                move_edges(t.edge, laplace, edges, run.start, run.count, j.numel, edge_base, dry, w.x, w.out);
+                move_edges<false>(t.edge, laplace, edges, run.start, run.count, j.numel, edge_base, dry, w.x, w.out);
             }
             const float* p = load_run(t.p, t.p_type, run.start, run.count, w.p);
             if (p != w.p) copy_run(p, run.count, w.p);
