@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import automagic_cameamp as A
-from triton_drive import FEW, SHAPES, WARMUP, differences, give, parameters, run, runner
+from triton_drive import FEW, SHAPES, WARMUP, By, differences, give, parameters, run, runner
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 BASE, BASE8 = A.Automagic_CameAMP, A.Automagic_CameAMP8bit
@@ -19,6 +19,10 @@ IMPROVED, AFFINE, BNB = (
 )
 CONTEXT, CONTEXT8 = A.Automagic_CameAMP_COptim, A.Automagic_CameAMP_COptim8bit
 QUIET = {"verbose": False}
+NO_PICTURES = {"background_regularization": False, "spatial_awareness": False, "lora_rank_penalty": False}
+# Blocks of 32, 1,024 (the last one short), 256, and one that holds all of its tensor; one without a code.
+BLOCKS = By({(70, 20): 32, (40, 64): 1024, (33, 50): 256, (32, 36): 4096}, {(2, 25, 21)})
+MIXED = [*BLOCKS.sizes, *BLOCKS.plain, (8,)]
 
 # name -> (class, type, options). Warm-up 5: the steps below cross both of its borders.
 CASES: dict[str, tuple[type, torch.dtype, dict[str, Any]]] = {
@@ -49,6 +53,35 @@ CASES: dict[str, tuple[type, torch.dtype, dict[str, Any]]] = {
     ),
     "memory_optimized": (BNB, BF16, {"profile": "memory_optimized", **QUIET}),
     "quality_optimized": (BNB, F32, {"profile": "quality_optimized", "min_8bit_size": 1000, **QUIET}),
+    "24 bits": (BASE, BF16, {"master_weight_bits": 24}),
+    "24 bits, fp16 to nearest": (
+        BASE8,
+        F16,
+        {"blocksize": 64, "master_weight_bits": 24, "stochastic_rounding": False},
+    ),
+    "24 bits, affine, mixed blocks": (
+        AFFINE,
+        BF16,
+        {"quantization_strategy": BLOCKS, "master_weight_bits": 24, "sync_frequency": 100},
+    ),
+    "softsign, mixed blocks": (
+        AFFINE,
+        F32,
+        {"quantization_strategy": BLOCKS, "state_code": "softsign", "error_bits": 8, **NO_PICTURES},
+    ),
+    "log, mixed blocks": (
+        AFFINE,
+        F32,
+        {"quantization_strategy": BLOCKS, "state_code": "dynamic", "factored": False, **NO_PICTURES},
+    ),
+    "minimal": (BNB, BF16, {"profile": "minimal", "min_8bit_size": 1000}),
+    "narrow": (BNB, F32, {"profile": "quality_optimized", "sync_frequency": 100, **QUIET}),
+    "four bits": (BASE8, F16, {"blocksize": 64, "state_code": "softsign4"}),
+    "context, four bits, 24": (
+        CONTEXT8,
+        BF16,
+        {"blocksize": 64, "state_code": "softsign4", "momentum_scales": [1, 3], "master_weight_bits": 24},
+    ),
     "context": (CONTEXT, F32, {}),
     "context 8 bit": (CONTEXT8, BF16, {"blocksize": 64, "momentum_scales": [1, 3, 10]}),
 }
@@ -57,7 +90,9 @@ CASES: dict[str, tuple[type, torch.dtype, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_same_as_the_reference(name: str) -> None:
     cls, dtype, options = CASES[name]
-    shapes = SHAPES if name in ("base", "improved", "context") else FEW
+    shapes = SHAPES if name in ("base", "improved", "context") else MIXED if "blocks" in name else FEW
+    if name in ("minimal", "narrow"):  # blocks of 64 and 256, of 1,024 and 256
+        shapes = [(300, 14), (70, 72), (8,)]
 
     def loss(optimizer: Any, params: Any, t: int) -> None:
         if optimizer.controller is not None and t % 2:
@@ -68,6 +103,8 @@ def test_same_as_the_reference(name: str) -> None:
     whole = runner(ours[1])
     assert whole is not None and not whole.rest, "the Triton engine did not take the step"
     assert len(whole.members) == len(shapes)
+    assert (whole.runner.flags.DOUBLINGS > 0) is (name in ("minimal", "narrow") or "blocks" in name)
+    assert whole.runner.flags.REST is (options.get("master_weight_bits") == 24)
     found = differences(parameters(shapes, dtype), theirs, ours)
     assert not found, "\n".join(found)
     assert ours[1].param_groups[0]["clock"] == WARMUP

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from ..recipes import _fused
-from ..storage import CORRECTION
 from ..types import Layout
 from ..validate import callers_depth, fail
 from . import memory
 from .buckets import Chunk
-from .fused_tables import KINDS, Code, Member, Tables, code_of, code_tables
+from .fused_tables import KINDS, Code, Member, Tables, code_of, code_tables, span
 
 Plan = list[tuple[dict[str, Any], Chunk]]
 LIMIT = 2**31 - 2**16  # elements of a tensor: places are 32-bit numbers
@@ -199,21 +198,20 @@ class Whole:
             return "sharded parameters"
         if self.mixed:
             return "a model on several devices"
-        if any(spec.name == CORRECTION.name for spec, _ in fields):
-            return "master_weight_bits=24"
         why = _fused.unsupported(optimizer.recipe, hp, chunk.layout)
         if why is not None:
             return why
         if chunk.layout.numel > LIMIT:
             return f"tensors of more than {LIMIT} elements"
-        code = code_of(fields)
-        if code is None:
+        held = code_of(fields)
+        if held is None:
             return "the code of this state"
+        code, block = held
         if code.number:
             if self.code is not None and code != self.code:
-                return "states of several codes or block sizes"
-            if not 32 <= code.block <= 4096:
-                return f"blocks of {code.block} elements"
+                return "states of several codes"
+            if span(block, chunk.layout.numel) is None:
+                return f"blocks of {min(block, chunk.layout.numel)} elements"
             self.code = code
         if isinstance(hp.lr, Tensor) and hp.lr.dtype not in (torch.float32, torch.float64):
             return f"a learning rate of type {hp.lr.dtype}"

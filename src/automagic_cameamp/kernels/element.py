@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .codes import load_mean
 from .columns import (
     H_BETA1,
     H_BOOST,
@@ -24,7 +25,7 @@ from .columns import (
     T_WIDE,
     Z_LEAN,
 )
-from .device import from_bf16, lerp, load_mean, load_number, scalar
+from .device import from_bf16, lerp, load_number, scalar
 
 COUNTER_LOW = tl.constexpr(-84)  # techniques.GEOMETRIC; a test compares
 COUNTER_HIGH = tl.constexpr(42)
@@ -202,7 +203,7 @@ def mixture(
     """``multiscale``: the momentum over all lengths, its further means moved on first."""
     m = own * own_weight + u * now
     for i in tl.static_range(NS):
-        p, q = tl.load(scales + 2 * i), tl.load(scales + 2 * i + 1)
+        p, q = tl.load(scales + 3 * i), tl.load(scales + 3 * i + 1)
         mean = load_mean(p, q, 0, 0, at, block, coded, mask, MAP, CODE, 0)
         m += lerp(mean, u, tl.load(weights + 2 * i)) * tl.load(weights + 2 * i + 1)
     return m

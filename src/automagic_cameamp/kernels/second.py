@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .codes import load_mean, load_moment
 from .columns import (
     A_GAIN,
     A_R,
@@ -89,7 +90,7 @@ from .columns import (
     Z_OK,
     Z_VOTE,
 )
-from .device import lerp, load_mean, load_moment, load_vector, only
+from .device import lerp, load_vector, only
 from .element import (
     agrees,
     boost,
