@@ -15,7 +15,7 @@ import automagic_cameamp as A
 from automagic_cameamp.engine import fused
 from engine.helpers import differences as bit_differences
 from engine.helpers import disk, same_bits, snapshot
-from triton_drive import DEVICE, FEW, build, differences, give, parameters, run, runner
+from triton_drive import DEVICE, FEW, By, build, differences, give, parameters, run, runner
 
 SMALL = [(12, 30), (8,), (2, 5, 7)]
 
@@ -53,11 +53,18 @@ def test_two_runs_are_bitwise_equal(cls: type) -> None:
     assert not bit_differences(snapshot(runs[0]), snapshot(runs[1]))
 
 
-def test_a_loaded_run_goes_on_bitwise() -> None:
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {"blocksize": 64}),
+        (torch.bfloat16, {"blocksize": 64, "state_code": "softsign4", "master_weight_bits": 24}),
+    ],
+)
+def test_a_loaded_run_goes_on_bitwise(dtype: torch.dtype, options: dict[str, Any]) -> None:
     """Loading replaces every state tensor: stale addresses would write into the old ones."""
-    params, optimizer = run(A.Automagic_CameAMP_COptim8bit, "triton", 2, FEW, blocksize=64)
+    params, optimizer = run(A.Automagic_CameAMP_COptim8bit, "triton", 2, FEW, dtype, **options)
     twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
-    other = build(A.Automagic_CameAMP_COptim8bit, twins, "triton", blocksize=64)
+    other = build(A.Automagic_CameAMP_COptim8bit, twins, "triton", **options)
     give(twins, 9)
     other.step()
     other.load_state_dict(disk(optimizer.state_dict()))
@@ -114,7 +121,16 @@ def test_rate_zero_changes_nothing() -> None:
     assert all(same_bits(p, q) for p, q in zip(params, parameters(SMALL, torch.bfloat16), strict=True))
 
 
-def test_a_gradient_scaler_is_honoured() -> None:
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, in the interpreter
+@pytest.mark.parametrize(
+    ("cls", "dtype", "options"),
+    [
+        (A.Automagic_CameAMP, torch.float32, {}),
+        (A.Automagic_CameAMP_8Bit, torch.bfloat16, {"master_weight_bits": 24}),
+        (A.Automagic_CameAMP_COptim, torch.float32, {}),
+    ],
+)
+def test_a_gradient_scaler_is_honoured(cls: type, dtype: torch.dtype, options: dict[str, Any]) -> None:
     def scaled(optimizer: Any, params: list[Any], t: int) -> None:
         for p in params:
             p.grad = p.grad * 1024.0
@@ -126,21 +142,17 @@ def test_a_gradient_scaler_is_honoured() -> None:
             for p in params:
                 p.grad.fill_(float("nan"))
 
-    a = run(A.Automagic_CameAMP, "triton", 3, SMALL, hook=skipped)
-    b = run(A.Automagic_CameAMP, "triton", 3, SMALL, hook=scaled)
+    a = run(cls, "triton", 3, SMALL, dtype, hook=skipped, **options)
+    b = run(cls, "triton", 3, SMALL, dtype, hook=scaled, **options)
     assert all(same_bits(p, q) for p, q in zip(a[0], b[0], strict=True))  # a power of two costs no bits
+    assert not bit_differences(snapshot(a[1]), snapshot(b[1]))
+
+
+def test_a_gradient_scaler_that_is_left_to_the_reference_is_an_error() -> None:
     optimizer = build(A.Automagic_CameAMP, parameters(SMALL), "reference")
     optimizer.grad_scale = torch.tensor(2.0)
     with pytest.raises(RuntimeError, match="_step_supports_amp_scaling"):
         optimizer.step()
-
-
-def test_what_no_kernel_knows_runs_on_the_reference() -> None:
-    with pytest.warns(UserWarning, match="came=False"):
-        a = run(A.Automagic_CameAMP, "triton", 2, SMALL, came=False)
-    b = run(A.Automagic_CameAMP, "reference", 2, SMALL, came=False)
-    assert runner(a[1]) is None
-    assert all(same_bits(p, q) for p, q in zip(a[0], b[0], strict=True))
 
 
 def test_asked_for_and_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,12 +184,33 @@ def test_deep_copies_have_tables_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("cls", "options", "reason"),
     [
-        (A.Automagic_CameAMP, {"master_weight_bits": 24}, "master_weight_bits=24"),
-        (A.Automagic_CameAMP8bit, {"state_code": "softsign4", "blocksize": 64}, "the code of this state"),
+        (A.Automagic_CameAMP, {"came": False}, "came=False"),
+        (A.Automagic_CameAMP, {"use_agr": True}, "use_agr=True"),
+        (A.Automagic_CameAMP, {"use_orthograd": True}, "use_orthograd=True"),
+        (A.Automagic_CameAMP, {"tam_granularity": "row"}, "tam_granularity='row'"),
+        (A.Automagic_CameAMP, {"lr_level": "distance"}, "lr_level='distance'"),
+        (A.Automagic_CameAMP, {"lr_mask_rule": "additive"}, "lr_mask_rule='additive'"),
+        (A.Automagic_CameAMP, {"lr_mask_granularity": "tensor"}, "lr_mask_granularity='tensor'"),
+        (A.Automagic_CameAMP_Improved, {"factored": False}, "factored=False with background_regularization"),
+        (
+            A.Automagic_CameAMP_Improved_8Bit,
+            {"percentile_clipping": 90, "optim_bits": 32},
+            "percentile_clipping",
+        ),
+        (
+            A.Automagic_CameAMP_Improved_8Bit,
+            {"block_wise": False, "min_8bit_size": 0, "sync_frequency": 100},
+            "blocks of 5040 elements",
+        ),
+        (
+            A.Automagic_CameAMP_8Bit,
+            {"quantization_strategy": By({(70, 72): 48}), "lora_rank_penalty": False},
+            "blocks of 48 elements",
+        ),
     ],
 )
-def test_what_no_kernel_knows_is_the_references(cls: type, options: dict[str, Any], reason: str) -> None:
-    shapes, results = [(70, 20)], []
+def test_what_no_kernel_knows_runs_on_the_reference(cls: type, options: dict[str, Any], reason: str) -> None:
+    shapes, results = [(70, 72)], []
     for engine in ("triton", "reference"):
         fused._SAID.clear()
         with warnings.catch_warnings(record=True) as said:

@@ -70,17 +70,16 @@ def split_bf16(x, bits, RANDOM: tl.constexpr):
 @triton.jit
 def split_f16(x, bits, RANDOM: tl.constexpr):
     """``split``: the nearest fp16, and the rest in 256ths of its last place."""
-    clamped = tl.minimum(tl.maximum(x, -65504.0), 65504.0)
-    weight = tl.where(tl.abs(x) < 65520.0, clamped, x).to(tl.float16)
-    near = weight.to(tl.float32)
-    finite = tl.abs(x) < float("inf")
-    part = tl.div_rn(tl.where(finite, x - near, 0.0), unit_of(near))
+    finite = tl.abs(x) < 65520.0  # others become infinite and have no rest
+    weight = tl.where(finite, tl.minimum(tl.maximum(x, -65504.0), 65504.0), x).to(tl.float16)
+    near = tl.where(finite, weight.to(tl.float32), 0.0)
+    part = tl.div_rn(tl.where(finite, x, 0.0) - near, unit_of(near))
     if RANDOM:
         rest = round_to_grid(part, bits)
     else:
         rest = rint(part)
     rest = tl.minimum(tl.maximum(rest, -127.0), 127.0)
-    return weight, tl.where(finite, rest, 0.0).to(tl.int8)
+    return weight, rest.to(tl.int8)
 
 
 @triton.jit

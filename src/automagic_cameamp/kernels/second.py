@@ -253,7 +253,7 @@ def surprise(
                 u = update_of(x, tl.rsqrt(v), 1.0, clip)
             u = tl.where(mask, u, 0.0)
             new = lerp(old, u * damp, weight)
-            if NS > 0:
+            if MULTIPLIED:
                 new = mixture(new, u, more, weights, own, fresh, at, block, coded, mask, MAP, CODE, NS)
             new = tl.where(mask, new, 0.0)
             rest = (u - new) * (u - new)
@@ -314,7 +314,7 @@ def surprise(
                     u = leaning(u, tab, hyp, z, RANKS, k, row[:, None], col[None, :], m, n, mask)
                 u = tl.where(mask, u, 0.0)
                 new = lerp(old, u * damp, weight)
-                if NS > 0:
+                if MULTIPLIED:
                     new = mixture(new, u, more, weights, own, fresh, at, block, coded, mask, MAP, CODE, NS)
                 new = tl.where(mask, new, 0.0)
                 f = turned(new, raw, hyp, early, decay, IMPROVED)

@@ -147,7 +147,7 @@ def new_weights(
         u = update_of(x, tl.rsqrt(v), 1.0, clip)
     own = lerp(old, u * damp, weight)
     new = own
-    if NS > 0:
+    if MULTIPLIED:
         more = SCALES + tl.load(tab + T_SCALE_AT)
         new = mixture(
             own, u, more, WEIGHTS + group * 2 * NS, tl.load(hyp + H_OWN), tl.load(hyp + H_NOW),
