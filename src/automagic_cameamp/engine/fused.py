@@ -8,6 +8,7 @@ and anything that moved builds them anew. Nothing here waits for the device.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import struct
 import warnings
@@ -78,16 +79,31 @@ def prepare(optimizer: Any) -> Whole | None:
 
     Raises:
         RuntimeError: a gradient scaler left its factor to the optimizer, and other backends, which
-            know no factor, have a part in this step. Nothing was changed then.
+            know no factor, have a part in this step that cannot be unscaled for them. Nothing was
+            changed then.
     """
     whole = _prepare(optimizer)
-    scaled = getattr(optimizer, "grad_scale", None) is not None
-    if (scaled or getattr(optimizer, "found_inf", None) is not None) and (whole is None or whole.rest):
+    scale, found = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+    if scale is not None or found is not None:
+        _unscale_rest(optimizer, list(optimizer._chunks()) if whole is None else whole.rest, scale, found)
+    return whole
+
+
+def _unscale_rest(optimizer: Any, rest: Plan, scale: Tensor | None, found: Tensor | None) -> None:
+    """Do for gradients of the reference what the kernels do inside; a bad step is one of NaN."""
+    grads = [p.grad for _, chunk in rest for p in chunk.params if p.grad is not None]
+    # fp16 would lose what the factor is there to keep.
+    known = all(g.dtype != torch.float16 for g in grads) and all(chunk.shard is None for _, chunk in rest)
+    if grads and (not known or _device_of(optimizer) is None):
         raise RuntimeError(
             "the gradient scaler left grad_scale and found_inf to the optimizer, but the Triton engine does "
             "not update all of the model: remove _step_supports_amp_scaling from the optimizer."
         )
-    return whole
+    for g in grads:
+        if scale is not None:
+            g.div_(scale.to(g.device, non_blocking=True))
+        if found is not None:
+            g.masked_fill_(found.to(g.device, non_blocking=True) != 0, math.nan)
 
 
 def _prepare(optimizer: Any) -> Whole | None:
