@@ -149,6 +149,37 @@ def test_a_gradient_scaler_is_honoured(cls: type, dtype: torch.dtype, options: d
     assert not bit_differences(snapshot(a[1]), snapshot(b[1]))
 
 
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, in the interpreter
+def test_torchs_own_scaler_leaves_its_work_to_the_kernels() -> None:
+    """An overflow at the second step; unscaled by the user at the third, as before clipping."""
+    weights = []
+    for scaled in (True, False):
+        params = parameters(SMALL)
+        optimizer = build(A.Automagic_CameAMP, params, "triton")
+        scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**10, enabled=scaled)
+        assert not hasattr(optimizer, "_step_supports_amp_scaling")
+        optimizer._step_supports_amp_scaling = True
+        for t in (1, 2, 3):
+            give(params, t)
+            factor = scaler.scale(torch.ones((), device=DEVICE))
+            for i, p in enumerate(params):
+                p.grad = p.grad * factor
+                if t == 2 and (scaled is False or i == 0):
+                    p.grad.view(-1)[0] = float("inf")
+            if t == 3:
+                scaler.unscale_(optimizer)
+            kept = [p.grad.clone() for p in params]
+            scaler.step(optimizer)
+            assert all(same_bits(p.grad, g) for p, g in zip(params, kept, strict=True))
+            scaler.update()
+        assert optimizer.health()["parameters"] == {f"param_{i}": 1 for i in range(3)}
+        assert not scaled or scaler.get_scale() == 2.0**9
+        weights.append(params)
+        del optimizer._step_supports_amp_scaling
+        assert not hasattr(optimizer, "_step_supports_amp_scaling")
+    assert all(same_bits(p, q) for p, q in zip(*weights, strict=True))
+
+
 @pytest.mark.filterwarnings("ignore:engine='triton' does not support")
 def test_a_gradient_scaler_that_is_left_to_the_reference_is_an_error() -> None:
     for options in ({"engine": "reference"}, {"engine": "triton", "came": False}):
