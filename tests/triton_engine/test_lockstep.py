@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import automagic_cameamp as A
-from triton_drive import FEW, SHAPES, WARMUP, By, differences, give, parameters, run, runner
+from triton_drive import FEW, REST, SHAPES, WARMUP, By, build, differences, give, parameters, run, runner
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 BASE, BASE8 = A.Automagic_CameAMP, A.Automagic_CameAMP8bit
@@ -41,6 +41,7 @@ CASES: dict[str, tuple[type, torch.dtype, dict[str, Any]]] = {
     ),
     "no warm-up": (BASE, BF16, {"warmup_steps": 0, "stochastic_rounding": False}),
     "row mask": (BASE, F32, {"lr_mask_granularity": "row"}),
+    "tensor mask": (IMPROVED, BF16, {"lr_mask_granularity": "tensor", "sync_frequency": 100}),
     "dynamic": (BASE8, F32, {"blocksize": 64}),
     "softsign": (BASE8, F16, {"blocksize": 256, "state_code": "softsign"}),
     "log": (BASE8, F32, {"blocksize": 64, "factored": False}),
@@ -115,6 +116,28 @@ def test_a_step_that_renews_the_basis_is_the_references() -> None:
     whole = runner(optimizer, renewing=True)
     assert {tuple(chunk.layout.shape) for _, chunk in whole.rest} == {(70, 20), (12, 30)}
     assert len(whole.members) + 2 == len(SHAPES)
+
+
+@pytest.mark.parametrize("options", [{}, {"stochastic_rounding": False}], ids=["stochastic", "nearest"])
+def test_24_bits_beside_weights_of_other_types(options: dict[str, Any]) -> None:
+    shapes, dtypes = [(12, 30), (30, 12), (8,), (9,), (5, 6)], [BF16, F16, BF16, F16, F32]
+    results = []
+    for engine in ("triton", "reference"):
+        params = [
+            torch.nn.Parameter(p.detach().to(d)) for p, d in zip(parameters(shapes), dtypes, strict=True)
+        ]
+        optimizer = build(IMPROVED, params, engine, master_weight_bits=24, sync_frequency=2, **options)
+        for t in range(1, 4):
+            give(params, t)
+            optimizer.step()
+        results.append((params, optimizer))
+    whole = runner(results[0][1])
+    assert not whole.rest and whole.runner.flags.REST
+    start = [p.to(d) for p, d in zip(parameters(shapes), dtypes, strict=True)]
+    found = differences(start, results[1], results[0])
+    assert not found, "\n".join(found)
+    for p in results[0][0]:
+        assert (REST in results[0][1].state[p]) is (p.dtype != F32)
 
 
 def test_groups_with_their_own_options() -> None:

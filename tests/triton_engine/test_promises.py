@@ -227,7 +227,7 @@ def test_deep_copies_have_tables_of_their_own() -> None:
         (A.Automagic_CameAMP, {"tam_granularity": "row"}, "tam_granularity='row'"),
         (A.Automagic_CameAMP, {"lr_level": "distance"}, "lr_level='distance'"),
         (A.Automagic_CameAMP, {"lr_mask_rule": "additive"}, "lr_mask_rule='additive'"),
-        (A.Automagic_CameAMP, {"lr_mask_granularity": "tensor"}, "lr_mask_granularity='tensor'"),
+        (A.Automagic_CameAMP, {"lr_mask_granularity": "group"}, "lr_mask_granularity='group'"),
         (A.Automagic_CameAMP_Improved, {"factored": False}, "factored=False with background_regularization"),
         (
             A.Automagic_CameAMP_Improved_8Bit,

@@ -180,7 +180,7 @@ def write(
                     tl.load(tab + T_MASK).to(tl.pointer_type(tl.uint8)) + at, word.to(tl.uint8), mask=mask
                 )
             if ROW_MASK:
-                if mode == 2:
+                if mode >= 2:
                     bit = tl.where(mask & (last < 0), 1, 0) << (at % 8)
                     byte = tl.sum(tl.reshape(bit, [NB, QB // 8, 8]), 2)
                     spot = places[:, None] * (QB // 8) + tl.arange(0, QB // 8)[None, :]

@@ -140,7 +140,7 @@ def moments(
     part = PART + tl.load(tab + T_PART_AT) + (tile - tl.load(tab + T_TILE)) * PARTIALS * n
     now, early, warm, weight, decay = times(tab, hyp, 0)
     live = warm & (now > 1.0)
-    votes = (tl.load(hyp + H_MASK) == 2) & live
+    votes = (tl.load(hyp + H_MASK) >= 2) & live
     signs = tl.load(tab + T_SIGNS)
     allora = (tl.load(hyp + H_ALLORA) != 0) & (tl.load(tab + T_MATRIX) != 0)
 

@@ -221,17 +221,18 @@ def surprise(
                 )
         mu_row = tl.full([BR], 1.0, tl.float32)
         if ROW_MASK:
-            if mode == 2:
-                place_of = tl.where(matrix, line, 0)
+            if mode >= 2:
+                by_row = matrix & (mode == 2)
+                place_of = tl.where(by_row, line, 0)
                 vote = tl.load(ROWS + row_at + A_RATE * lines + line, mask=inside, other=0.0)
-                vote = tl.where(matrix, vote, tl.load(z + Z_VOTE))
+                vote = tl.where(by_row, vote, tl.load(z + Z_VOTE))
                 counter = row_counter(words, place_of, inside, vote, live, factor)
                 mu_row = multiplier(TABLE, counter, MEAN)
                 tl.debug_barrier()  # several threads hold a row: all have read before one writes
                 tl.store(
                     words.to(tl.pointer_type(tl.int8)) + place_of,
                     counter.to(tl.int8),
-                    mask=only(inside, good & warm & matrix),
+                    mask=only(inside, good & warm & by_row),
                 )
         residual = tl.zeros([BR], tl.float32)
         u_sum, uu_sum = tl.zeros([BR], tl.float32), tl.zeros([BR], tl.float32)

@@ -178,8 +178,8 @@ def new_weights(
         counter, last = element_mask(words, at, mask, raw, live, factor)
         mu = multiplier(TABLE, counter, MEAN)
     if ROW_MASK:
-        if mode == 2:
-            where = tl.where(tl.load(tab + T_MATRIX) != 0, line, 0)
+        if mode >= 2:
+            where = tl.where((tl.load(tab + T_MATRIX) != 0) & (mode == 2), line, 0)
             held = tl.load(words.to(tl.pointer_type(tl.int8)) + where, mask=mask, other=0).to(tl.int32)
             mu = multiplier(TABLE, held, MEAN)
             signs = tl.load(tab + T_SIGNS)
