@@ -20,7 +20,7 @@ VARIANTS = {
     "base": {},
     "full": dict(CODE=3, ERROR=4, PICTURE=True, ROW_MASK=True, IMPROVED=True, RANKED=True, LOG=True),
     # Mixed block sizes, four bits, further momenta, 24-bit weights of any type.
-    "mixed": dict(CODE=4, P_KIND=3, REST=True, DOUBLINGS=3, NB=64, QB=32, NS=2, LOG=True),
+    "mixed": dict(CODE=4, P_KIND=3, REST=True, DOUBLINGS=3, NB=64, QB=32, NS=1, LOG=True),
 }
 WIDE = {"TAB", "DYN", "TILES", "CHUNKS", "PIECES", "SLABS", "FLAT", "KEPT", "SCALES", "LR"}
 WHOLE = {"kept", "tensors", "slabs", "per_slice", "slices", "group", "window"}
@@ -31,7 +31,8 @@ FLAGS.update(VARIANTS[sys.argv[1]])
 kernels = [first.moments, first.columns, first.torque_and_clip, lowrank.project, lowrank.emphasis,
            second.surprise, second.confidence_columns, finish.small_state, apply.lengths, apply.pull,
            context.sketch, context.observe, apply.write]
-for kernel in kernels if sys.argv[1] == "base" else [first.moments, apply.write]:
+OF = {"base": kernels, "full": [second.surprise, finish.small_state, lowrank.project, apply.write]}
+for kernel in OF.get(sys.argv[1], [first.moments, apply.write]):
     signature, constants = {}, {}
     for p in kernel.params:
         if p.is_constexpr:
