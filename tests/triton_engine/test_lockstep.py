@@ -79,9 +79,11 @@ CASES: dict[str, tuple[type, torch.dtype, dict[str, Any]]] = {
     "context, four bits, 24": (
         CONTEXT8,
         BF16,
-        {"blocksize": 64, "state_code": "softsign4", "momentum_scales": [1, 3], "master_weight_bits": 24},
+        {"blocksize": 64, "state_code": "softsign4", "momentum_scales": [1, 5, 10], "master_weight_bits": 24},
     ),
     "context": (CONTEXT, F32, {}),
+    # The update itself has a share, and no further mean is kept.
+    "context, one mean": (CONTEXT, F32, {"momentum_scales": [1, 5]}),
     "context 8 bit": (CONTEXT8, BF16, {"blocksize": 64, "momentum_scales": [1, 3, 10]}),
 }
 
