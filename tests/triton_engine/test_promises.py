@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -247,6 +248,9 @@ def test_deep_copies_have_tables_of_their_own() -> None:
     ],
 )
 def test_what_no_kernel_knows_runs_on_the_reference(cls: type, options: dict[str, Any], reason: str) -> None:
+    page = (Path(__file__).parents[2] / "docs/gpu.md").read_text()
+    section = page.split("## What the reference runs instead")[1].split("## ")[0]
+    assert reason.split("=")[0].split(" of ")[0] in section, "the page does not name it"
     shapes, results = [(70, 72)], []
     for engine in ("triton", "reference"):
         fused._SAID.clear()

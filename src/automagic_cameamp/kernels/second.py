@@ -20,11 +20,9 @@ from .columns import (
     B_S,
     B_SPACE,
     CHUNK_SUMS,
-    H_CAUTIOUS,
     H_EPS0,
     H_EPS1,
     H_FREQUENCY,
-    H_GRAMS,
     H_MASK,
     H_NOW,
     H_OWN,
@@ -92,10 +90,8 @@ from .columns import (
 )
 from .device import lerp, load_vector, only
 from .element import (
-    agrees,
     boost,
     clamped,
-    disagrees,
     element_mask,
     leaning,
     look,
@@ -104,6 +100,7 @@ from .element import (
     rate_of,
     row_counter,
     times,
+    turned,
 )
 
 
@@ -111,19 +108,6 @@ from .element import (
 def update_of(x, row_factor, col_factor, clip):
     """Update of unit size, clipped (``factored_rsqrt``, ``rms_clip``)."""
     return ((x * row_factor) * col_factor) * clip
-
-
-@triton.jit
-def turned(out, raw, hyp, early, decay, IMPROVED: tl.constexpr):
-    """Factor of Grams or Cautious, without Cautious' division by the mean of its mask."""
-    grams = tl.load(hyp + H_GRAMS) != 0
-    against = disagrees(out, raw)
-    if IMPROVED:
-        late = tl.where(tl.load(hyp + H_CAUTIOUS) != 0, tl.where(agrees(out, raw), 1.0, 0.0), 1.0)
-        factor = tl.where(early, tl.where(only(against, grams), -1.0, 1.0), late)
-    else:
-        factor = tl.where(only(against, grams), 1.0 - 2.0 * decay, 1.0)
-    return factor
 
 
 @triton.jit

@@ -77,9 +77,10 @@ from .element import (
     moved,
     multiplier,
     rate_of,
+    turned,
 )
 from .master import load_weights
-from .second import turned, update_of
+from .second import update_of
 
 
 @triton.jit
