@@ -31,7 +31,7 @@ FLAGS.update(VARIANTS[sys.argv[1]])
 kernels = [first.moments, first.columns, first.torque_and_clip, lowrank.project, lowrank.emphasis,
            second.surprise, second.confidence_columns, finish.small_state, apply.lengths, apply.pull,
            context.sketch, context.observe, apply.write]
-OF = {"base": kernels, "full": [second.surprise, finish.small_state, lowrank.project, apply.write]}
+OF = {"base": kernels, "full": [second.surprise, finish.small_state, apply.write]}
 for kernel in OF.get(sys.argv[1], [first.moments, apply.write]):
     signature, constants = {}, {}
     for p in kernel.params:
