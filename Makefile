@@ -21,7 +21,7 @@ RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types tests test-gpu bench sanitize clean
+.PHONY: help setup demo test lint types tests test-gpu gpu bench sanitize clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -44,8 +44,11 @@ types: $(READY) ## pyright
 tests: $(READY)
 	@$(RUN) -m pytest -n $(JOBS) $(ARGS)
 
-test-gpu: $(READY) ## the tests that need a CUDA device
-	@$(RUN) -m pytest -m gpu $(ARGS)
+test-gpu: $(READY) ## the tests that need a CUDA device, and the Triton engine's on it
+	@$(RUN) -m pytest tests/gpu tests/triton_engine $(ARGS)
+
+gpu: $(READY) ## everything that needs a GPU: tests, benchmark rows, memory checks (ARGS=--list says what)
+	@$(RUN) scripts/gpu.py $(ARGS)
 
 bench: $(READY) ## every benchmark, briefly (ARGS=--full: the rows that the documentation quotes)
 	@PYTHONPATH=src $(PY) benchmarks/run_all.py $(ARGS)

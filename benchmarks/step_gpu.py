@@ -44,7 +44,14 @@ from benchmarks.workloads import WORKLOADS, GradientPool, make_params
 
 REFERENCE = "adamw-fused"
 PEERS = [REFERENCE, "bnb-adamw8bit", "torchao-adamw8bit", "flash-adamw", "came"]
-OURS = ["Automagic_CameAMP", "Automagic_CameAMP8bit", "Automagic_CameAMP_Improved_8Bit"]
+OURS = [
+    "Automagic_CameAMP",
+    "Automagic_CameAMP8bit",
+    "Automagic_CameAMP8bit:master_weight_bits=24",
+    "Automagic_CameAMP_COptim8bit",
+    "Automagic_CameAMP_Improved_8Bit",
+    "Automagic_CameAMP_Improved_8Bit:profile=minimal",
+]
 DEFAULT = ["lora-sdxl", "full-124m", "one-billion-bf16", "one-big-bf16"]
 MIB = 1 << 20
 METRICS = "dram__bytes_read.sum,dram__bytes_write.sum"

@@ -9,15 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from automagic_cameamp.storage.rounding import join
 from engine.helpers import draw
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # A matrix of two bands, a wide one, a batch of matrices, a kernel, vectors, a number.
 SHAPES = [(70, 20), (12, 30), (2, 5, 7), (4, 3, 3, 3), (8,), (1300,), ()]
 FEW = [(70, 20), (2, 5, 7), (1100,)]
+REST = "weight_correction"
 WARMUP = 5  # t = 1, 2 are early, 3, 4 in the middle, 5 is late
 
 Hook = Callable[[Any, list[Tensor], int], None]
+
+
+class By:
+    """A quantisation strategy: block sizes by shape, and shapes that are not coded."""
+
+    def __init__(self, sizes: dict[tuple[int, ...], int], plain: set[tuple[int, ...]] | None = None) -> None:
+        self.sizes, self.plain = sizes, plain or set()
+
+    def should_quantize(self, name: str, shape: Any, dtype: torch.dtype) -> bool:
+        return tuple(shape) not in self.plain
+
+    def get_block_size(self, shape: Any) -> int:
+        return self.sizes.get(tuple(shape), 256)
 
 
 def parameters(shapes: Any = SHAPES, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -69,6 +84,12 @@ def size(x: Tensor) -> float:
     return math.sqrt(float(x.double().square().sum()))
 
 
+def full(p: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """Weights as fp32, with what 16 bits lose where it is kept."""
+    w = p.detach()
+    return join(w, state[REST]) if REST in state else w.float()
+
+
 def differences(start: list[Tensor], a: Any, b: Any, codes: float = 0.003) -> list[str]:
     """Where two runs differ by more than rounding, in words.
 
@@ -80,12 +101,12 @@ def differences(start: list[Tensor], a: Any, b: Any, codes: float = 0.003) -> li
     found = []
     for i, (p, q) in enumerate(zip(a[0], b[0], strict=True)):
         name = f"{i} {tuple(p.shape)}"
-        x, y = p.detach().float(), q.detach().float()
+        s, t = a[1].state[p], b[1].state[q]
+        x, y = full(p, s), full(q, t)
         moved = size(x - start[i].detach().float())
-        limit = 1e-3 * moved if p.dtype == torch.float32 else 2e-2 * moved
+        limit = 1e-3 * moved if p.dtype == torch.float32 or REST in s else 2e-2 * moved
         if not size(x - y) <= limit:
             found.append(f"weights {name}: {size(x - y):.2g} of {moved:.2g}")
-        s, t = a[1].state[p], b[1].state[q]
         if s.keys() != t.keys():
             found.append(f"state {name}: {sorted(s.keys() ^ t.keys())}")
             continue
@@ -93,7 +114,7 @@ def differences(start: list[Tensor], a: Any, b: Any, codes: float = 0.003) -> li
             scale = f"{key}_scale"
             if s[key].dtype == torch.int16 and scale in s:
                 found += _logarithms(f"{name} {key}", (s[key], s[scale]), (t[key], t[scale]))
-            elif not (key.endswith("_scale") and s[key].dtype == torch.float16):
+            elif not (key.endswith("_scale") and s[key].dtype == torch.float16 or key == REST):
                 found += _state(f"{name} {key}", s[key], t[key], codes)
     return found
 

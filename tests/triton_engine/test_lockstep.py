@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import automagic_cameamp as A
-from triton_drive import FEW, SHAPES, WARMUP, differences, give, parameters, run, runner
+from triton_drive import FEW, REST, SHAPES, WARMUP, By, build, differences, give, parameters, run, runner
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 BASE, BASE8 = A.Automagic_CameAMP, A.Automagic_CameAMP8bit
@@ -19,6 +19,10 @@ IMPROVED, AFFINE, BNB = (
 )
 CONTEXT, CONTEXT8 = A.Automagic_CameAMP_COptim, A.Automagic_CameAMP_COptim8bit
 QUIET = {"verbose": False}
+NO_PICTURES = {"background_regularization": False, "spatial_awareness": False, "lora_rank_penalty": False}
+# Blocks of 32, 1,024 (the last one short), 256, and one that holds all of its tensor; one without a code.
+BLOCKS = By({(70, 20): 32, (40, 64): 1024, (33, 50): 256, (32, 36): 4096}, {(2, 25, 21)})
+MIXED = [*BLOCKS.sizes, *BLOCKS.plain, (8,)]
 
 # name -> (class, type, options). Warm-up 5: the steps below cross both of its borders.
 CASES: dict[str, tuple[type, torch.dtype, dict[str, Any]]] = {
@@ -37,6 +41,7 @@ CASES: dict[str, tuple[type, torch.dtype, dict[str, Any]]] = {
     ),
     "no warm-up": (BASE, BF16, {"warmup_steps": 0, "stochastic_rounding": False}),
     "row mask": (BASE, F32, {"lr_mask_granularity": "row"}),
+    "tensor mask": (BASE, BF16, {"lr_mask_granularity": "tensor"}),
     "dynamic": (BASE8, F32, {"blocksize": 64}),
     "softsign": (BASE8, F16, {"blocksize": 256, "state_code": "softsign"}),
     "log": (BASE8, F32, {"blocksize": 64, "factored": False}),
@@ -47,9 +52,38 @@ CASES: dict[str, tuple[type, torch.dtype, dict[str, Any]]] = {
         F32,
         {"mixed_precision": False, "error_bits": 8, "state_code": "softsign", "lora_rank_penalty": False},
     ),
-    "memory_optimized": (BNB, BF16, {"profile": "memory_optimized", **QUIET}),
+    "memory_optimized, narrow": (BNB, BF16, {"profile": "memory_optimized", **QUIET}),
     "quality_optimized": (BNB, F32, {"profile": "quality_optimized", "min_8bit_size": 1000, **QUIET}),
+    "24 bits": (BASE, BF16, {"master_weight_bits": 24}),
+    "24 bits, fp16 to nearest": (
+        BASE8,
+        F16,
+        {"blocksize": 64, "master_weight_bits": 24, "stochastic_rounding": False},
+    ),
+    "24 bits, affine, mixed blocks": (
+        AFFINE,
+        BF16,
+        {"quantization_strategy": BLOCKS, "master_weight_bits": 24, "sync_frequency": 100},
+    ),
+    "softsign, mixed blocks": (
+        AFFINE,
+        F32,
+        {"quantization_strategy": BLOCKS, "state_code": "softsign", "error_bits": 8, **NO_PICTURES},
+    ),
+    "log, mixed blocks": (
+        AFFINE,
+        F32,
+        {"quantization_strategy": BLOCKS, "state_code": "dynamic", "factored": False, **NO_PICTURES},
+    ),
+    "minimal, narrow": (BNB, BF16, {"profile": "minimal", "min_8bit_size": 1000}),
+    "context, four bits, 24": (
+        CONTEXT8,
+        BF16,
+        {"blocksize": 64, "state_code": "softsign4", "momentum_scales": [1, 5, 10], "master_weight_bits": 24},
+    ),
     "context": (CONTEXT, F32, {}),
+    # The update itself has a share, and no further mean is kept.
+    "context, one mean": (CONTEXT, F32, {"momentum_scales": [1, 5]}),
     "context 8 bit": (CONTEXT8, BF16, {"blocksize": 64, "momentum_scales": [1, 3, 10]}),
 }
 
@@ -57,7 +91,9 @@ CASES: dict[str, tuple[type, torch.dtype, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_same_as_the_reference(name: str) -> None:
     cls, dtype, options = CASES[name]
-    shapes = SHAPES if name in ("base", "improved", "context") else FEW
+    shapes = SHAPES if name in ("base", "improved", "context") else MIXED if "blocks" in name else FEW
+    if "narrow" in name:  # blocks of 1,024 and 256, of 64 and 256
+        shapes = [(300, 14), (70, 72), (8,)]
 
     def loss(optimizer: Any, params: Any, t: int) -> None:
         if optimizer.controller is not None and t % 2:
@@ -68,6 +104,8 @@ def test_same_as_the_reference(name: str) -> None:
     whole = runner(ours[1])
     assert whole is not None and not whole.rest, "the Triton engine did not take the step"
     assert len(whole.members) == len(shapes)
+    assert (whole.runner.flags.DOUBLINGS > 0) is ("narrow" in name or "blocks" in name)
+    assert whole.runner.flags.REST is (options.get("master_weight_bits") == 24)
     found = differences(parameters(shapes, dtype), theirs, ours)
     assert not found, "\n".join(found)
     assert ours[1].param_groups[0]["clock"] == WARMUP
@@ -78,6 +116,28 @@ def test_a_step_that_renews_the_basis_is_the_references() -> None:
     whole = runner(optimizer, renewing=True)
     assert {tuple(chunk.layout.shape) for _, chunk in whole.rest} == {(70, 20), (12, 30)}
     assert len(whole.members) + 2 == len(SHAPES)
+
+
+@pytest.mark.parametrize("options", [{}, {"stochastic_rounding": False}], ids=["stochastic", "nearest"])
+def test_24_bits_beside_weights_of_other_types(options: dict[str, Any]) -> None:
+    shapes, dtypes = [(12, 30), (30, 12), (8,), (9,), (5, 6)], [BF16, F16, BF16, F16, F32]
+    results = []
+    for engine in ("triton", "reference"):
+        params = [
+            torch.nn.Parameter(p.detach().to(d)) for p, d in zip(parameters(shapes), dtypes, strict=True)
+        ]
+        optimizer = build(IMPROVED, params, engine, master_weight_bits=24, sync_frequency=2, **options)
+        for t in range(1, 4):
+            give(params, t)
+            optimizer.step()
+        results.append((params, optimizer))
+    whole = runner(results[0][1])
+    assert not whole.rest and whole.runner.flags.REST
+    start = [p.to(d) for p, d in zip(parameters(shapes), dtypes, strict=True)]
+    found = differences(start, results[1], results[0])
+    assert not found, "\n".join(found)
+    for p in results[0][0]:
+        assert (REST in results[0][1].state[p]) is (p.dtype != F32)
 
 
 def test_groups_with_their_own_options() -> None:

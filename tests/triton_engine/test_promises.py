@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import automagic_cameamp as A
 from automagic_cameamp.engine import fused
 from engine.helpers import differences as bit_differences
 from engine.helpers import disk, same_bits, snapshot
-from triton_drive import DEVICE, FEW, build, differences, give, parameters, run, runner
+from triton_drive import DEVICE, FEW, By, build, differences, give, parameters, run, runner
 
 SMALL = [(12, 30), (8,), (2, 5, 7)]
 
@@ -53,11 +54,18 @@ def test_two_runs_are_bitwise_equal(cls: type) -> None:
     assert not bit_differences(snapshot(runs[0]), snapshot(runs[1]))
 
 
-def test_a_loaded_run_goes_on_bitwise() -> None:
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {"blocksize": 64}),
+        (torch.bfloat16, {"blocksize": 64, "state_code": "softsign4", "master_weight_bits": 24}),
+    ],
+)
+def test_a_loaded_run_goes_on_bitwise(dtype: torch.dtype, options: dict[str, Any]) -> None:
     """Loading replaces every state tensor: stale addresses would write into the old ones."""
-    params, optimizer = run(A.Automagic_CameAMP_COptim8bit, "triton", 2, FEW, blocksize=64)
+    params, optimizer = run(A.Automagic_CameAMP_COptim8bit, "triton", 2, FEW[:2], dtype, **options)
     twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
-    other = build(A.Automagic_CameAMP_COptim8bit, twins, "triton", blocksize=64)
+    other = build(A.Automagic_CameAMP_COptim8bit, twins, "triton", **options)
     give(twins, 9)
     other.step()
     other.load_state_dict(disk(optimizer.state_dict()))
@@ -114,7 +122,17 @@ def test_rate_zero_changes_nothing() -> None:
     assert all(same_bits(p, q) for p, q in zip(params, parameters(SMALL, torch.bfloat16), strict=True))
 
 
-def test_a_gradient_scaler_is_honoured() -> None:
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, in the interpreter
+@pytest.mark.parametrize(
+    ("cls", "dtype", "options"),
+    [
+        (A.Automagic_CameAMP, torch.float32, {}),
+        # The basis is renewed at every step: the reference has a part in each.
+        (A.Automagic_CameAMP_8Bit, torch.bfloat16, {"master_weight_bits": 24, "sync_frequency": 1}),
+        (A.Automagic_CameAMP_COptim, torch.float32, {}),
+    ],
+)
+def test_a_gradient_scaler_is_honoured(cls: type, dtype: torch.dtype, options: dict[str, Any]) -> None:
     def scaled(optimizer: Any, params: list[Any], t: int) -> None:
         for p in params:
             p.grad = p.grad * 1024.0
@@ -126,21 +144,53 @@ def test_a_gradient_scaler_is_honoured() -> None:
             for p in params:
                 p.grad.fill_(float("nan"))
 
-    a = run(A.Automagic_CameAMP, "triton", 3, SMALL, hook=skipped)
-    b = run(A.Automagic_CameAMP, "triton", 3, SMALL, hook=scaled)
+    a = run(cls, "triton", 3, SMALL, dtype, hook=skipped, **options)
+    b = run(cls, "triton", 3, SMALL, dtype, hook=scaled, **options)
     assert all(same_bits(p, q) for p, q in zip(a[0], b[0], strict=True))  # a power of two costs no bits
-    optimizer = build(A.Automagic_CameAMP, parameters(SMALL), "reference")
-    optimizer.grad_scale = torch.tensor(2.0)
-    with pytest.raises(RuntimeError, match="_step_supports_amp_scaling"):
-        optimizer.step()
+    assert not bit_differences(snapshot(a[1]), snapshot(b[1]))
 
 
-def test_what_no_kernel_knows_runs_on_the_reference() -> None:
-    with pytest.warns(UserWarning, match="came=False"):
-        a = run(A.Automagic_CameAMP, "triton", 2, SMALL, came=False)
-    b = run(A.Automagic_CameAMP, "reference", 2, SMALL, came=False)
-    assert runner(a[1]) is None
-    assert all(same_bits(p, q) for p, q in zip(a[0], b[0], strict=True))
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, in the interpreter
+def test_torchs_own_scaler_leaves_its_work_to_the_kernels() -> None:
+    """An overflow at the second step; unscaled by the user at the third, as before clipping."""
+    weights = []
+    for scaled in (True, False):
+        params = parameters(SMALL)
+        optimizer = build(A.Automagic_CameAMP, params, "triton")
+        scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**10, enabled=scaled)
+        assert not hasattr(optimizer, "_step_supports_amp_scaling")
+        optimizer._step_supports_amp_scaling = True
+        for t in (1, 2, 3):
+            give(params, t)
+            factor = scaler.scale(torch.ones((), device=DEVICE))
+            for i, p in enumerate(params):
+                p.grad = p.grad * factor
+                if t == 2 and (scaled is False or i == 0):
+                    p.grad.view(-1)[0] = float("inf")
+            if t == 3:
+                scaler.unscale_(optimizer)
+            kept = [p.grad.clone() for p in params]
+            scaler.step(optimizer)
+            assert all(same_bits(p.grad, g) for p, g in zip(params, kept, strict=True))
+            scaler.update()
+        assert optimizer.health()["parameters"] == {f"param_{i}": 1 for i in range(3)}
+        assert not scaled or scaler.get_scale() == 2.0**9
+        weights.append(params)
+        del optimizer._step_supports_amp_scaling
+        assert not hasattr(optimizer, "_step_supports_amp_scaling")
+    assert all(same_bits(p, q) for p, q in zip(*weights, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:engine='triton' does not support")
+def test_a_gradient_scaler_that_is_left_to_the_reference_is_an_error() -> None:
+    for options in ({"engine": "reference"}, {"engine": "triton", "came": False}):
+        params = parameters(SMALL, torch.float16)
+        optimizer = build(A.Automagic_CameAMP, params, **options)
+        give(params, 1)
+        optimizer.grad_scale = torch.tensor(2.0)
+        with pytest.raises(RuntimeError, match="_step_supports_amp_scaling"):
+            optimizer.step()
+        assert all(same_bits(p, q) for p, q in zip(params, parameters(SMALL, torch.float16), strict=True))
 
 
 def test_asked_for_and_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,12 +222,36 @@ def test_deep_copies_have_tables_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("cls", "options", "reason"),
     [
-        (A.Automagic_CameAMP, {"master_weight_bits": 24}, "master_weight_bits=24"),
-        (A.Automagic_CameAMP8bit, {"state_code": "softsign4", "blocksize": 64}, "the code of this state"),
+        (A.Automagic_CameAMP, {"came": False}, "came=False"),
+        (A.Automagic_CameAMP, {"use_agr": True}, "use_agr=True"),
+        (A.Automagic_CameAMP, {"use_orthograd": True}, "use_orthograd=True"),
+        (A.Automagic_CameAMP, {"tam_granularity": "row"}, "tam_granularity='row'"),
+        (A.Automagic_CameAMP, {"lr_level": "distance"}, "lr_level='distance'"),
+        (A.Automagic_CameAMP, {"lr_mask_rule": "additive"}, "lr_mask_rule='additive'"),
+        (A.Automagic_CameAMP, {"lr_mask_granularity": "group"}, "lr_mask_granularity='group'"),
+        (A.Automagic_CameAMP_Improved, {"factored": False}, "factored=False with background_regularization"),
+        (
+            A.Automagic_CameAMP_Improved_8Bit,
+            {"percentile_clipping": 90, "optim_bits": 32},
+            "percentile_clipping",
+        ),
+        (
+            A.Automagic_CameAMP_Improved_8Bit,
+            {"block_wise": False, "min_8bit_size": 0, "sync_frequency": 100},
+            "blocks of 5040 elements",
+        ),
+        (
+            A.Automagic_CameAMP_8Bit,
+            {"quantization_strategy": By({(70, 72): 48}), "lora_rank_penalty": False},
+            "blocks of 48 elements",
+        ),
     ],
 )
-def test_what_no_kernel_knows_is_the_references(cls: type, options: dict[str, Any], reason: str) -> None:
-    shapes, results = [(70, 20)], []
+def test_what_no_kernel_knows_runs_on_the_reference(cls: type, options: dict[str, Any], reason: str) -> None:
+    page = (Path(__file__).parents[2] / "docs/gpu.md").read_text()
+    section = page.split("## What the reference runs instead")[1].split("## ")[0]
+    assert reason.split("=")[0].split(" of ")[0] in section, "the page does not name it"
+    shapes, results = [(70, 72)], []
     for engine in ("triton", "reference"):
         fused._SAID.clear()
         with warnings.catch_warnings(record=True) as said:

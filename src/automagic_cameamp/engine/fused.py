@@ -8,6 +8,7 @@ and anything that moved builds them anew. Nothing here waits for the device.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import struct
 import warnings
@@ -19,12 +20,11 @@ import torch
 from torch import Tensor
 
 from ..recipes import _fused
-from ..storage import CORRECTION
 from ..types import Layout
 from ..validate import callers_depth, fail
 from . import memory
 from .buckets import Chunk
-from .fused_tables import KINDS, Code, Member, Tables, code_of, code_tables
+from .fused_tables import KINDS, Code, Member, Tables, code_of, code_tables, span
 
 Plan = list[tuple[dict[str, Any], Chunk]]
 LIMIT = 2**31 - 2**16  # elements of a tensor: places are 32-bit numbers
@@ -79,16 +79,31 @@ def prepare(optimizer: Any) -> Whole | None:
 
     Raises:
         RuntimeError: a gradient scaler left its factor to the optimizer, and other backends, which
-            know no factor, have a part in this step. Nothing was changed then.
+            know no factor, have a part in this step that cannot be unscaled for them. Nothing was
+            changed then.
     """
     whole = _prepare(optimizer)
-    scaled = getattr(optimizer, "grad_scale", None) is not None
-    if (scaled or getattr(optimizer, "found_inf", None) is not None) and (whole is None or whole.rest):
+    scale, found = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+    if scale is not None or found is not None:
+        _unscale_rest(optimizer, list(optimizer._chunks()) if whole is None else whole.rest, scale, found)
+    return whole
+
+
+def _unscale_rest(optimizer: Any, rest: Plan, scale: Tensor | None, found: Tensor | None) -> None:
+    """Do for gradients of the reference what the kernels do inside; a bad step is one of NaN."""
+    grads = [p.grad for _, chunk in rest for p in chunk.params if p.grad is not None]
+    # fp16 would lose what the factor is there to keep.
+    known = all(g.dtype != torch.float16 for g in grads) and all(chunk.shard is None for _, chunk in rest)
+    if grads and (not known or _device_of(optimizer) is None):
         raise RuntimeError(
             "the gradient scaler left grad_scale and found_inf to the optimizer, but the Triton engine does "
             "not update all of the model: remove _step_supports_amp_scaling from the optimizer."
         )
-    return whole
+    for g in grads:
+        if scale is not None:
+            g.div_(scale.to(g.device, non_blocking=True))
+        if found is not None:
+            g.masked_fill_(found.to(g.device, non_blocking=True) != 0, math.nan)
 
 
 def _prepare(optimizer: Any) -> Whole | None:
@@ -199,21 +214,20 @@ class Whole:
             return "sharded parameters"
         if self.mixed:
             return "a model on several devices"
-        if any(spec.name == CORRECTION.name for spec, _ in fields):
-            return "master_weight_bits=24"
         why = _fused.unsupported(optimizer.recipe, hp, chunk.layout)
         if why is not None:
             return why
         if chunk.layout.numel > LIMIT:
             return f"tensors of more than {LIMIT} elements"
-        code = code_of(fields)
-        if code is None:
+        held = code_of(fields)
+        if held is None:
             return "the code of this state"
+        code, block = held
         if code.number:
             if self.code is not None and code != self.code:
-                return "states of several codes or block sizes"
-            if not 32 <= code.block <= 4096:
-                return f"blocks of {code.block} elements"
+                return "states of several codes"
+            if span(block, chunk.layout.numel) is None:
+                return f"blocks of {min(block, chunk.layout.numel)} elements"
             self.code = code
         if isinstance(hp.lr, Tensor) and hp.lr.dtype not in (torch.float32, torch.float64):
             return f"a learning rate of type {hp.lr.dtype}"

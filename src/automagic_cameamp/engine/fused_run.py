@@ -12,7 +12,7 @@ from ..control import signals
 from ..kernels import columns, launch
 from ..recipes import _fused, contextual, improved
 from .execute import Field
-from .fused_tables import KINDS, Tables, code_tables, slabs_of
+from .fused_tables import KINDS, Tables, code_tables, slabs_of, tiling
 
 if TYPE_CHECKING:
     from .fused import Whole
@@ -32,7 +32,7 @@ class Runner:
         self.launch = launch.Launcher()
         recipe, members = optimizer.recipe, whole.members
         self.code = whole.code
-        block = self.code.block if self.code is not None else 256
+        unit, doublings = tiling(members)
         tables = Tables(
             members,
             recipe,
@@ -40,12 +40,12 @@ class Runner:
             COLUMN,
             launch.BAND,
             launch.CHUNK,
-            launch.FLAT,
-            block,
+            launch.flat_tile(unit, doublings),
+            unit,
             launch.PIECE[1],
         )
         self.gradient_kinds = sorted({KINDS[m.p.grad.dtype] for m in members})  # type: ignore[union-attr]
-        self.flags = self._flags(recipe, members, tables, optimizer, block)
+        self.flags = self._flags(recipe, members, tables, optimizer, doublings)
         self.one = torch.ones(1, device=self.device)
         self.scale = self.found = self.factor = self.one
         self.last: list[int] = []
@@ -54,7 +54,7 @@ class Runner:
         self.watch = None if optimizer.controller is None else self._watch(optimizer.controller, members)
 
     def _flags(
-        self, recipe: Any, members: list[Any], tables: Tables, optimizer: Any, block: int
+        self, recipe: Any, members: list[Any], tables: Tables, optimizer: Any, doublings: int
     ) -> launch.Flags:
         kinds = {KINDS[m.p.dtype] for m in members}
         code = self.code
@@ -80,7 +80,9 @@ class Runner:
             HALF=tables.half,
             SPD=recipe is improved and any(hp.use_spd and hp.weight_decay > 0 for hp in hypers),
             HAS_FOUND=False,
-            BLOCK=block,
+            REST=tables.rest,
+            UNIT=tables.unit,
+            DOUBLINGS=doublings,
         )
 
     def _buffers(self, recipe: Any, members: list[Any], tables: Tables, optimizer: Any) -> launch.Buffers:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..recipes import _fused
-from ..storage import Affine8, Dynamic8, ErrorCorrected, Log8, Softsign8, Unit4
+from ..storage import CORRECTION, Affine8, Dynamic8, ErrorCorrected, Log8, Softsign4, Softsign8, Unit4
 from ..storage.blocks import block_of
 from ..storage.dynamic8 import _tables as dynamic_tables
 from .buckets import Chunk
@@ -17,10 +17,12 @@ from .execute import Field
 from .rounding import parameter_key
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-CODES = {Dynamic8: 1, Softsign8: 2, Affine8: 3}
+CODES = {Dynamic8: 1, Softsign8: 2, Affine8: 3, Softsign4: 4}
 # Rows of a band: enough bands to fill a device, few enough that their partial sums stay small.
 LEAST_ROWS, MOST_ROWS, WANTED_BANDS = 64, 512, 512
 VECTOR_ROW = 1024  # a vector is seen as rows of this length
+# Elements that share a scale: a flat tile holds them all. USUAL: rows of a tile where no block matters.
+LEAST_BLOCK, USUAL_BLOCK, MOST_BLOCK = 32, 256, 4096
 
 # Address column of a field and of its scale; the name of a field -> (value, scale, salt).
 PLACES = {
@@ -41,6 +43,7 @@ PLACES = {
     "lowrank_basis": ("BASIS", None, None),
     "lowrank_tail": ("BASIS", None, None),
     "lowrank_rate": ("OWED", None, None),
+    CORRECTION.name: ("REST", None, None),
 }
 
 
@@ -57,26 +60,44 @@ class Member(NamedTuple):
 
 
 class Code(NamedTuple):
-    """Code of the momentum: number, bits of error correction, elements per scale (0: not coded)."""
+    """Code of the momentum: number (0: not coded), bits of error correction."""
 
     number: int
     error: int
-    block: int
 
 
-def code_of(fields: list[Field]) -> Code | None:
-    """Code of a parameter's momentum, or None where no kernel knows one of its codecs."""
-    found = Code(0, 0, 0)
+def code_of(fields: list[Field]) -> tuple[Code, int] | None:
+    """Code of a parameter's momentum and elements per scale, or None where no kernel knows a codec."""
+    found = Code(0, 0), 0
     for spec, codec in fields:
         inner, error = (codec.code, codec.bits) if isinstance(codec, ErrorCorrected) else (codec, 0)
         if spec.name == "exp_avg" and codec is not None:
             number = CODES.get(type(inner))
             if number is None:
                 return None
-            found = Code(number, error, inner.block_size)  # type: ignore[union-attr]
+            found = Code(number, error), inner.block_size  # type: ignore[union-attr]
         elif spec.name not in (*PLACES, "exp_avg") and not spec.name.startswith("momentum_scale_"):
             return None
     return found
+
+
+def span(block: int, numel: int) -> int | None:
+    """Elements of a tensor under one scale, up to a power of two; None: more or less than a tile can hold."""
+    if block >= numel:
+        block = max(LEAST_BLOCK, 1 << (numel - 1).bit_length())
+    return block if LEAST_BLOCK <= block <= MOST_BLOCK and block & (block - 1) == 0 else None
+
+
+def tiling(members: list[Member]) -> tuple[int, int]:
+    """Elements in a row of a flat tile, and how often they double up to the largest block of all members."""
+    cut, spans = [], []
+    for member in members:
+        code, numel = code_of(member.fields), member.chunk.layout.numel
+        if code is not None and code[0].number:
+            spans.append(span(code[1], numel) or MOST_BLOCK)
+            cut += [code[1]] if code[1] < numel else []
+    unit = min(cut, default=USUAL_BLOCK)
+    return unit, max(0, (max([unit, *spans]) // unit).bit_length() - 1)
 
 
 class Tables:
@@ -89,7 +110,7 @@ class Tables:
         band: rows and columns of a tile of the banded passes.
         chunk: elements of a column chunk.
         flat: elements of a flat tile.
-        block: elements per scale of coded tensors.
+        unit: elements in a row of it.
         piece: length of a piece of a projection.
     """
 
@@ -102,7 +123,7 @@ class Tables:
         band: tuple[int, int],
         chunk: int,
         flat: int,
-        block: int,
+        unit: int,
         piece: int,
     ) -> None:
         self.tab = np.zeros((len(members), column["WIDTH"]), np.int64)
@@ -112,15 +133,15 @@ class Tables:
         self.scales: list[int] = []
         self.pieces: list[tuple[int, int, int, int]] = []
         self.rows = self.cols = self.part = self.matrices = self.ranks = 0
-        self.half = self.log = False
-        blocks = max(1, flat // block)
+        self.half = self.log = self.rest = False
+        self.unit = unit
         total = sum(member.chunk.layout.numel for member in members)
         for t, member in enumerate(members):
             self._addresses(t, member, column, seed)
             self._sizes(t, member, recipe, column, total, band[0], chunk)
             self._projection(t, member, column, piece)
-            first, count = len(self.flat), -(-member.chunk.layout.numel // (blocks * block))
-            self.flat += [(t, i * blocks) for i in range(count)]
+            first, count = len(self.flat), -(-member.chunk.layout.numel // flat)
+            self.flat += [(t, i * (flat // unit)) for i in range(count)]
             self.tab[t, column["T_FLAT"]], self.tab[t, column["T_FLATS"]] = first, count
 
     def _addresses(self, t: int, member: Member, column: dict[str, int], seed: int) -> None:
@@ -130,7 +151,7 @@ class Tables:
         row[column["T_G_KIND"]] = KINDS[member.p.grad.dtype]  # type: ignore[union-attr]
         row[column["T_INDEX"]], row[column["T_GROUP"]] = member.index, member.group
         row[column["T_KEY"]] = parameter_key(seed, member.index)
-        row[column["T_BLOCK"]] = 1
+        row[column["T_BLOCK"]] = row[column["T_SHARE"]] = 1
         row[column["T_SCALE_AT"]] = len(self.scales)
         for number, (spec, codec) in enumerate(member.fields):
             if spec.name == "exp_avg" or spec.name.startswith("momentum_scale_"):
@@ -138,8 +159,9 @@ class Tables:
                 held = [state[name].data_ptr() if name in state else 0 for name in planes]
                 value, scale = held[1] or held[0], held[2]
                 if spec.name != "exp_avg":
-                    self.scales += [value, scale]
+                    self.scales += [value, scale, number + 1]  # salts as in execute._scatter
                     continue
+                row[column["T_SALT_M"]] = number + 1
                 for name, address in zip(
                     ("M", "M_SCALE", "M_ZERO", "M_ERROR"), (value, *held[2:]), strict=True
                 ):
@@ -147,7 +169,9 @@ class Tables:
                 if codec is not None:
                     inner = codec.code if isinstance(codec, ErrorCorrected) else codec
                     row[column["T_CODED"]] = 1
-                    row[column["T_BLOCK"]] = block_of(layout, inner.block_size)  # type: ignore[union-attr]
+                    block = inner.block_size  # type: ignore[union-attr]
+                    row[column["T_BLOCK"]] = block_of(layout, block)
+                    row[column["T_SHARE"]] = max(1, (span(block, layout.numel) or 0) // self.unit)
                 continue
             value, scale, salt = PLACES[spec.name]
             coded = f"{spec.name}_q"
@@ -157,7 +181,8 @@ class Tables:
                 self.log |= isinstance(codec, Log8)
                 self.half |= not isinstance(codec, Log8)
             if salt is not None:
-                row[column[f"T_{salt}"]] = number + 1  # as execute._scatter numbers the fields
+                row[column[f"T_{salt}"]] = number + 1
+            self.rest |= spec.name == CORRECTION.name
             assert codec is None or isinstance(codec, Unit4) or scale is not None
 
     def _sizes(

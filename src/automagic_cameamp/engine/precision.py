@@ -20,10 +20,13 @@ class ScalerAdvice:
 
     param_groups: list[dict[str, Any]]
     _advised: bool = False
+    _unscales: bool = False
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """What GradScaler asks before it unscales. Always absent; the question is the moment to warn."""
+        """What GradScaler asks before it unscales: absent unless it was set; the moment to warn."""
+        if self._unscales:
+            return True
         grads = (p.grad for group in self.param_groups for p in group["params"])
         if not self._advised and any(g is not None and g.dtype == torch.float16 for g in grads):
             self._advised = True
@@ -35,6 +38,14 @@ class ScalerAdvice:
                 stacklevel=callers_depth(),
             )
         raise AttributeError("_step_supports_amp_scaling")
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        self._unscales = bool(value)
+
+    @_step_supports_amp_scaling.deleter
+    def _step_supports_amp_scaling(self) -> None:
+        self._unscales = False
 
 
 def accumulate_in_fp32(model: nn.Module | Iterable[Tensor]) -> list[Tensor]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .codes import load_mean, store_mean, store_moment, store_nibbles
 from .columns import (
-    BF16,
-    F16,
-    F32,
     H_MASK,
     H_SPD,
     HYPER,
     NUMBERS,
+    SOFTSIGN4,
     T_BLOCK,
     T_CODED,
     T_EDGE,
@@ -33,10 +32,13 @@ from .columns import (
     T_NUMEL,
     T_P,
     T_P_KIND,
+    T_REST,
     T_S,
     T_S_SCALE,
     T_SALT_EDGE,
+    T_SALT_M,
     T_SCALE_AT,
+    T_SHARE,
     T_SIGNS,
     T_V,
     T_V_SCALE,
@@ -46,22 +48,10 @@ from .columns import (
     Z_PP,
     Z_PULL,
 )
-from .device import (
-    bf16_bits,
-    lerp,
-    load_mean,
-    random_bits,
-    round_to_grid,
-    store_mean,
-    store_moment,
-    store_nibbles,
-    to_f16,
-)
-from .element import (
-    COUNTER_OFFSET,
-    times,
-)
+from .device import lerp, random_bits, round_to_grid
+from .element import COUNTER_OFFSET, times
 from .first import total_of
+from .master import store_weights
 from .weights import new_weights
 
 
@@ -72,6 +62,7 @@ def lengths(
     P_KIND: tl.constexpr, G_KIND: tl.constexpr, CODE: tl.constexpr, ERROR: tl.constexpr,
     LOG: tl.constexpr, SCALED: tl.constexpr, PICTURE: tl.constexpr, ROW_MASK: tl.constexpr,
     IMPROVED: tl.constexpr, MULTIPLIED: tl.constexpr, NS: tl.constexpr, RANKED: tl.constexpr,
+    REST: tl.constexpr,
     NB: tl.constexpr, QB: tl.constexpr,
 ):  # fmt: skip
     """Sum of the squared weights after the step, per flat tile."""
@@ -91,6 +82,7 @@ def lengths(
             tab, hyp, z, t, group, now, early, warm, weight, decay, tl.load(DYN + t), at, mask,
             MAP, TABLE, ROWS, COLS, MEANS, MEAN, FACTOR, LR, SCALE, SCALES, WEIGHTS, RANKS,
             P_KIND, G_KIND, CODE, ERROR, LOG, SCALED, PICTURE, ROW_MASK, IMPROVED, MULTIPLIED, NS, RANKED,
+            REST,
         )  # fmt: skip
         total = tl.sum(tl.sum(tl.where(mask, result * result, 0.0), 1), 0)
     tl.store(NEW + tile, total)
@@ -114,33 +106,15 @@ def pull(TAB, HYP, NEW, Z, N: tl.constexpr):
 
 
 @triton.jit
-def store_weights(p, kind, x, bits, at, mask, P_KIND: tl.constexpr, RANDOM: tl.constexpr):
-    """Weights in their own type, rounded stochastically where that is asked for."""
-    if (P_KIND == F32) or (P_KIND == BF16) or (P_KIND == F16):
-        if P_KIND == F32:
-            tl.store(p.to(tl.pointer_type(tl.float32)) + at, x, mask=mask)
-        elif P_KIND == BF16:
-            tl.store(p.to(tl.pointer_type(tl.int16)) + at, bf16_bits(x, bits, RANDOM), mask=mask)
-        else:
-            tl.store(p.to(tl.pointer_type(tl.float16)) + at, to_f16(x, bits, RANDOM), mask=mask)
-    else:
-        if kind == F32:
-            tl.store(p.to(tl.pointer_type(tl.float32)) + at, x, mask=mask)
-        elif kind == BF16:
-            tl.store(p.to(tl.pointer_type(tl.int16)) + at, bf16_bits(x, bits, RANDOM), mask=mask)
-        else:
-            tl.store(p.to(tl.pointer_type(tl.float16)) + at, to_f16(x, bits, RANDOM), mask=mask)
-
-
-@triton.jit
 def write(
     TAB, HYP, DYN, FLAT, MAP, BASE, BOUND, TABLE, ROWS, COLS, Z, MEANS, MEAN, FACTOR, LR, SCALE,
     SCALES, WEIGHTS, RANKS,
     P_KIND: tl.constexpr, G_KIND: tl.constexpr, CODE: tl.constexpr, ERROR: tl.constexpr,
     LOG: tl.constexpr, SCALED: tl.constexpr, PICTURE: tl.constexpr, ROW_MASK: tl.constexpr,
     IMPROVED: tl.constexpr, MULTIPLIED: tl.constexpr, NS: tl.constexpr, RANKED: tl.constexpr,
+    REST: tl.constexpr,
     RANDOM: tl.constexpr,
-    NB: tl.constexpr, QB: tl.constexpr,
+    NB: tl.constexpr, QB: tl.constexpr, DOUBLINGS: tl.constexpr,
 ):  # fmt: skip
     """Weights and full-size state; nothing where the gradient was not usable."""
     tile = tl.program_id(0)
@@ -156,11 +130,13 @@ def write(
         at = places[:, None] * QB + tl.arange(0, QB)[None, :]
         numel = tl.load(tab + T_NUMEL).to(tl.int32)
         mask = at < numel
-        whole = places * QB < numel
+        share = tl.load(tab + T_SHARE).to(tl.int32)
+        whole = (places * QB < numel) & (places % share == 0)
         w, result, u, own, v, s, counter, last, history = new_weights(
             tab, hyp, z, t, group, now, early, warm, weight, decay, tl.load(DYN + t), at, mask,
             MAP, TABLE, ROWS, COLS, MEANS, MEAN, FACTOR, LR, SCALE, SCALES, WEIGHTS, RANKS,
             P_KIND, G_KIND, CODE, ERROR, LOG, SCALED, PICTURE, ROW_MASK, IMPROVED, MULTIPLIED, NS, RANKED,
+            REST,
         )  # fmt: skip
         if IMPROVED:
             result = result * (1.0 - tl.load(z + Z_PULL))
@@ -169,24 +145,33 @@ def write(
         if NS > 0:
             more = SCALES + tl.load(tab + T_SCALE_AT)
             for i in tl.static_range(NS):
-                p, q = tl.load(more + 2 * i), tl.load(more + 2 * i + 1)
+                p, q = tl.load(more + 3 * i), tl.load(more + 3 * i + 1)
                 mean = load_mean(p, q, 0, 0, at, block, coded, mask, MAP, CODE, 0)
                 mean = lerp(mean, u, tl.load(WEIGHTS + group * 2 * NS + 2 * i))
                 tl.debug_barrier()  # all scales of the block have been read
+                bits = at
+                if CODE == SOFTSIGN4:
+                    bits = random_bits(key, tl.load(more + 3 * i + 2).to(tl.int32), now, at)
                 store_mean(
-                    p, q, q, q, mean, at, places, coded, mask, whole, MAP, BASE, BOUND, CODE, 0, NB, QB
-                )
+                    p, q, q, q, mean, at, places, share, coded, mask, whole, bits,
+                    MAP, BASE, BOUND, CODE, 0, NB, QB, DOUBLINGS,
+                )  # fmt: skip
         scales, zeros = tl.load(tab + T_M_SCALE), tl.load(tab + T_M_ZERO)
         errors = tl.load(tab + T_M_ERROR)
         tl.debug_barrier()  # all scales, bits and neighbours of the tile have been read
+        bits = at
+        if CODE == SOFTSIGN4:
+            bits = random_bits(key, tl.load(tab + T_SALT_M).to(tl.int32), now, at)
         store_mean(
-            tl.load(tab + T_M), scales, zeros, errors, own, at, places, coded, mask, whole,
-            MAP, BASE, BOUND, CODE, ERROR, NB, QB,
+            tl.load(tab + T_M), scales, zeros, errors, own, at, places, share, coded, mask, whole, bits,
+            MAP, BASE, BOUND, CODE, ERROR, NB, QB, DOUBLINGS,
         )  # fmt: skip
         if tl.load(tab + T_FACTORED) == 0:
-            store_moment(tl.load(tab + T_V), tl.load(tab + T_V_SCALE), v, at, places, mask, whole, LOG)
+            p, q = tl.load(tab + T_V), tl.load(tab + T_V_SCALE)
+            store_moment(p, q, v, at, places, share, mask, whole, LOG, NB, DOUBLINGS)
             if tl.load(tab + T_S) != 0:
-                store_moment(tl.load(tab + T_S), tl.load(tab + T_S_SCALE), s, at, places, mask, whole, LOG)
+                p, q = tl.load(tab + T_S), tl.load(tab + T_S_SCALE)
+                store_moment(p, q, s, at, places, share, mask, whole, LOG, NB, DOUBLINGS)
         if warm:
             mode = tl.load(hyp + H_MASK)
             if mode == 1:
@@ -195,7 +180,7 @@ def write(
                     tl.load(tab + T_MASK).to(tl.pointer_type(tl.uint8)) + at, word.to(tl.uint8), mask=mask
                 )
             if ROW_MASK:
-                if mode == 2:
+                if mode >= 2:
                     bit = tl.where(mask & (last < 0), 1, 0) << (at % 8)
                     byte = tl.sum(tl.reshape(bit, [NB, QB // 8, 8]), 2)
                     spot = places[:, None] * (QB // 8) + tl.arange(0, QB // 8)[None, :]
@@ -216,4 +201,7 @@ def write(
         bits = at
         if RANDOM:
             bits = random_bits(key, 0, now, at)
-        store_weights(tl.load(tab + T_P), tl.load(tab + T_P_KIND), result, bits, at, mask, P_KIND, RANDOM)
+        store_weights(
+            tl.load(tab + T_P), tl.load(tab + T_REST), tl.load(tab + T_P_KIND), result, bits, at, mask,
+            P_KIND, RANDOM, REST,
+        )  # fmt: skip

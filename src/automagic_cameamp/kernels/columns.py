@@ -38,6 +38,7 @@ T_SPACE = tl.constexpr(24)
 T_SPACE_SCALE = tl.constexpr(25)
 T_BASIS = tl.constexpr(26)
 T_OWED = tl.constexpr(27)
+T_REST = tl.constexpr(28)  # what 16-bit weights lose, where it is kept
 # ---- tensors: sizes and flags
 T_BATCH = tl.constexpr(29)
 T_ROWS = tl.constexpr(30)
@@ -78,6 +79,8 @@ T_MEANS = tl.constexpr(64)  # first matrix
 T_PIECE = tl.constexpr(65)  # first piece of the projection, pieces of one matrix
 T_PIECES = tl.constexpr(66)
 T_TAIL = tl.constexpr(67)  # the basis is that of the directions that are not kept
+T_SHARE = tl.constexpr(68)  # rows of a flat tile that share a scale
+T_SALT_M = tl.constexpr(69)
 WIDTH = tl.constexpr(72)
 
 # ---- groups
@@ -102,7 +105,7 @@ H_TAM = tl.constexpr(17)
 H_GRAMS = tl.constexpr(18)
 H_CAUTIOUS = tl.constexpr(19)
 H_SPD = tl.constexpr(20)
-H_MASK = tl.constexpr(21)  # 0 none, 1 element, 2 row
+H_MASK = tl.constexpr(21)  # 0 none, 1 element, 2 row, 3 tensor
 H_LOW = tl.constexpr(22)
 H_HIGH = tl.constexpr(23)
 H_HARD = tl.constexpr(24)  # min_lr where it is hard, else 0
@@ -195,3 +198,4 @@ ANY = tl.constexpr(3)
 DYNAMIC = tl.constexpr(1)
 SOFTSIGN = tl.constexpr(2)
 AFFINE = tl.constexpr(3)
+SOFTSIGN4 = tl.constexpr(4)

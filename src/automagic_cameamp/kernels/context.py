@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .codes import load_moment
 from .columns import (
     A_R,
     B_C,
@@ -37,7 +38,7 @@ from .columns import (
     Z_OK,
     Z_SQUARE,
 )
-from .device import lerp, load_moment, only
+from .device import lerp, only
 from .element import rate_of, scaled_gradient
 from .second import update_of
 

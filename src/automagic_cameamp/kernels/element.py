@@ -5,11 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .codes import load_mean
 from .columns import (
     H_BETA1,
     H_BOOST,
+    H_CAUTIOUS,
     H_EMPHASIS,
     H_FLOOR,
+    H_GRAMS,
     H_HARD,
     H_HIGH,
     H_LOG_DECAY,
@@ -24,7 +27,7 @@ from .columns import (
     T_WIDE,
     Z_LEAN,
 )
-from .device import from_bf16, lerp, load_mean, load_number, scalar
+from .device import from_bf16, lerp, load_number, only, scalar
 
 COUNTER_LOW = tl.constexpr(-84)  # techniques.GEOMETRIC; a test compares
 COUNTER_HIGH = tl.constexpr(42)
@@ -202,7 +205,7 @@ def mixture(
     """``multiscale``: the momentum over all lengths, its further means moved on first."""
     m = own * own_weight + u * now
     for i in tl.static_range(NS):
-        p, q = tl.load(scales + 2 * i), tl.load(scales + 2 * i + 1)
+        p, q = tl.load(scales + 3 * i), tl.load(scales + 3 * i + 1)
         mean = load_mean(p, q, 0, 0, at, block, coded, mask, MAP, CODE, 0)
         m += lerp(mean, u, tl.load(weights + 2 * i)) * tl.load(weights + 2 * i + 1)
     return m
@@ -218,6 +221,19 @@ def disagrees(out, g):
 def agrees(out, g):
     """Whether an update and a gradient have the same sign (neither is 0)."""
     return ((out > 0) & (g > 0)) | ((out < 0) & (g < 0))
+
+
+@triton.jit
+def turned(out, raw, hyp, early, decay, IMPROVED: tl.constexpr):
+    """Factor of Grams or Cautious, without Cautious' division by the mean of its mask."""
+    grams = tl.load(hyp + H_GRAMS) != 0
+    against = disagrees(out, raw)
+    if IMPROVED:
+        late = tl.where(tl.load(hyp + H_CAUTIOUS) != 0, tl.where(agrees(out, raw), 1.0, 0.0), 1.0)
+        factor = tl.where(early, tl.where(only(against, grams), -1.0, 1.0), late)
+    else:
+        factor = tl.where(only(against, grams), 1.0 - 2.0 * decay, 1.0)
+    return factor
 
 
 @triton.jit

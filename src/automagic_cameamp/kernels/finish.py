@@ -135,7 +135,8 @@ def small_state(
         total = total_of(X, tile, tiles, X_MU, TILE_SUMS, N) * tl.load(MEAN)
         tl.store(sums.to(tl.pointer_type(tl.float32)), total, mask=good & warm)
     if ROW_MASK:
-        if (tl.load(hyp + H_MASK) == 2) & (tl.load(tab + T_MATRIX) == 0):
+        mode = tl.load(hyp + H_MASK)
+        if (mode == 3) | ((mode == 2) & (tl.load(tab + T_MATRIX) == 0)):
             words = tl.load(tab + T_MASK)
             live = warm & (now > 1.0)
             factor = boost(hyp, tl.load(z + Z_GP), early)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .codes import load_mean, load_moment
 from .columns import (
     A_GAIN,
     A_R,
@@ -52,6 +53,7 @@ from .columns import (
     T_R,
     T_R_SCALE,
     T_RANK,
+    T_REST,
     T_ROW_AT,
     T_ROWS,
     T_SIGNS,
@@ -87,8 +89,9 @@ from .columns import (
     Z_SQUARE,
     Z_VOTE,
 )
-from .device import lerp, load_mean, load_moment, load_number, load_vector, scalar
+from .device import lerp, load_vector, scalar
 from .element import look, moved, times
+from .master import load_weights
 
 
 @triton.jit
@@ -103,6 +106,7 @@ def moments(
     X,
     SCALE,
     P_KIND: tl.constexpr,
+    REST: tl.constexpr,
     G_KIND: tl.constexpr,
     CODE: tl.constexpr,
     ERROR: tl.constexpr,
@@ -121,6 +125,7 @@ def moments(
     hyp = HYP + tl.load(tab + T_GROUP) * HYPER
     p, g, mean = tl.load(tab + T_P), tl.load(DYN + t), tl.load(tab + T_M)
     p_kind, g_kind = tl.load(tab + T_P_KIND), tl.load(tab + T_G_KIND)
+    rest = tl.load(tab + T_REST)
     m, n = tl.load(tab + T_ROWS).to(tl.int32), tl.load(tab + T_COLS).to(tl.int32)
     numel = tl.load(tab + T_NUMEL).to(tl.int32)
     block, coded = tl.load(tab + T_BLOCK).to(tl.int32), tl.load(tab + T_CODED)
@@ -135,7 +140,7 @@ def moments(
     part = PART + tl.load(tab + T_PART_AT) + (tile - tl.load(tab + T_TILE)) * PARTIALS * n
     now, early, warm, weight, decay = times(tab, hyp, 0)
     live = warm & (now > 1.0)
-    votes = (tl.load(hyp + H_MASK) == 2) & live
+    votes = (tl.load(hyp + H_MASK) >= 2) & live
     signs = tl.load(tab + T_SIGNS)
     allora = (tl.load(hyp + H_ALLORA) != 0) & (tl.load(tab + T_MATRIX) != 0)
 
@@ -154,7 +159,7 @@ def moments(
             at = base[:, None] + col[None, :]
             mask = inside[:, None] & (col < n)[None, :] & (at < numel)
             raw, x, edge = look(g, at, mask, g_kind, SCALE, height, width, penalty, G_KIND, SCALED, PICTURE)
-            w = load_number(p, at, mask, p_kind, P_KIND)
+            w = load_weights(p, rest, at, mask, p_kind, P_KIND, REST)
             square += tl.sum(x * x, 1)
             norm += tl.sum(w * w, 1)
             total_abs += tl.sum(tl.sum(tl.abs(raw), 1), 0)

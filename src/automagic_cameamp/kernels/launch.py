@@ -25,6 +25,11 @@ BUCKET = 512
 SLICES = 64
 
 
+def flat_tile(unit: int, doublings: int) -> int:
+    """Elements of a flat tile: whole blocks, of up to ``unit << doublings`` elements."""
+    return max(FLAT, unit << doublings)
+
+
 class Flags(NamedTuple):
     """What some tensor of the model needs; compiled into the kernels. Fields as their parameters."""
 
@@ -44,7 +49,9 @@ class Flags(NamedTuple):
     HALF: bool
     SPD: bool
     HAS_FOUND: bool
-    BLOCK: int
+    REST: bool
+    UNIT: int
+    DOUBLINGS: int
 
     def only(self, *names: str) -> dict[str, Any]:
         """Some of them, by name."""
@@ -135,7 +142,7 @@ def passes(
     """
     rows, cols = BAND
     bands = {"BR": rows, "BC": cols}
-    flat = {"NB": max(1, FLAT // f.BLOCK), "QB": f.BLOCK}
+    flat = {"NB": flat_tile(f.UNIT, f.DOUBLINGS) // f.UNIT, "QB": f.UNIT}
     tiles, chunks = len(b.tiles), len(b.chunks)
     common = f.only("G_KIND", "CODE", "ERROR", "LOG", "SCALED", "PICTURE", "ROW_MASK")
     launch(
@@ -143,7 +150,7 @@ def passes(
         tiles,
         *(b.tab, b.hyper, b.dynamic, b.tiles, b.code_map, b.rows, b.part, b.tile_sums, scale),
         **common,
-        **f.only("P_KIND"),
+        **f.only("P_KIND", "REST"),
         **bands,
     )
     launch(
@@ -196,7 +203,7 @@ def passes(
     )
     planes = (b.mask_table, b.rows, b.cols, b.numbers, b.means, b.mask_mean, factor, b.lr, scale)
     planes = (*planes, b.scales, b.weights, b.ranks)
-    each = {**common, **f.only("P_KIND", "IMPROVED", "MULTIPLIED", "NS", "RANKED"), **flat}
+    each = {**common, **f.only("P_KIND", "IMPROVED", "MULTIPLIED", "NS", "RANKED", "REST"), **flat}
     head = (b.tab, b.hyper, b.dynamic, b.flat, b.code_map)
     if f.SPD:
         launch(apply.lengths, len(b.flat), *head, *planes, b.new, **each)
@@ -212,7 +219,7 @@ def passes(
             N=BUCKET,
         )
     codes = (b.code_base, b.code_bound)
-    launch(apply.write, len(b.flat), *head, *codes, *planes, **each, **f.only("RANDOM"))
+    launch(apply.write, len(b.flat), *head, *codes, *planes, **each, **f.only("RANDOM", "DOUBLINGS"))
 
 
 def observe(

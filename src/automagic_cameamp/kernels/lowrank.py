@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .codes import load_mean
 from .columns import (
     A_R,
     B_C,
@@ -46,7 +47,6 @@ from .columns import (
     Z_MM,
     Z_OK,
 )
-from .device import load_mean
 from .element import direction, emphasised, look, times
 from .first import torque, total_of
 from .second import update_of

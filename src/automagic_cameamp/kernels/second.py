@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .codes import load_mean, load_moment
 from .columns import (
     A_GAIN,
     A_R,
@@ -19,11 +20,9 @@ from .columns import (
     B_S,
     B_SPACE,
     CHUNK_SUMS,
-    H_CAUTIOUS,
     H_EPS0,
     H_EPS1,
     H_FREQUENCY,
-    H_GRAMS,
     H_MASK,
     H_NOW,
     H_OWN,
@@ -89,12 +88,10 @@ from .columns import (
     Z_OK,
     Z_VOTE,
 )
-from .device import lerp, load_mean, load_moment, load_vector, only
+from .device import lerp, load_vector, only
 from .element import (
-    agrees,
     boost,
     clamped,
-    disagrees,
     element_mask,
     leaning,
     look,
@@ -103,6 +100,7 @@ from .element import (
     rate_of,
     row_counter,
     times,
+    turned,
 )
 
 
@@ -110,19 +108,6 @@ from .element import (
 def update_of(x, row_factor, col_factor, clip):
     """Update of unit size, clipped (``factored_rsqrt``, ``rms_clip``)."""
     return ((x * row_factor) * col_factor) * clip
-
-
-@triton.jit
-def turned(out, raw, hyp, early, decay, IMPROVED: tl.constexpr):
-    """Factor of Grams or Cautious, without Cautious' division by the mean of its mask."""
-    grams = tl.load(hyp + H_GRAMS) != 0
-    against = disagrees(out, raw)
-    if IMPROVED:
-        late = tl.where(tl.load(hyp + H_CAUTIOUS) != 0, tl.where(agrees(out, raw), 1.0, 0.0), 1.0)
-        factor = tl.where(early, tl.where(only(against, grams), -1.0, 1.0), late)
-    else:
-        factor = tl.where(only(against, grams), 1.0 - 2.0 * decay, 1.0)
-    return factor
 
 
 @triton.jit
@@ -220,17 +205,18 @@ def surprise(
                 )
         mu_row = tl.full([BR], 1.0, tl.float32)
         if ROW_MASK:
-            if mode == 2:
-                place_of = tl.where(matrix, line, 0)
+            if mode >= 2:
+                by_row = matrix & (mode == 2)
+                place_of = tl.where(by_row, line, 0)
                 vote = tl.load(ROWS + row_at + A_RATE * lines + line, mask=inside, other=0.0)
-                vote = tl.where(matrix, vote, tl.load(z + Z_VOTE))
+                vote = tl.where(by_row, vote, tl.load(z + Z_VOTE))
                 counter = row_counter(words, place_of, inside, vote, live, factor)
                 mu_row = multiplier(TABLE, counter, MEAN)
                 tl.debug_barrier()  # several threads hold a row: all have read before one writes
                 tl.store(
                     words.to(tl.pointer_type(tl.int8)) + place_of,
                     counter.to(tl.int8),
-                    mask=only(inside, good & warm & matrix),
+                    mask=only(inside, good & warm & by_row),
                 )
         residual = tl.zeros([BR], tl.float32)
         u_sum, uu_sum = tl.zeros([BR], tl.float32), tl.zeros([BR], tl.float32)
@@ -252,7 +238,7 @@ def surprise(
                 u = update_of(x, tl.rsqrt(v), 1.0, clip)
             u = tl.where(mask, u, 0.0)
             new = lerp(old, u * damp, weight)
-            if NS > 0:
+            if MULTIPLIED:
                 new = mixture(new, u, more, weights, own, fresh, at, block, coded, mask, MAP, CODE, NS)
             new = tl.where(mask, new, 0.0)
             rest = (u - new) * (u - new)
@@ -313,7 +299,7 @@ def surprise(
                     u = leaning(u, tab, hyp, z, RANKS, k, row[:, None], col[None, :], m, n, mask)
                 u = tl.where(mask, u, 0.0)
                 new = lerp(old, u * damp, weight)
-                if NS > 0:
+                if MULTIPLIED:
                     new = mixture(new, u, more, weights, own, fresh, at, block, coded, mask, MAP, CODE, NS)
                 new = tl.where(mask, new, 0.0)
                 f = turned(new, raw, hyp, early, decay, IMPROVED)

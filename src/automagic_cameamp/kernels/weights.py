@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .codes import load_mean, load_moment, nibbles
 from .columns import (
     A_GAIN,
     A_R,
@@ -45,6 +46,7 @@ from .columns import (
     T_MEANS,
     T_P,
     T_P_KIND,
+    T_REST,
     T_ROW_AT,
     T_ROWS,
     T_S,
@@ -64,13 +66,7 @@ from .columns import (
     Z_GP,
     Z_SLOPE,
 )
-from .device import (
-    lerp,
-    load_f32,
-    load_mean,
-    load_moment,
-    load_number,
-)
+from .device import lerp, load_f32
 from .element import (
     boost,
     clamped,
@@ -81,8 +77,10 @@ from .element import (
     moved,
     multiplier,
     rate_of,
+    turned,
 )
-from .second import turned, update_of
+from .master import load_weights
+from .second import update_of
 
 
 @triton.jit
@@ -91,8 +89,7 @@ def edge_history(p, edge, scale, threshold, at, coded, mask):
     e = tl.div_rn(edge, edge + scale + 1e-38)
     hit = tl.where(e > threshold, e, 0.0)
     if coded != 0:
-        byte = tl.load(p.to(tl.pointer_type(tl.uint8)) + at // 2, mask=mask, other=0).to(tl.int32)
-        old = tl.div_rn(((byte >> ((at % 2) * 4)) & 15).to(tl.float32), 15.0)
+        old = tl.div_rn(nibbles(p, at, mask).to(tl.float32), 15.0)
     else:
         old = load_f32(p, at, mask)
     return lerp(old, hit, 0.1)
@@ -105,6 +102,7 @@ def new_weights(
     P_KIND: tl.constexpr, G_KIND: tl.constexpr, CODE: tl.constexpr, ERROR: tl.constexpr,
     LOG: tl.constexpr, SCALED: tl.constexpr, PICTURE: tl.constexpr, ROW_MASK: tl.constexpr,
     IMPROVED: tl.constexpr, MULTIPLIED: tl.constexpr, NS: tl.constexpr, RANKED: tl.constexpr,
+    REST: tl.constexpr,
 ):  # fmt: skip
     """Weights after the step, before any projection; and all that is stored with them."""
     mean = tl.load(tab + T_M)
@@ -128,7 +126,9 @@ def new_weights(
         mean, tl.load(tab + T_M_SCALE), tl.load(tab + T_M_ZERO), tl.load(tab + T_M_ERROR),
         at, block, coded, mask, MAP, CODE, ERROR,
     )  # fmt: skip
-    w = load_number(tl.load(tab + T_P), at, mask, tl.load(tab + T_P_KIND), P_KIND)
+    w = load_weights(
+        tl.load(tab + T_P), tl.load(tab + T_REST), at, mask, tl.load(tab + T_P_KIND), P_KIND, REST
+    )
     gain = tl.load(rows + A_GAIN * lines + line, mask=mask, other=1.0)
     if MULTIPLIED:
         gain = gain * tl.load(FACTOR)
@@ -148,7 +148,7 @@ def new_weights(
         u = update_of(x, tl.rsqrt(v), 1.0, clip)
     own = lerp(old, u * damp, weight)
     new = own
-    if NS > 0:
+    if MULTIPLIED:
         more = SCALES + tl.load(tab + T_SCALE_AT)
         new = mixture(
             own, u, more, WEIGHTS + group * 2 * NS, tl.load(hyp + H_OWN), tl.load(hyp + H_NOW),
@@ -179,8 +179,8 @@ def new_weights(
         counter, last = element_mask(words, at, mask, raw, live, factor)
         mu = multiplier(TABLE, counter, MEAN)
     if ROW_MASK:
-        if mode == 2:
-            where = tl.where(tl.load(tab + T_MATRIX) != 0, line, 0)
+        if mode >= 2:
+            where = tl.where((tl.load(tab + T_MATRIX) != 0) & (mode == 2), line, 0)
             held = tl.load(words.to(tl.pointer_type(tl.int8)) + where, mask=mask, other=0).to(tl.int32)
             mu = multiplier(TABLE, held, MEAN)
             signs = tl.load(tab + T_SIGNS)

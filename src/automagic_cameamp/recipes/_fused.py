@@ -29,6 +29,9 @@ __all__ = [
 ]
 
 
+GRAINS = ("element", "row", "tensor")  # what shares a value of the mask, as the kernels know it
+
+
 def unsupported(recipe: ModuleType, hp: Any, layout: Layout) -> str | None:
     """The option of this group that the fused kernels do not implement, or None."""
     wrong = {
@@ -41,7 +44,7 @@ def unsupported(recipe: ModuleType, hp: Any, layout: Layout) -> str | None:
     if _rate.has_mask(hp):
         wrong[f"lr_mask_rule={hp.lr_mask_rule!r}"] = hp.lr_mask_rule != "geometric"
         grain = hp.lr_mask_granularity
-        wrong[f"lr_mask_granularity={grain!r}"] = grain not in ("element", "row")
+        wrong[f"lr_mask_granularity={grain!r}"] = grain not in GRAINS
     if recipe is improved:
         wrong["percentile_clipping"] = hp.percentile_clipping < 100
         wrong["factored=False with background_regularization"] = (
@@ -66,7 +69,7 @@ def hyper_row(recipe: ModuleType, hp: Any) -> dict[str, float]:
     bounded = hp.base_lr > 0
     mask = 0
     if _rate.has_mask(hp):
-        mask = 1 if hp.lr_mask_granularity == "element" else 2
+        mask = GRAINS.index(hp.lr_mask_granularity) + 1
     row = {
         "EPS0": hp.eps[0],
         "EPS1": hp.eps[1],

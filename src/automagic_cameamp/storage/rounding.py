@@ -78,7 +78,7 @@ def split(x: Tensor, bits: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, T
     part = (x - weight.float()) / _unit(weight)
     # 127 at most: a half is a tie, which would be split into other two.
     rest = (part.round() if bits is None else round_to_grid(part, bits)).clamp_(-127, 127)
-    return weight, torch.where(torch.isfinite(x), rest, 0.0).to(torch.int8)
+    return weight, torch.where(torch.isfinite(weight), rest, 0.0).to(torch.int8)
 
 
 def join(weight: Tensor, rest: Tensor) -> Tensor:
