@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 ENGINE = "tests/engine/test_"
+# The same for every class, option and type: half a minute, for what the other tests of the file see too.
+SHORT = [
+    f"--deselect={ENGINE}resume.py::test_{name}" for name in ("resume_is_bitwise", "saving_changes_nothing")
+]
+FLAT = [f"--deselect={ENGINE}memory.py::test_memory_is_flat"]
+STACKING = "tests/recipes/test_stacking.py"
+FEW = [
+    f"--deselect={ENGINE}stacks.py::test_results_do_not_depend_on_the_size_of_the_stack",
+    f"--deselect={STACKING}::test_one_and_two_threads_give_the_same_bits",
+]
 RESUME, STACKS, OPTIONS = f"{ENGINE}resume.py", f"{ENGINE}stacks.py", f"{ENGINE}options.py"
 NONFINITE, MEMORY, ROUNDING = f"{ENGINE}nonfinite.py", f"{ENGINE}memory.py", f"{ENGINE}rounding.py"
 MASTER, ERRORS = f"{ENGINE}master_weights.py", f"{ENGINE}checkpoint_errors.py"
@@ -14,20 +24,20 @@ FLIGHT, ROLLBACK = "tests/faults/test_flight.py", "tests/faults/test_rollback.py
 RELEASE, REFUSED = "tests/loops/test_release.py", "tests/loops/test_release_refused.py"
 LOOPS, OFFLOAD = "tests/loops/test_rounding_in_loops.py", "tests/offload/test_offload.py"
 HEALTH, SURFACE = "tests/monitor/test_health.py", "tests/improved/test_surface.py"
-SHARDED = ["tests/distributed/test_sharded.py", "tests/distributed/test_saved.py"]
+SHARDED = ["tests/distributed/test_sharded.py", "tests/distributed/test_saved.py", "-k", "not four"]
 LOOP, BLOCKS = "tests/storage/test_in_the_loop.py", "tests/storage/test_blocks.py"
 
 # Not covered: the engines of whole steps (fused*, native*), whose tests hold them in lock-step with these.
 COVERED: dict[str, list[str]] = {
-    "engine/arena.py": [LOADING, STACKS],
+    "engine/arena.py": [LOADING, STACKS, *FEW],
     "engine/backends.py": [ROUNDING, LOADING, "tests/native/test_plan.py"],
-    "engine/buckets.py": ["tests/test_lora_marks.py", "tests/recipes/test_stacking.py", STACKS],
-    "engine/checkpoint.py": [ERRORS, REFUSE, CHANGED, LOADING, CONVERT, RESUME],
+    "engine/buckets.py": ["tests/test_lora_marks.py", STACKING, STACKS, *FEW],
+    "engine/checkpoint.py": [ERRORS, REFUSE, CHANGED, LOADING, CONVERT, RESUME, *SHORT],
     "engine/checks.py": [OPTIONS, NONFINITE],
     "engine/execute.py": [NONFINITE, ROUNDING, MASTER, LOADING, VERIFY, "tests/recipes/test_oracles.py"],
     "engine/flight.py": [FLIGHT, ROLLBACK],
     "engine/importers.py": [IMPORT, AFTER],
-    "engine/landing.py": [LOADING, CONVERT, RESUME],
+    "engine/landing.py": [LOADING, CONVERT, RESUME, *SHORT],
     "engine/memory.py": ["tests/contextual/test_checkpoint.py", VERIFY, CONVERT],
     "engine/offload.py": [OFFLOAD],
     "engine/optimizer.py": [
@@ -37,11 +47,12 @@ COVERED: dict[str, list[str]] = {
         VERIFY,
         "tests/contextual/test_optimizer.py",
         RESUME,
+        *SHORT,
     ],
     "engine/precision.py": [LOOPS, "tests/loops/test_combinations.py"],
     "engine/readers.py": [IMPORT, AFTER, FUZZ],
     "engine/release.py": [REFUSED, RELEASE],
-    "engine/report.py": [SURFACE, "tests/recipes/test_rate.py", MEMORY],
+    "engine/report.py": [SURFACE, "tests/recipes/test_rate.py", MEMORY, *FLAT],
     "engine/reports.py": [
         SURFACE,
         HEALTH,
@@ -52,13 +63,13 @@ COVERED: dict[str, list[str]] = {
     "engine/resume.py": [VERIFY, FLIGHT],
     "engine/rounding.py": [ROUNDING, "tests/storage/test_softsign4.py"],
     "engine/samples.py": [FLIGHT, ROLLBACK],
-    "engine/saved.py": [ERRORS, REFUSE, CHANGED, CONVERT, FUZZ, RESUME],
-    "engine/saved_groups.py": [ERRORS, REFUSE, CHANGED, CONVERT, RESUME],
+    "engine/saved.py": [ERRORS, REFUSE, CHANGED, CONVERT, FUZZ, RESUME, *SHORT],
+    "engine/saved_groups.py": [ERRORS, REFUSE, CHANGED, CONVERT, RESUME, *SHORT],
     "engine/sharded.py": SHARDED,
     "engine/shards.py": SHARDED,
     "engine/snapshot.py": [ROLLBACK, FLIGHT],
     "engine/views.py": [SURFACE, "tests/recipes/test_rate.py", BLOCKS],
-    "storage/__init__.py": [BLOCKS, MEMORY, "tests/improved/test_memory.py", LOOP],
+    "storage/__init__.py": [BLOCKS, MEMORY, *FLAT, "tests/improved/test_memory.py", LOOP],
     "storage/affine8.py": ["tests/storage/test_affine8.py", LOOP],
     "storage/blocks.py": [BLOCKS, "tests/storage/test_dynamic8.py"],
     "storage/codec.py": [BLOCKS, "tests/storage/test_softsign8.py", "tests/storage/test_log8.py", LOOP],
@@ -68,5 +79,5 @@ COVERED: dict[str, list[str]] = {
     "storage/rows.py": ["tests/storage/test_rows.py", *SHARDED],
     "storage/small.py": ["tests/storage/test_small.py", "tests/storage/test_log16.py", CONVERT],
     "storage/softsign4.py": ["tests/storage/test_softsign4.py", "tests/storage/test_bits.py"],
-    "storage/spec.py": [BLOCKS, "tests/storage/test_bits.py", MEMORY, VERIFY],
+    "storage/spec.py": [BLOCKS, "tests/storage/test_bits.py", MEMORY, *FLAT, VERIFY],
 }
