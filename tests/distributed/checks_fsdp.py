@@ -28,7 +28,9 @@ from distributed.models import (
     whole_of,
 )
 
-STEPS = 10
+STEPS = 10  # of codes
+# Two steps or more in each phase; a look at the end of each: gathering takes longer than the step.
+LOCKSTEPS, WARMUP, LOOKS = 8, 6, (1, 4, 7)
 # name of the case -> class, type of the weights, options
 CASES: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
     "base": ("Automagic_CameAMP", torch.float64, {}),
@@ -62,13 +64,14 @@ def lockstep(folder: Path) -> dict[str, Any]:
         whole, cut = twins(dtype)
         if is_improved(name):
             options = {**options, **WITHOUT_NEIGHBOURS}
+        options = {"warmup_steps": WARMUP, **options}
         optimizers = [build(name, model.parameters(), **options) for model in (whole, cut)]
         worst = 0.0
-        for t in range(STEPS):
+        for t in range(LOCKSTEPS):
             set_gradients(whole, cut, t)
             for optimizer in optimizers:
                 optimizer.step()
-            if t in (2, 5, STEPS - 1):  # one look in each phase: gathering takes longer than the step
+            if t in LOOKS:
                 worst = max(worst, distance(whole, cut))
         gaps = _state_gaps(*optimizers)
         results[case] = {"worst": worst, **gaps}
@@ -133,14 +136,14 @@ def codes(folder: Path) -> dict[str, Any]:
 
 
 def collectives(folder: Path) -> dict[str, Any]:
-    """How often the processes talk in one step, for few and many tensors, and what else they send."""
+    """How often the processes talk in one step, for one tensor and for many, and what else they send."""
     results: dict[str, Any] = {}
     for name in OPTIMIZERS:
         counts = []
-        for scale in (1, 6):
-            whole, cut = twins(torch.float32, scale)
+        for few in (True, False):
+            whole, cut = twins(torch.float32)
             options = WITHOUT_NEIGHBOURS if is_improved(name) else {}
-            optimizer = build(name, cut.parameters(), **options)
+            optimizer = build(name, [cut.a.weight] if few else cut.parameters(), **options)
             set_gradients(whole, cut, 0)
             if hasattr(optimizer, "c_optim"):
                 optimizer.record_loss(1.0 + dist.get_rank())
