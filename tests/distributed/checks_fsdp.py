@@ -232,6 +232,10 @@ def refusals(folder: Path) -> dict[str, Any]:
     results["replicated"] = _refused([_parameter(mesh, [Replicate()])], "Automagic_CameAMP")
     grid = init_device_mesh("cpu", (world, 1))
     results["hybrid"] = _refused([_parameter(grid, [Replicate(), Shard(0)])], "Automagic_CameAMP")
+    try:
+        build("Automagic_CameAMP", [_parameter(mesh, [Shard(0)])]).record(5)
+    except ValueError as error:
+        results["record"] = str(error)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         p = _parameter(mesh, [Shard(0)])
@@ -242,9 +246,19 @@ def refusals(folder: Path) -> dict[str, Any]:
     return results
 
 
-def _parameter(mesh: Any, placements: list[Any]) -> nn.Parameter:
-    p = nn.Parameter(distribute_tensor(torch.ones(8, 6), mesh, placements))
-    p.grad = distribute_tensor(torch.ones(8, 6), mesh, placements)
+def four_bits(folder: Path) -> dict[str, Any]:
+    """Two elements that share a byte could be parted: what such a state is held in instead."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    p = _parameter(mesh, [Shard(0)], (16, 64))
+    optimizer = build("Automagic_CameAMP8bit", [p], state_code="softsign4")
+    optimizer.step()
+    codes = optimizer.state[p]["exp_avg_q"]
+    return {"shape": list(codes.shape), "dtype": str(codes.dtype)}
+
+
+def _parameter(mesh: Any, placements: list[Any], shape: tuple[int, ...] = (8, 6)) -> nn.Parameter:
+    p = nn.Parameter(distribute_tensor(torch.ones(shape), mesh, placements))
+    p.grad = distribute_tensor(torch.ones(shape), mesh, placements)
     return p
 
 
