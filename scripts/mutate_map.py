@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 ENGINE = "tests/engine/test_"
-# The same for every class, option and type: half a minute, for what the other tests of the file see too.
-SHORT = [
-    f"--deselect={ENGINE}resume.py::test_{name}" for name in ("resume_is_bitwise", "saving_changes_nothing")
+# Of the tests of resuming, those that are not the same for every class, option and type.
+RESUME = [
+    f"{ENGINE}resume.py::test_{name}"
+    for name in ("types_and_values_after_loading", "wherever_it_was_stopped", "load_save_load_is_stable")
 ]
 FLAT = [f"--deselect={ENGINE}memory.py::test_memory_is_flat"]
 STACKING = "tests/recipes/test_stacking.py"
@@ -13,7 +14,7 @@ FEW = [
     f"--deselect={ENGINE}stacks.py::test_results_do_not_depend_on_the_size_of_the_stack",
     f"--deselect={STACKING}::test_one_and_two_threads_give_the_same_bits",
 ]
-RESUME, STACKS, OPTIONS = f"{ENGINE}resume.py", f"{ENGINE}stacks.py", f"{ENGINE}options.py"
+STACKS, OPTIONS = f"{ENGINE}stacks.py", f"{ENGINE}options.py"
 NONFINITE, MEMORY, ROUNDING = f"{ENGINE}nonfinite.py", f"{ENGINE}memory.py", f"{ENGINE}rounding.py"
 MASTER, ERRORS = f"{ENGINE}master_weights.py", f"{ENGINE}checkpoint_errors.py"
 CONVERT, REFUSE = "tests/checkpoint/test_convert.py", "tests/checkpoint/test_refuse.py"
@@ -24,6 +25,7 @@ FLIGHT, ROLLBACK = "tests/faults/test_flight.py", "tests/faults/test_rollback.py
 RELEASE, REFUSED = "tests/loops/test_release.py", "tests/loops/test_release_refused.py"
 LOOPS, OFFLOAD = "tests/loops/test_rounding_in_loops.py", "tests/offload/test_offload.py"
 HEALTH, SURFACE = "tests/monitor/test_health.py", "tests/improved/test_surface.py"
+SAVED = ["tests/distributed/test_saved.py", "-k", "not four"]
 SHARDED = ["tests/distributed/test_sharded.py", "tests/distributed/test_saved.py", "-k", "not four"]
 LOOP, BLOCKS = "tests/storage/test_in_the_loop.py", "tests/storage/test_blocks.py"
 
@@ -32,12 +34,12 @@ COVERED: dict[str, list[str]] = {
     "engine/arena.py": [LOADING, STACKS, *FEW],
     "engine/backends.py": [ROUNDING, LOADING, "tests/native/test_plan.py"],
     "engine/buckets.py": ["tests/test_lora_marks.py", STACKING, STACKS, *FEW],
-    "engine/checkpoint.py": [ERRORS, REFUSE, CHANGED, LOADING, CONVERT, RESUME, *SHORT],
+    "engine/checkpoint.py": [ERRORS, REFUSE, CHANGED, LOADING, CONVERT, *RESUME, *SAVED],
     "engine/checks.py": [OPTIONS, NONFINITE],
     "engine/execute.py": [NONFINITE, ROUNDING, MASTER, LOADING, VERIFY, "tests/recipes/test_oracles.py"],
     "engine/flight.py": [FLIGHT, ROLLBACK],
     "engine/importers.py": [IMPORT, AFTER],
-    "engine/landing.py": [LOADING, CONVERT, RESUME, *SHORT],
+    "engine/landing.py": [LOADING, CONVERT, *RESUME],
     "engine/memory.py": ["tests/contextual/test_checkpoint.py", VERIFY, CONVERT],
     "engine/offload.py": [OFFLOAD],
     "engine/optimizer.py": [
@@ -46,8 +48,7 @@ COVERED: dict[str, list[str]] = {
         ROUNDING,
         VERIFY,
         "tests/contextual/test_optimizer.py",
-        RESUME,
-        *SHORT,
+        *RESUME,
     ],
     "engine/precision.py": [LOOPS, "tests/loops/test_combinations.py"],
     "engine/readers.py": [IMPORT, AFTER, FUZZ],
@@ -63,8 +64,8 @@ COVERED: dict[str, list[str]] = {
     "engine/resume.py": [VERIFY, FLIGHT],
     "engine/rounding.py": [ROUNDING, "tests/storage/test_softsign4.py"],
     "engine/samples.py": [FLIGHT, ROLLBACK],
-    "engine/saved.py": [ERRORS, REFUSE, CHANGED, CONVERT, FUZZ, RESUME, *SHORT],
-    "engine/saved_groups.py": [ERRORS, REFUSE, CHANGED, CONVERT, RESUME, *SHORT],
+    "engine/saved.py": [ERRORS, REFUSE, CHANGED, CONVERT, FUZZ, *RESUME],
+    "engine/saved_groups.py": [ERRORS, REFUSE, CHANGED, CONVERT, *RESUME],
     "engine/sharded.py": SHARDED,
     "engine/shards.py": SHARDED,
     "engine/snapshot.py": [ROLLBACK, FLIGHT],
