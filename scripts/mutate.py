@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -244,6 +246,15 @@ def run(chosen: list[Mutant], covered: dict[str, list[str]], minutes: float) -> 
     return found
 
 
+def environment() -> dict[str, Any]:
+    """What benchmarks.common says of this machine and commit; it imports the package, so not in here."""
+    program = "import json, benchmarks.common as c; print(json.dumps(c.environment()))"
+    output = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return json.loads(output.stdout)
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=150, help="how many mutants")
@@ -269,13 +280,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         chosen, total = [known[name] for name in args.only], len(known)
     else:
         chosen, total = sample(args.count, args.seed, covered)
-    started = time.monotonic()
+    started, where = time.monotonic(), environment()
     found = run(chosen, covered, args.minutes)
     chosen = [mutant for members in found.values() for mutant in members]
     seconds = round(time.monotonic() - started)
-    sys.path[:0] = [str(ROOT)]
-    from benchmarks.common import append_row, environment
-
     row = {
         "bench": "mutation",
         "seed": args.seed,
@@ -288,10 +296,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "kinds": dict(sorted(Counter(m.kind for m in chosen).items())),
         "survivors": [f"{m.name} {m.kind}: {m.before} -> {m.after}" for m in found[PASSED]],
         "seconds": seconds,
-        **environment(),
+        **where,
     }
     if not (args.only or args.tests or args.modules):
-        append_row(args.out, row)
+        with open(args.out, "a") as file:
+            file.write(json.dumps(row) + "\n")
     for line in row["survivors"]:
         print(line)
     print({key: value for key, value in row.items() if key != "survivors"})
