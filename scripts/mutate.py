@@ -274,7 +274,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     covered = {m: t for m, t in COVERED.items() if args.modules is None or m in args.modules}
     if args.tests:
-        covered = dict.fromkeys(covered, args.tests)
+        covered = {module: args.tests for module in covered}
     if args.only:
         known = {m.name: m for m in sample(sys.maxsize, 0, covered)[0]}
         chosen, total = [known[name] for name in args.only], len(known)
