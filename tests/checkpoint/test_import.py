@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,10 @@ def test_adam_formulas() -> None:
     assert report.approximated[3].startswith("started fresh: lr_mask")
     assert report.dropped == () and report.rates == (1e-3,)
     assert "imported the state of 7 parameters from torch's Adam or AdamW (0 had none)" in str(report)
+    assert str(report).endswith("learning rates there: 0.001")
+    assert str(dataclasses.replace(report, rates=(None, 2e-4))).endswith(
+        "learning rates there: unknown, 0.0002"
+    )
 
 
 def test_adam_into_adabelief() -> None:

@@ -25,6 +25,27 @@ def every_value(dtype: torch.dtype) -> Tensor:
     return torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
 
 
+def test_the_bits_are_those_of_the_definition() -> None:
+    """A hash of seed, parameter, step and element, written down a second time: runs of old stay resumable."""
+    full = (1 << 32) - 1
+
+    def mix(x: int) -> int:
+        x = (x ^ x >> 16) * 0x7FEB352D & full
+        x = (x ^ x >> 15) * 0x846CA68B & full
+        return x ^ x >> 16
+
+    def signed(x: int) -> int:
+        return x - (1 << 32) if x >> 31 else x
+
+    for seed, index, step, first in [(0, 0, 1, 0), (7, 3, 12345, 5), (2**32 - 1, 1000, 2, 2**20)]:
+        key = mix(mix(seed) + (index + 1) * 0x9E3779B1 & full)
+        assert parameter_key(seed, index) == signed(key)
+        base = mix(key + step * 0x9E3779B1 & full)
+        wanted = [signed(mix(base ^ (first + i) * 0x9E3779B1 & full)) for i in range(40)]
+        found = random_bits(keys(index, seed=seed), torch.tensor([float(step)]), 40, first)
+        assert found.tolist() == [wanted]
+
+
 @pytest.mark.parametrize("dtype", LOW, ids=name_of)
 @pytest.mark.parametrize("which", ["random", "none", "all"])
 def test_every_representable_value_is_exact(dtype: torch.dtype, which: str) -> None:

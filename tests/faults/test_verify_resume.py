@@ -96,6 +96,20 @@ def test_a_state_dict_that_loses_something_is_found(monkeypatch: pytest.MonkeyPa
     assert words + f"{value!r} without saving, {value + 1:.3f}"[:-3] in str(answer)
 
 
+def test_a_tensor_that_comes_back_as_a_number_is_found() -> None:
+    params = parameters(shapes=[(6, 4)])
+    optimizer = build("32bit", params)
+    train(optimizer, params, range(1, 4))
+
+    def number(loaded: Any) -> None:
+        for state in loaded.state.values():
+            state["step"] = float(state["step"])
+
+    optimizer.register_load_state_dict_post_hook(number)
+    answer = untouched(optimizer, params)
+    assert "after loading, state 'step' of param_0 is 3.0, was tensor(3.)" in str(answer)
+
+
 def test_what_only_a_step_shows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     params = parameters(shapes=[(6, 4), (5,)])
     optimizer = build("32bit", params)

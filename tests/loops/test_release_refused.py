@@ -24,6 +24,15 @@ def test_a_second_backward_without_step_is_refused() -> None:
             loss_of(net, 2).backward()
 
 
+def test_the_parameter_that_comes_twice_is_named() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    optimizer = build("Automagic_CameAMP", net.named_parameters())
+    with release_gradients(net, optimizer):
+        net(torch.ones(1, 3)).sum().backward()
+        with pytest.raises(RuntimeError, match=r"parameter 1\.bias has a gradient for the 2\. time"):
+            net[1].bias.sum().backward()
+
+
 def test_a_gradient_after_the_update_is_refused() -> None:
     net = model()
     optimizer = build("Automagic_CameAMP", net.named_parameters())
