@@ -142,3 +142,16 @@ def test_wrong_arguments_of_step_parameter() -> None:
     with pytest.raises(RuntimeError, match="only dense"):
         optimizer.step_parameter(p)
     assert not optimizer.state
+
+
+def test_an_empty_parameter_is_passed_over_unless_it_is_a_stranger() -> None:
+    empty, other, stranger = (nn.Parameter(torch.ones(shape)) for shape in ((0, 4), (3,), (0, 4)))
+    optimizer = build("Automagic_CameAMP", [empty, other])
+    for p in (empty, other, stranger):
+        p.grad = torch.ones_like(p)
+    optimizer.step_parameter(empty)
+    optimizer.step_parameter(other)
+    with pytest.raises(ValueError, match="in none of its groups"):
+        optimizer.step_parameter(stranger)
+    optimizer.step()
+    assert float(optimizer.state[other]["step"]) == 1 and bool((other < 1).all())
