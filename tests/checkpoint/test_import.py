@@ -167,6 +167,14 @@ def test_bitsandbytes_state_in_the_flat_form_of_older_versions() -> None:
     assert differences(snapshot(a), snapshot(b)) == []
 
 
+@pytest.mark.parametrize("lr", [None, "auto", True, torch.ones(2)], ids=str)
+def test_a_saved_rate_that_is_no_number_is_unknown(lr: Any) -> None:
+    new, _ = fresh("base")
+    saved = STATES["adamw"]()
+    saved["param_groups"][0]["lr"] = lr
+    assert import_state(new, saved).rates == (None,)
+
+
 def test_automagic_1_rates_and_signs() -> None:
     saved = automagic(1)
     rates = [s["lr_mask"]["quantized"].float() * s["lr_mask"]["scale"] for s in saved["state"].values()]

@@ -150,6 +150,14 @@ def _cast(optimizer: Any, saved: dict[str, Any]) -> None:
         saved["state"][i] = {k: v.half() for k, v in state.items()}
 
 
+def test_no_replayed_step_is_a_check_of_loading_alone() -> None:
+    params = parameters()
+    optimizer = build("32bit", params)
+    train(optimizer, params, range(1, 3))
+    answer = untouched(optimizer, params, steps=0)
+    assert answer and answer.steps == 0
+
+
 @pytest.mark.parametrize("steps", [-1, 1.5, "2"])
 def test_steps_are_checked(steps: Any) -> None:
     with pytest.raises(ValueError, match="steps="):

@@ -116,7 +116,12 @@ def test_nothing_is_saved_in_the_middle_of_a_step() -> None:
     optimizer = build("Automagic_CameAMP", groups_of(net))
     with release_gradients(net, optimizer):
         loss_of(net, 1).backward()
-        for use in (optimizer.state_dict, lambda: copy.deepcopy(optimizer)):
+        more = {"params": [("more", nn.Parameter(torch.ones(2)))]}
+        for use in (
+            optimizer.state_dict,
+            lambda: copy.deepcopy(optimizer),
+            lambda: optimizer.add_param_group(more),
+        ):
             with pytest.raises(RuntimeError, match="in the middle of a step"):
                 use()
         optimizer.step()
