@@ -226,6 +226,12 @@ def test_automagic_2_and_3() -> None:
         bits = (plane.reshape(-1, 1).long() >> torch.arange(8)) & 1
         n = ours["lr_mask"].numel()
         assert torch.equal((ours["lr_mask"] & 1).flatten() == 0, bits.flatten()[:n] == 1)
+    for entry in third["state"].values():  # the ring has just come round
+        entry["hist_idx"] = 0
+    import_state(new, third)
+    bits = (third["state"][0]["sign_history"][7].reshape(-1, 1).long() >> torch.arange(8)) & 1
+    newest = values(new)[0]["lr_mask"]
+    assert torch.equal((newest & 1).flatten() == 0, bits.flatten()[: newest.numel()] == 1)
 
 
 def test_step_is_kept_behind_the_warm_up_or_restarted() -> None:
