@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -163,12 +165,13 @@ def test_keys_differ_by_seed_and_parameter() -> None:
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=name_of)
-def test_two_runs_are_bitwise_equal_and_the_seed_matters(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_two_runs_are_bitwise_equal_and_the_seed_matters(dtype: torch.dtype, engine: str) -> None:
     snapshots = []
     for seed in (0, 0, 1):
         torch.manual_seed(len(snapshots))  # the global seed must not matter
         params = parameters(dtype)
-        optimizer = build("dynamic", params, seed=seed)
+        optimizer = build("dynamic", params, seed=seed, engine=engine)
         train(optimizer, params, range(1, 6))
         snapshots.append(snapshot(optimizer))
     assert differences(snapshots[0], snapshots[1]) == []
@@ -193,11 +196,13 @@ def test_global_random_state_is_untouched(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", LOW, ids=name_of)
 @pytest.mark.parametrize("setting", [None, True, False])
-def test_the_option(dtype: torch.dtype, setting: bool | None) -> None:
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_the_option(dtype: torch.dtype, setting: bool | None, engine: str) -> None:
     """An update of a hundredth of the last place is lost by rounding to nearest, and only there."""
     p = torch.nn.Parameter(torch.ones(64, 64, dtype=dtype))
     last_place = torch.finfo(dtype).eps
-    options = dict(max_lr=1.0, min_lr=0.0, lr_mask_rule="none", weight_decay=0.0, full_finetune=True)
+    options: dict[str, Any] = {"max_lr": 1.0, "min_lr": 0.0, "lr_mask_rule": "none", "weight_decay": 0.0}
+    options.update(full_finetune=True, engine=engine)
     optimizer = Automagic_CameAMP([p], lr=last_place / 100, stochastic_rounding=setting, **options)
     for _ in range(20):
         p.grad = torch.ones_like(p) + 0.1 * draw(1, shape=(64, 64)).to(dtype)
