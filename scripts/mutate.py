@@ -235,7 +235,8 @@ def run(chosen: list[Mutant], covered: dict[str, list[str]], minutes: float) -> 
             how, words = copy.test(covered[mutant.module], LIMIT)
             copy.write(mutant.module, source)
             found[how].append(mutant)
-            noticing.update(words.split()[1:2] if how == FAILED else ())
+            if how == FAILED and words.startswith(("FAILED ", "ERROR ")):
+                noticing.add(words.partition(" ")[2].partition(" - ")[0])
             word = "SURVIVED" if how == PASSED else how
             change = f"{mutant.kind}: {mutant.before} -> {mutant.after}"
             print(f"{word}: {mutant.name} {change} | {words[:150]}", flush=True)

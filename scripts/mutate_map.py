@@ -22,7 +22,7 @@ IMPORT, CHANGED = "tests/checkpoint/test_import.py", "tests/checkpoint/test_opti
 AFTER, FUZZ = "tests/checkpoint/test_after_import.py", "tests/checkpoint/test_fuzz.py"
 LOADING, VERIFY = "tests/faults/test_loading.py", "tests/faults/test_verify_resume.py"
 FLIGHT, ROLLBACK = "tests/faults/test_flight.py", "tests/faults/test_rollback.py"
-RELEASE, REFUSED = "tests/loops/test_release.py", "tests/loops/test_release_refused.py"
+RELEASE, RELEASE_REFUSED = "tests/loops/test_release.py", "tests/loops/test_release_refused.py"
 LOOPS, OFFLOAD = "tests/loops/test_rounding_in_loops.py", "tests/offload/test_offload.py"
 HEALTH, SURFACE = "tests/monitor/test_health.py", "tests/improved/test_surface.py"
 SAVED = ["tests/distributed/test_saved.py", "-k", "not four"]
@@ -49,10 +49,12 @@ COVERED: dict[str, list[str]] = {
         VERIFY,
         "tests/contextual/test_optimizer.py",
         *RESUME,
+        RELEASE_REFUSED,
+        CONVERT,
     ],
     "engine/precision.py": [LOOPS, "tests/loops/test_combinations.py"],
     "engine/readers.py": [IMPORT, AFTER, FUZZ],
-    "engine/release.py": [REFUSED, RELEASE],
+    "engine/release.py": [RELEASE_REFUSED, RELEASE],
     "engine/report.py": [SURFACE, "tests/recipes/test_rate.py", MEMORY, *FLAT],
     "engine/reports.py": [
         SURFACE,
