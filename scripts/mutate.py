@@ -256,6 +256,12 @@ def environment() -> dict[str, Any]:
     return json.loads(output.stdout)
 
 
+def _last(path: Path, seed: int) -> dict[str, Any]:
+    """The newest row of a seed."""
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return next(row for row in reversed(rows) if row["seed"] == seed)
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=150, help="how many mutants")
@@ -263,6 +269,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--minutes", type=float, default=24 * 60, help="stop then, with what was seen")
     parser.add_argument("--modules", nargs="+", help="of mutate_map.py; all by default")
     parser.add_argument("--only", nargs="+", help="these mutants (module:line:number); no row is written")
+    parser.add_argument("--again", action="store_true", help="what survived the last run of this seed")
     parser.add_argument("--tests", nargs="+", help="instead of those of mutate_map.py; no row is written")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "mutation.jsonl")
     args = parser.parse_args(argv)
@@ -276,9 +283,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     covered = {m: t for m, t in COVERED.items() if args.modules is None or m in args.modules}
     if args.tests:
         covered = {module: args.tests for module in covered}
-    if args.only:
+    last = _last(args.out, args.seed) if args.again else None
+    only = args.only if last is None else [text.split()[0] for text in last["survivors"]]
+    if only:
         known = {m.name: m for m in sample(sys.maxsize, 0, covered)[0]}
-        chosen, total = [known[name] for name in args.only], len(known)
+        chosen, total = [known[name] for name in only], len(known)
     else:
         chosen, total = sample(args.count, args.seed, covered)
     started, where = time.monotonic(), environment()
@@ -299,6 +308,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "seconds": seconds,
         **where,
     }
+    if last is not None:  # the same sample, its survivors seen anew
+        row.update({key: last[key] for key in ("mutants", "of", "modules", "kinds")})
+        row.update(noticed=last["noticed"] + len(found[FAILED]), late=last["late"] + len(found[LATE]))
+        row["again"] = len(chosen)
     if not (args.only or args.tests or args.modules):
         with open(args.out, "a") as file:
             file.write(json.dumps(row) + "\n")
