@@ -48,7 +48,9 @@ def test_low_precision_weights(kind: str, phase: str, dtype: torch.dtype) -> Non
     lockstep.check(name, dtype, BEFORE, warmup_steps=PHASES[phase], **options)
 
 
-@pytest.mark.parametrize("kind", ["base", "base dynamic", "balanced", "affine", "memory_optimized", "contextual"])
+@pytest.mark.parametrize(
+    "kind", ["base", "base dynamic", "balanced", "affine", "memory_optimized", "contextual"]
+)
 @pytest.mark.parametrize("phase", ["early", "late"])
 @pytest.mark.parametrize("limit", ["base", "avx2"])
 def test_smaller_instruction_sets(kind: str, phase: str, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
