@@ -93,7 +93,7 @@ struct DynamicTables {
     alignas(64) float value[256];
     alignas(64) uint32_t cell[CELLS];
 #if defined(AUTOMAGIC_TABLES512)
-    alignas(64) float encoder[224];
+    alignas(64) float encoder[DynamicEncoder::tables + 1];
     BytePlanes planes;
 #endif
 
@@ -169,24 +169,24 @@ struct Dynamic8 {
 #if defined(AUTOMAGIC_TABLES512)
         const DynamicEncoder encoder(dynamic_tables().encoder);
 #else
-        const Cells encoder{dynamic_tables().cell};
+        const Cells encoder;
 #endif
+        const uint32_t* cell = dynamic_tables().cell;
         for_blocks(first, count, block, [=, &encoder](int64_t b, int64_t at, int64_t n) {
             float top = absmax(x + at, n), inverse = 1.0f / (top > 0.0f ? top : 1.0f);
             scale[b] = top;
             if (inverse <= 0x1.fffffep127f)
-                encoder.run(x + at, inverse, n, q + first + at);
+                encoder.run(x + at, inverse, n, q + first + at, [=](float v) { return dynamic_code(v, cell); });
             else  // a block below 2^-128: the reciprocal overflows, and the reference keeps only signs
                 for (int64_t i = at; i < at + n; ++i) q[first + i] = static_cast<uint8_t>(x[i] > 0.0f ? 128 : 127);
         });
     }
 
     struct Cells {
-        const uint32_t* cell;
-
-        inline void run(const float* AUTOMAGIC_RESTRICT x, float inverse, int64_t n,
-                        uint8_t* AUTOMAGIC_RESTRICT q) const {
-            for (int64_t i = 0; i < n; ++i) q[i] = static_cast<uint8_t>(dynamic_code(x[i] * inverse, cell));
+        template <class F>
+        inline void run(const float* AUTOMAGIC_RESTRICT x, float inverse, int64_t n, uint8_t* AUTOMAGIC_RESTRICT q,
+                        F exact) const {
+            for (int64_t i = 0; i < n; ++i) q[i] = static_cast<uint8_t>(exact(x[i] * inverse));
         }
     };
 };

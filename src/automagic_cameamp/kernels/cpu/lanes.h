@@ -47,13 +47,6 @@ inline float sum_squares(const float* AUTOMAGIC_RESTRICT x, int64_t n) {
     return s;
 }
 
-inline float sum_magnitudes(const float* AUTOMAGIC_RESTRICT x, int64_t n) {
-    float s = 0.0f;
-#pragma omp simd reduction(+ : s)
-    for (int64_t i = 0; i < n; ++i) s += magnitude(x[i]);
-    return s;
-}
-
 inline float dot(const float* AUTOMAGIC_RESTRICT x, const float* AUTOMAGIC_RESTRICT y, int64_t n) {
     float s = 0.0f;
 #pragma omp simd reduction(+ : s)

@@ -22,32 +22,7 @@ constexpr int64_t PICTURE_AHEAD = 256;  // elements; further than the processor'
 // Where the strip of a picture lies: on both borders, as all of a row of one register; on one of them; or within.
 enum Place { ROW, BORDER, WITHIN };
 
-// What the outputs of a row take from it and from its neighbours in the strip.
-struct PictureRow {
-    __m512 x, across;
-
-    // Beyond the border of the picture lies its last column again.
-    template <int TYPE, int PLACE>
-    AUTOMAGIC_INLINE void read(const void* g, int64_t at, __mmask16 mask, __mmask16 left, __mmask16 right) {
-        __m512 before, after;
-        if (PLACE == WITHIN) {
-            x = load_lanes<TYPE>(g, at, 0xFFFF);
-            before = load_lanes<TYPE>(g, at - 1, 0xFFFF);
-            after = load_lanes<TYPE>(g, at + 1, 0xFFFF);
-        } else if (PLACE == ROW) {
-            x = load_lanes<TYPE>(g, at, 0xFFFF);
-            before = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14), x);
-            after = _mm512_permutexvar_ps(_mm512_setr_epi32(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 15), x);
-        } else {
-            x = load_lanes<TYPE>(g, at, mask);
-            before = _mm512_mask_mov_ps(x, left, load_lanes<TYPE>(g, at - 1, left));
-            after = _mm512_mask_mov_ps(x, right, load_lanes<TYPE>(g, at + 1, right));
-        }
-        across = _mm512_add_ps(_mm512_sub_ps(before, x), _mm512_sub_ps(after, x));
-    }
-};
-
-// Rows [first, end) of a picture of n columns.
+// Rows [first, end) of a picture with rows [top, bottom) of n columns.
 struct Picture {
     const void* g;
     int64_t first, end, top, bottom, n;
@@ -55,63 +30,89 @@ struct Picture {
     float *filtered, *laplace;
 };
 
-// Registers from column c on, downwards. With a = x(left) + x(right) - 2 x and D the second difference from row to
-// row, the Laplacian is L = a + D x, and one quarter of it, with D a / 16, the step to the filtered picture. A
-// difference to the row below serves both rows.
-template <int TYPE, int PLACE, int WIDE>
-inline double picture_strip(const Picture& p, int64_t c) {
-    PictureRow here[WIDE], below[WIDE];
-    __mmask16 mask[WIDE], left[WIDE], right[WIDE];
-    __m512 squares[WIDE], fall[WIDE], fall_across[WIDE];  // differences to the row above
-    __m512 quarter = _mm512_set1_ps(p.penalty * 0.25f), sixteenth = _mm512_set1_ps(p.penalty * 0.0625f);
-    for (int i = 0; i < WIDE; ++i) {
-        int64_t there = p.n - c - 16 * i, at = p.first * p.n + c + 16 * i;
-        mask[i] = lanes(there);
-        left[i] = c + i > 0 ? mask[i] : static_cast<__mmask16>(mask[i] & ~1);
-        right[i] = there > 16 ? mask[i] : static_cast<__mmask16>(mask[i] >> 1);
-        squares[i] = fall[i] = fall_across[i] = _mm512_setzero_ps();
-        here[i].template read<TYPE, PLACE>(p.g, at, mask[i], left[i], right[i]);
-        if (p.first == p.top) continue;
-        below[i].template read<TYPE, PLACE>(p.g, at - p.n, mask[i], left[i], right[i]);
-        fall[i] = _mm512_sub_ps(here[i].x, below[i].x);
-        fall_across[i] = _mm512_sub_ps(here[i].across, below[i].across);
-    }
-    for (int64_t r = p.first; r < p.end; ++r) {
-        bool last = r + 1 == p.bottom;
-        for (int i = 0; i < WIDE; ++i) {
-            int64_t at = r * p.n + c + 16 * i, to = at - p.first * p.n;
-            AUTOMAGIC_PREFETCH(static_cast<const char*>(p.g) + (at + p.n + PICTURE_AHEAD) * (TYPE == F32 ? 4 : 2));
-            __m512 next = _mm512_setzero_ps(), next_across = next;
-            if (!last) {
-                below[i].template read<TYPE, PLACE>(p.g, at + p.n, mask[i], left[i], right[i]);
-                next = _mm512_sub_ps(below[i].x, here[i].x);
-                next_across = _mm512_sub_ps(below[i].across, here[i].across);
-            }
-            __m512 l = _mm512_add_ps(here[i].across, _mm512_sub_ps(next, fall[i]));
-            if (p.laplace != nullptr) {
-                if (PLACE == BORDER) {
-                    _mm512_mask_storeu_ps(p.laplace + to, mask[i], l);
-                    squares[i] = _mm512_mask3_fmadd_ps(l, l, squares[i], mask[i]);
-                } else {
-                    _mm512_storeu_ps(p.laplace + to, l);
-                    squares[i] = _mm512_fmadd_ps(l, l, squares[i]);
-                }
-            }
-            if (p.filtered != nullptr) {
-                __m512 y = _mm512_fmadd_ps(quarter, l, here[i].x);
-                y = _mm512_fmadd_ps(sixteenth, _mm512_sub_ps(next_across, fall_across[i]), y);
-                if (PLACE == BORDER)
-                    _mm512_mask_storeu_ps(p.filtered + to, mask[i], y);
-                else
-                    _mm512_storeu_ps(p.filtered + to, y);
-            }
-            fall[i] = next, fall_across[i] = next_across;
-            here[i] = below[i];
+// One register of a row of the picture, walked downwards. With a = x(left) + x(right) - 2 x and D the second
+// difference from row to row, the Laplacian is L = a + D x, and one quarter of it, with D a / 16, the step to the
+// filtered picture. A difference to the row below serves both rows.
+template <int TYPE, int PLACE>
+struct Column {
+    __m512 x, across, fall, fall_across, squares;  // fall: differences to the row above
+    __mmask16 mask, left, right;
+
+    // Beyond the border of the picture lies its last column again.
+    AUTOMAGIC_INLINE void read(const void* g, int64_t at, __m512& here, __m512& second) const {
+        __m512 before, after;
+        if (PLACE == WITHIN) {
+            here = load_lanes<TYPE>(g, at, 0xFFFF);
+            before = load_lanes<TYPE>(g, at - 1, 0xFFFF);
+            after = load_lanes<TYPE>(g, at + 1, 0xFFFF);
+        } else if (PLACE == ROW) {
+            here = load_lanes<TYPE>(g, at, 0xFFFF);
+            before = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14), here);
+            after = _mm512_permutexvar_ps(_mm512_setr_epi32(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 15), here);
+        } else {
+            here = load_lanes<TYPE>(g, at, mask);
+            before = _mm512_mask_mov_ps(here, left, load_lanes<TYPE>(g, at - 1, left));
+            after = _mm512_mask_mov_ps(here, right, load_lanes<TYPE>(g, at + 1, right));
         }
+        second = _mm512_add_ps(_mm512_sub_ps(before, here), _mm512_sub_ps(after, here));
     }
-    double sum = 0;
-    for (int i = 0; i < WIDE; ++i) sum += static_cast<double>(_mm512_reduce_add_ps(squares[i]));
-    return sum;
+
+    AUTOMAGIC_INLINE void begin(const Picture& p, int64_t c) {
+        int64_t there = p.n - c, at = p.first * p.n + c;
+        mask = lanes(there);
+        left = c > 0 ? mask : static_cast<__mmask16>(mask & ~1);
+        right = there > 16 ? mask : static_cast<__mmask16>(mask >> 1);
+        squares = fall = fall_across = _mm512_setzero_ps();
+        read(p.g, at, x, across);
+        if (p.first == p.top) return;
+        __m512 above, above_across;
+        read(p.g, at - p.n, above, above_across);
+        fall = _mm512_sub_ps(x, above), fall_across = _mm512_sub_ps(across, above_across);
+    }
+
+    AUTOMAGIC_INLINE void put(float* to, __m512 y) const {
+        if (PLACE == BORDER)
+            _mm512_mask_storeu_ps(to, mask, y);
+        else
+            _mm512_storeu_ps(to, y);
+    }
+
+    // The row at element `at`, the element `to` of the planes; `last`: no row is below.
+    AUTOMAGIC_INLINE void row(const Picture& p, int64_t at, int64_t to, bool last, __m512 quarter, __m512 sixteenth) {
+        __m512 next = _mm512_setzero_ps(), next_across = next, below = x, below_across = across;
+        if (!last) {
+            AUTOMAGIC_PREFETCH(static_cast<const char*>(p.g) + (at + p.n + PICTURE_AHEAD) * (TYPE == F32 ? 4 : 2));
+            read(p.g, at + p.n, below, below_across);
+            next = _mm512_sub_ps(below, x), next_across = _mm512_sub_ps(below_across, across);
+        }
+        __m512 l = _mm512_add_ps(across, _mm512_sub_ps(next, fall));
+        if (p.laplace != nullptr) {
+            put(p.laplace + to, l);
+            squares = PLACE == BORDER ? _mm512_mask3_fmadd_ps(l, l, squares, mask) : _mm512_fmadd_ps(l, l, squares);
+        }
+        if (p.filtered != nullptr) {
+            __m512 y = _mm512_fmadd_ps(quarter, l, x);
+            put(p.filtered + to, _mm512_fmadd_ps(sixteenth, _mm512_sub_ps(next_across, fall_across), y));
+        }
+        x = below, across = below_across, fall = next, fall_across = next_across;
+    }
+};
+
+// WIDE registers from column c on.
+template <int TYPE, int PLACE, int WIDE>
+inline double picture_strip(const Picture& given, int64_t c) {
+    const Picture p = given;
+    const __m512 quarter = _mm512_set1_ps(p.penalty * 0.25f), sixteenth = _mm512_set1_ps(p.penalty * 0.0625f);
+    Column<TYPE, PLACE> one, two;
+    one.begin(p, c);
+    if (WIDE == 2) two.begin(p, c + 16);
+    for (int64_t r = p.first, at = r * p.n + c, to = c; r < p.end; ++r, at += p.n, to += p.n) {
+        bool last = r + 1 == p.bottom;
+        one.row(p, at, to, last, quarter, sixteenth);
+        if (WIDE == 2) two.row(p, at + 16, to + 16, last, quarter, sixteenth);
+    }
+    __m512 squares = WIDE == 2 ? _mm512_add_ps(one.squares, two.squares) : one.squares;
+    return static_cast<double>(_mm512_reduce_add_ps(squares));
 }
 
 template <int TYPE>

@@ -311,8 +311,6 @@ inline void pack_negative(const float* AUTOMAGIC_RESTRICT x, int64_t first, int6
     }
 }
 
-AUTOMAGIC_INLINE bool bit_at(const uint8_t* plane, int64_t i) { return (plane[i >> 3] >> (i & 7)) & 1; }
-
 // The geometric mask's word is 2 (k + 84) + [last gradient negative], -84 <= k <= 42.
 constexpr int32_t MASK_OFFSET = 84, MASK_TOP = 126;
 

@@ -122,79 +122,104 @@ AUTOMAGIC_BYTES512 inline void byte_decode(const uint8_t* q, const BytePlanes& t
     }
 }
 
-// The dynamic encoder. A number's octave names its decade but for one comparison; in a decade codes are
-// equally spaced, which gives a code or the one below it; its upper midpoint decides.
+// The dynamic encoder. A number's octave names its decade but for one comparison, and in a decade codes are equally
+// spaced: a line gives the code and, in sixteen bits below it, how far the number is from the midpoints around it.
+// Numbers so close to one that the line's rounding matters (one of 4,000) are left to `exact`.
 struct DynamicEncoder {
-    Table128 middle;
-    __m512 border[2], slope[2], start[2];
+    static constexpr int32_t first_octave = 104, unit = 65536;
+    static constexpr int32_t unsure = 8;  // units; the line is off by three at most
+    static constexpr int tables = 96;
 
-    // ``tables``: 128 midpoints, then 32 borders, 32 slopes and 32 starts, by octave.
-    AUTOMAGIC_INLINE explicit DynamicEncoder(const float* tables) : middle(tables) {
+    __m512 border[2], slope[2], start[2], steep_start;
+
+    // ``tables``: borders, slopes and starts of 32 octaves, see fill, then the start of the steep line.
+    AUTOMAGIC_INLINE explicit DynamicEncoder(const float* from) {
         for (int i = 0; i < 2; ++i) {
-            border[i] = _mm512_loadu_ps(tables + 128 + 16 * i);
-            slope[i] = _mm512_loadu_ps(tables + 160 + 16 * i);
-            start[i] = _mm512_loadu_ps(tables + 192 + 16 * i);
+            border[i] = _mm512_loadu_ps(from + 16 * i);
+            slope[i] = _mm512_loadu_ps(from + 32 + 16 * i);
+            start[i] = _mm512_loadu_ps(from + 64 + 16 * i);
         }
+        steep_start = _mm512_set1_ps(from[tables]);
     }
 
-    static constexpr int32_t first_octave = 104;
-
-    static void fill(const float* middles, float* tables) {
-        double decade[8];
-        decade[0] = 1e-6;
-        for (int e = 1; e < 8; ++e) decade[e] = decade[e - 1] * 10;
-        for (int i = 0; i < 128; ++i) tables[i] = middles[i];
-        for (int o = 0; o < 32; ++o) {
-            double low = float_of(static_cast<uint32_t>(o + first_octave) << 23);
-            int e = 0;
-            while (e < 6 && low >= decade[e]) ++e;
-            double count = static_cast<double>(1 << e);
-            tables[128 + o] = e < 6 ? static_cast<float>(decade[e]) : 3e38f;
-            tables[160 + o] = static_cast<float>(count / (0.9 * decade[e]));
-            tables[192 + o] = static_cast<float>(count * 8 / 9);
+    // ``middle``: 128 midpoints; code k ends at number k.
+    static void fill(const float* middle, float* to) {
+        for (int o = first_octave; o < first_octave + 32; ++o) {
+            float low = float_of(static_cast<uint32_t>(o) << 23);
+            int e = 0, at = o & 31;  // a lookup heeds five bits
+            double size = 1e-6;
+            for (; e < 6 && low > middle[(2 << e) - 1]; ++e) size *= 10;
+            double count = static_cast<double>(1 << e), rise = count / (0.9 * size);
+            // Code 2^e + i ends at (0.1 + 0.9 (i + 1) / 2^e) of the decade; below the first one lies 0.
+            double first = e == 0 ? 1 - rise * static_cast<double>(middle[0]) : count * 8 / 9;
+            to[at] = e < 6 ? middle[(2 << e) - 1] : 3e38f;
+            to[32 + at] = static_cast<float>(rise * unit);
+            to[64 + at] = static_cast<float>(first * unit + unsure);
         }
+        // Between the last midpoint and 1 lies half a code.
+        to[tables] = static_cast<float>((128 - 128 * static_cast<double>(middle[127])) * unit + unsure);
     }
 
-    AUTOMAGIC_INLINE __m512i code(__m512 v) const {
-        __m512i u = _mm512_castps_si512(v);
-        __mmask16 negative = _mm512_movepi32_mask(u);
-        __m512i size = _mm512_and_si512(u, _mm512_set1_epi32(INT32_MAX));
-        __m512 a = _mm512_castsi512_ps(size);
-        __m512i octave = _mm512_srli_epi32(size, 23);
-        octave = _mm512_sub_epi32(_mm512_max_epi32(octave, _mm512_set1_epi32(first_octave)),
-                                  _mm512_set1_epi32(first_octave));
+    // Units (plus `unsure`) of |v|; a negative number takes the lower code on a tie, that of the larger |v|.
+    AUTOMAGIC_INLINE __m512i units(__m512 v, __mmask16& negative) const {
+        __m512i u = _mm512_castps_si512(v), one = _mm512_set1_epi32(1);
+        negative = _mm512_movepi32_mask(u);
+        u = _mm512_and_si512(u, _mm512_set1_epi32(INT32_MAX));
+        u = _mm512_mask_add_epi32(u, negative, u, one);
+        __m512 a = _mm512_castsi512_ps(u);
+        __m512i octave = _mm512_max_epi32(_mm512_srli_epi32(u, 23), _mm512_set1_epi32(first_octave));
         __mmask16 above = _mm512_cmp_ps_mask(a, _mm512_permutex2var_ps(border[0], octave, border[1]), _CMP_GT_OQ);
-        __m512 by = _mm512_permutex2var_ps(slope[0], octave, slope[1]);
+        octave = _mm512_mask_add_epi32(octave, above, octave, one);  // the next one lies in the next decade
         __m512 from = _mm512_permutex2var_ps(start[0], octave, start[1]);
-        by = _mm512_mask_mul_ps(by, above, by, _mm512_set1_ps(0.2f));
-        from = _mm512_mask_add_ps(from, above, from, from);
-        from = _mm512_sub_ps(from, _mm512_set1_ps(0.5f));
-        __m512i k = _mm512_cvttps_epi32(_mm512_fmadd_ps(a, by, from));
-        // On a tie the lower code: below 0 that is the larger number.
-        __m512i reached = _mm512_mask_add_epi32(size, negative, size, _mm512_set1_epi32(1));
-        __mmask16 next = _mm512_cmpgt_epi32_mask(reached, _mm512_castps_si512(middle.at(k)));
-        k = _mm512_mask_add_epi32(k, next, k, _mm512_set1_epi32(1));
-        __m512i zero = _mm512_set1_epi32(127);
-        k = _mm512_mask_min_epi32(k, negative, k, zero);  // -1 has no code of its own
-        return _mm512_mask_sub_epi32(_mm512_add_epi32(zero, k), negative, zero, k);
+        __m512 y = _mm512_fmadd_ps(a, _mm512_permutex2var_ps(slope[0], octave, slope[1]), from);
+        // A decade's last code reaches into the next decade: up to half a code below 2^(e + 1) = 2.25 start.
+        y = _mm512_min_ps(y, _mm512_fmadd_ps(from, _mm512_set1_ps(2.25f), _mm512_set1_ps(-0.5f * unit)));
+        y = _mm512_max_ps(y, _mm512_fmadd_ps(a, _mm512_set1_ps(128.0f * unit), steep_start));
+        return _mm512_cvttps_epi32(y);
     }
 
-    inline void run(const float* x, float inverse, int64_t count, uint8_t* q) const {
-        __m512 factor = _mm512_set1_ps(inverse);
+    static AUTOMAGIC_INLINE __mmask16 doubtful(__m512i y) {
+        return _mm512_testn_epi32_mask(y, _mm512_set1_epi32(unit - 2 * unsure));
+    }
+
+    template <class F>
+    inline void run(const float* x, float inverse, int64_t count, uint8_t* q, F exact) const {
+        const __m512 factor = _mm512_set1_ps(inverse);
         const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        int64_t i = 0;
-        for (; i + 64 <= count; i += 64) {
-            __m512i c[4];
-            for (int j = 0; j < 4; ++j) c[j] = code(_mm512_mul_ps(_mm512_loadu_ps(x + i + 16 * j), factor));
-            __m512i low = _mm512_packus_epi32(c[0], c[1]), high = _mm512_packus_epi32(c[2], c[3]);
+        const __m512i zero = _mm512_set1_epi8(127);
+        for (int64_t i = 0; i < count; i += 64) {
+            __m512i k[4];
+            __mmask16 negative[4], doubt[4];
+            int64_t left = count - i;
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) {
+                const float* from = x + i + 16 * j;
+                __m512 v = left >= 64 ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(some(left - 16 * j), from);
+                __m512i y = units(_mm512_mul_ps(v, factor), negative[j]);
+                doubt[j] = doubtful(y);
+                k[j] = _mm512_srli_epi32(y, 16);
+            }
+            __m512i low = _mm512_packus_epi32(k[0], k[1]), high = _mm512_packus_epi32(k[2], k[3]);
             __m512i packed = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
-            _mm512_storeu_si512(q + i, packed);
+            __mmask64 below = joined(negative);
+            // -1 has no code of its own.
+            __m512i code = _mm512_mask_sub_epi8(_mm512_add_epi8(packed, zero), below, zero, _mm512_min_epu8(packed, zero));
+            if (left >= 64)
+                _mm512_storeu_si512(q + i, code);
+            else
+                _mm512_mask_storeu_epi8(q + i, (1ull << left) - 1, code);
+            if (__builtin_expect((doubt[0] | doubt[1] | doubt[2] | doubt[3]) == 0, 1)) continue;
+            for (uint64_t rest = joined(doubt); rest != 0; rest &= rest - 1) {
+                int64_t at = i + __builtin_ctzll(rest);
+                if (at < count) q[at] = static_cast<uint8_t>(exact(x[at] * inverse));
+            }
         }
-        for (; i < count; i += 16) {
-            __mmask16 mask = lanes(count - i);
-            __m512i c = code(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), factor));
-            _mm_mask_storeu_epi8(q + i, mask, _mm512_cvtepi32_epi8(c));
-        }
+    }
+
+    static AUTOMAGIC_INLINE __mmask16 some(int64_t left) { return left > 0 ? lanes(left) : static_cast<__mmask16>(0); }
+
+    static AUTOMAGIC_INLINE __mmask64 joined(const __mmask16* m) {
+        return _mm512_kunpackd(_mm512_kunpackw(m[3], m[2]), _mm512_kunpackw(m[1], m[0]));
     }
 };
 
