@@ -23,6 +23,10 @@ class Rows:
     def _read(self, name: str) -> list[dict]:
         return newest(read_rows(self.folder / f"{name}.jsonl"))
 
+    def all(self, name: str) -> list[dict]:
+        """Every row of a file, the oldest first."""
+        return read_rows(self.folder / f"{name}.jsonl")
+
     @cached_property
     def quality(self) -> list[dict]:
         # Not only the newest: an ablation is compared with the base of the same code.

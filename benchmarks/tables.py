@@ -13,11 +13,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import ablation, claims, guide_tables
+from benchmarks import ablation, claims, guide_tables, long_runs
 from benchmarks.common import RESULTS, ROOT, argument_parser
 from benchmarks.rows import Rows
 
-PAGES = ["docs/claims.md", "docs/ablation.md", "docs/guide.md", "docs/guide.zh-TW.md"]
+PAGES = ["docs/claims.md", "docs/ablation.md", "docs/guide.md", "docs/guide.zh-TW.md", "docs/testing.md"]
 REGION = re.compile(r"(<!-- rows: (?P<name>[\w ]+) -->\n).*?(<!-- end of rows -->)", re.S)
 
 REGIONS: dict[str, Callable[[Rows, str], str]] = {
@@ -34,6 +34,9 @@ REGIONS: dict[str, Callable[[Rows, str], str]] = {
     "larger": guide_tables.larger,
     "settings": guide_tables.settings,
     "time": guide_tables.time,
+    "fuzz": long_runs.fuzz,
+    "soak": long_runs.soak,
+    "mutation": long_runs.mutation,
 }
 
 

@@ -49,6 +49,12 @@ def _configured(cls: C) -> C:
         for alias, name in ALIASES.items():
             if alias in options:
                 options[name] = options.pop(alias)
+        for name in options.keys() - config_class.__dataclass_fields__.keys():
+            if callable(getattr(cls, name, None)):  # such as record
+                raise TypeError(
+                    f"{cls.__name__} has no option {name!r}: it is a method. Build the optimizer, then call "
+                    f"optimizer.{name}(...)."
+                )
         options = checked(config_class, options, cls.__name__)
         if options.get("profile"):
             options = {**PROFILES[options["profile"]], **options}

@@ -209,8 +209,14 @@ def test_convert_state_is_pure_and_loads_without_another_conversion(
 def test_convert_state_keeps_the_controllers_memory() -> None:
     old, _ = trained("contextual")
     new, _ = fresh("contextual 8bit")
-    new.load_state_dict(disk(automagic_cameamp.convert_state(disk(old.state_dict()), new)))
+    state = disk(old.state_dict())
+    new.load_state_dict(disk(automagic_cameamp.convert_state(state, new)))
     assert torch.equal(new.controller.memory, old.controller.memory)
+    # Nor where a distributed checkpoint left only the copy beside a parameter.
+    del state["c_optim"]
+    again, _ = fresh("contextual 8bit")
+    again.load_state_dict(disk(automagic_cameamp.convert_state(state, again)))
+    assert torch.equal(again.controller.memory, old.controller.memory)
 
 
 def test_precision_changes_in_mid_run_through_convert_state() -> None:

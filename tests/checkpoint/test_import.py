@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,10 @@ def test_adam_formulas() -> None:
     assert report.approximated[3].startswith("started fresh: lr_mask")
     assert report.dropped == () and report.rates == (1e-3,)
     assert "imported the state of 7 parameters from torch's Adam or AdamW (0 had none)" in str(report)
+    assert str(report).endswith("learning rates there: 0.001")
+    assert str(dataclasses.replace(report, rates=(None, 2e-4))).endswith(
+        "learning rates there: unknown, 0.0002"
+    )
 
 
 def test_adam_into_adabelief() -> None:
@@ -162,6 +167,14 @@ def test_bitsandbytes_state_in_the_flat_form_of_older_versions() -> None:
     assert differences(snapshot(a), snapshot(b)) == []
 
 
+@pytest.mark.parametrize("lr", [None, "auto", True, torch.ones(2)], ids=str)
+def test_a_saved_rate_that_is_no_number_is_unknown(lr: Any) -> None:
+    new, _ = fresh("base")
+    saved = STATES["adamw"]()
+    saved["param_groups"][0]["lr"] = lr
+    assert import_state(new, saved).rates == (None,)
+
+
 def test_automagic_1_rates_and_signs() -> None:
     saved = automagic(1)
     rates = [s["lr_mask"]["quantized"].float() * s["lr_mask"]["scale"] for s in saved["state"].values()]
@@ -213,6 +226,12 @@ def test_automagic_2_and_3() -> None:
         bits = (plane.reshape(-1, 1).long() >> torch.arange(8)) & 1
         n = ours["lr_mask"].numel()
         assert torch.equal((ours["lr_mask"] & 1).flatten() == 0, bits.flatten()[:n] == 1)
+    for entry in third["state"].values():  # the ring has just come round
+        entry["hist_idx"] = 0
+    import_state(new, third)
+    bits = (third["state"][0]["sign_history"][7].reshape(-1, 1).long() >> torch.arange(8)) & 1
+    newest = values(new)[0]["lr_mask"]
+    assert torch.equal((newest & 1).flatten() == 0, bits.flatten()[: newest.numel()] == 1)
 
 
 def test_step_is_kept_behind_the_warm_up_or_restarted() -> None:

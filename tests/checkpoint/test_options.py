@@ -60,6 +60,22 @@ def test_element_to_coarser_is_the_rounded_mean(granularity: str, rule: str) -> 
     goes_on(new, new.param_groups[0]["params"])
 
 
+def test_one_mask_of_a_group_whose_tensors_learned_different_ones() -> None:
+    old, _ = trained("base")
+    state = disk(old.state_dict())
+    sizes = [state["state"][i]["lr_mask"].numel() for i in state["state"]]
+    for i, entry in state["state"].items():
+        entry["lr_mask"].fill_(2 * (84 - 10 * i))  # k = -10 i
+    new, _ = fresh("base", lr_mask_granularity="group")
+    new.load_state_dict(convert_state(state, new, options="own"))
+    wanted = round(-sum(10 * i * n for i, n in enumerate(sizes)) / sum(sizes))
+    assert [int(ours["lr_mask"]) for ours in values(new)] == [wanted] * len(sizes)
+    # A state that is a group's already stays as it is.
+    again, _ = fresh("base", lr_mask_granularity="group")
+    again.load_state_dict(convert_state(disk(new.state_dict()), again, options="own"))
+    assert differences(snapshot(new), snapshot(again)) == []
+
+
 @pytest.mark.parametrize("rule", ["geometric", "additive"])
 @pytest.mark.parametrize("granularity", ["row", "tensor"])
 def test_coarser_to_element_is_repetition(granularity: str, rule: str) -> None:

@@ -16,11 +16,11 @@ from distributed.models import build, digest
 STEPS, BAD_STEP = 100, 40
 
 
-def _train(name: str, dtype: torch.dtype) -> dict[str, Any]:
+def _train(name: str, dtype: torch.dtype, engine: str = "auto") -> dict[str, Any]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, 40), nn.Tanh(), nn.LayerNorm(40), nn.Linear(40, 9)).to(dtype)
     replica = DistributedDataParallel(model)
-    optimizer = build(name, model.named_parameters(), warmup_steps=60)
+    optimizer = build(name, model.named_parameters(), warmup_steps=60, engine=engine)
     start = digest_of_weights(model)
     generator = torch.Generator().manual_seed(10 + dist.get_rank())  # every process has its own data
     for t in range(STEPS):
@@ -47,10 +47,16 @@ def digest_of_weights(model: nn.Module) -> str:
 
 
 def replicas(folder: Path) -> dict[str, Any]:
-    """All seven classes in fp32, and two in bf16 with stochastic rounding."""
+    """All seven classes in fp32 and two in bf16 with stochastic rounding; two of them without the kernels."""
     results = {name: _train(name, torch.float32) for name in OPTIMIZERS}
     for name in ("Automagic_CameAMP", "Automagic_CameAMP_Improved_8Bit"):
         results[f"{name} bf16"] = _train(name, torch.bfloat16)
+    results["Automagic_CameAMP_COptim8bit reference"] = _train(
+        "Automagic_CameAMP_COptim8bit", torch.float32, "reference"
+    )
+    results["Automagic_CameAMP_8Bit bf16 reference"] = _train(
+        "Automagic_CameAMP_8Bit", torch.bfloat16, "reference"
+    )
     return results
 
 

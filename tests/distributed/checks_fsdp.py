@@ -28,7 +28,9 @@ from distributed.models import (
     whole_of,
 )
 
-STEPS = 10
+STEPS = 10  # of codes
+# Two steps or more in each phase; a look at the end of each: gathering takes longer than the step.
+LOCKSTEPS, WARMUP, LOOKS = 8, 6, (1, 4, 7)
 # name of the case -> class, type of the weights, options
 CASES: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
     "base": ("Automagic_CameAMP", torch.float64, {}),
@@ -62,13 +64,14 @@ def lockstep(folder: Path) -> dict[str, Any]:
         whole, cut = twins(dtype)
         if is_improved(name):
             options = {**options, **WITHOUT_NEIGHBOURS}
+        options = {"warmup_steps": WARMUP, **options}
         optimizers = [build(name, model.parameters(), **options) for model in (whole, cut)]
         worst = 0.0
-        for t in range(STEPS):
+        for t in range(LOCKSTEPS):
             set_gradients(whole, cut, t)
             for optimizer in optimizers:
                 optimizer.step()
-            if t in (2, 5, STEPS - 1):  # one look in each phase: gathering takes longer than the step
+            if t in LOOKS:
                 worst = max(worst, distance(whole, cut))
         gaps = _state_gaps(*optimizers)
         results[case] = {"worst": worst, **gaps}
@@ -133,14 +136,14 @@ def codes(folder: Path) -> dict[str, Any]:
 
 
 def collectives(folder: Path) -> dict[str, Any]:
-    """How often the processes talk in one step, for few and many tensors, and what else they send."""
+    """How often the processes talk in one step, for one tensor and for many, and what else they send."""
     results: dict[str, Any] = {}
     for name in OPTIMIZERS:
         counts = []
-        for scale in (1, 6):
-            whole, cut = twins(torch.float32, scale)
+        for few in (True, False):
+            whole, cut = twins(torch.float32)
             options = WITHOUT_NEIGHBOURS if is_improved(name) else {}
-            optimizer = build(name, cut.parameters(), **options)
+            optimizer = build(name, [cut.a.weight] if few else cut.parameters(), **options)
             set_gradients(whole, cut, 0)
             if hasattr(optimizer, "c_optim"):
                 optimizer.record_loss(1.0 + dist.get_rank())
@@ -229,6 +232,10 @@ def refusals(folder: Path) -> dict[str, Any]:
     results["replicated"] = _refused([_parameter(mesh, [Replicate()])], "Automagic_CameAMP")
     grid = init_device_mesh("cpu", (world, 1))
     results["hybrid"] = _refused([_parameter(grid, [Replicate(), Shard(0)])], "Automagic_CameAMP")
+    try:
+        build("Automagic_CameAMP", [_parameter(mesh, [Shard(0)])]).record(5)
+    except ValueError as error:
+        results["record"] = str(error)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         p = _parameter(mesh, [Shard(0)])
@@ -239,9 +246,19 @@ def refusals(folder: Path) -> dict[str, Any]:
     return results
 
 
-def _parameter(mesh: Any, placements: list[Any]) -> nn.Parameter:
-    p = nn.Parameter(distribute_tensor(torch.ones(8, 6), mesh, placements))
-    p.grad = distribute_tensor(torch.ones(8, 6), mesh, placements)
+def four_bits(folder: Path) -> dict[str, Any]:
+    """Two elements that share a byte could be parted: what such a state is held in instead."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    p = _parameter(mesh, [Shard(0)], (16, 64))
+    optimizer = build("Automagic_CameAMP8bit", [p], state_code="softsign4")
+    optimizer.step()
+    codes = optimizer.state[p]["exp_avg_q"]
+    return {"shape": list(codes.shape), "dtype": str(codes.dtype)}
+
+
+def _parameter(mesh: Any, placements: list[Any], shape: tuple[int, ...] = (8, 6)) -> nn.Parameter:
+    p = nn.Parameter(distribute_tensor(torch.ones(shape), mesh, placements))
+    p.grad = distribute_tensor(torch.ones(shape), mesh, placements)
     return p
 
 

@@ -19,14 +19,15 @@ from torch.distributed.checkpoint.state_dict import (
 from automagic_cameamp.optimizers import OPTIMIZERS
 from distributed.models import build, distance, is_improved, part_of, set_gradients, twins, whole_of
 
-BEFORE, AFTER = 5, 3
+# Of a warm-up of four steps: saved inside it, and gone on with beyond its end.
+BEFORE, AFTER, WARMUP = 3, 2, 4
 
 
 def _options(name: str) -> dict[str, Any]:
     # Left out by the user, there is nothing to warn about.
     from distributed.models import WITHOUT_NEIGHBOURS
 
-    return dict(WITHOUT_NEIGHBOURS) if is_improved(name) else {}
+    return {"warmup_steps": WARMUP, **(WITHOUT_NEIGHBOURS if is_improved(name) else {})}
 
 
 def _whole_state(model: nn.Module, optimizer: Any) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def _whole_state(model: nn.Module, optimizer: Any) -> dict[str, Any]:
 
 
 def save(folder: Path) -> dict[str, Any]:
-    """Five steps, a sharded checkpoint and a gathered one per class, three steps more: what they end with."""
+    """Some steps, a sharded checkpoint and a gathered one per class, some more: what they end with."""
     for name in OPTIMIZERS:
         whole, cut = twins(torch.float32)
         optimizer = build(name, cut.parameters(), **_options(name))

@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def two(folder: Path) -> Results:
     checks = ["replicas", "losses", "lockstep", "codes", "collectives", "training", "nonfinite", "refusals"]
-    return launch(2, folder, [*checks, "save", "load"])
+    return launch(2, folder, [*checks, "four_bits", "save", "load"])
 
 
 @pytest.fixture(scope="session")

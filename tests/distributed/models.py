@@ -30,14 +30,14 @@ WITHOUT_NEIGHBOURS = {
 class Shapes(nn.Module):
     """Shapes that divide evenly, that do not, that leave processes without a row; of every number of dims."""
 
-    def __init__(self, scale: int = 1) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.a = nn.Linear(20, 33)
         self.b = nn.Linear(33, 3)
         self.kernel = nn.Conv2d(3, 5, 3)
         self.stack = nn.Parameter(torch.randn(6, 5, 4))
         self.one = nn.Parameter(torch.randn(1, 7))
-        self.twins = nn.ParameterList([nn.Parameter(torch.randn(10, 6)) for _ in range(2 * scale)])
+        self.twins = nn.ParameterList([nn.Parameter(torch.randn(10, 6)) for _ in range(2)])
         self.wide = nn.Parameter(torch.randn(9, 256))
 
 
@@ -54,10 +54,10 @@ def is_improved(name: str) -> bool:
     return name in ("Automagic_CameAMP_Improved", "Automagic_CameAMP_8Bit", "Automagic_CameAMP_Improved_8Bit")
 
 
-def twins(dtype: torch.dtype, scale: int = 1) -> tuple[nn.Module, nn.Module]:
+def twins(dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
     """The same model whole and sharded over all processes."""
     torch.manual_seed(0)
-    whole = Shapes(scale).to(dtype)
+    whole = Shapes().to(dtype)
     cut = copy.deepcopy(whole)
     fully_shard(cut, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     return whole, cut

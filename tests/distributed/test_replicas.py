@@ -6,7 +6,13 @@ import pytest
 
 from automagic_cameamp.optimizers import OPTIMIZERS
 
-CASES = [*OPTIMIZERS, "Automagic_CameAMP bf16", "Automagic_CameAMP_Improved_8Bit bf16"]
+CASES = [
+    *OPTIMIZERS,
+    "Automagic_CameAMP bf16",
+    "Automagic_CameAMP_Improved_8Bit bf16",
+    "Automagic_CameAMP_COptim8bit reference",
+    "Automagic_CameAMP_8Bit bf16 reference",
+]
 
 
 @pytest.mark.parametrize("world", ["two", "four"])

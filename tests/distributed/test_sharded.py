@@ -83,11 +83,17 @@ def test_a_bad_gradient_of_one_process_is_skipped_by_all(world, request):
         ("columns", ("Shard(dim=1)", "Shard(dim=0)", "fully_shard")),
         ("replicated", ("Replicate()", "Shard(dim=0)")),
         ("hybrid", ("mesh of 2 dimensions", "Hybrid sharding")),
+        ("record", ("sharded parameters", "a part of them")),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_moves(case, words, two):
     message = two[0]["refusals"][case]
     assert all(word in message for word in words), message
+
+
+def test_four_bit_codes_take_a_byte_each(two):
+    for rank in two:
+        assert rank["four_bits"] == {"shape": [16, 64], "dtype": "torch.uint8"}
 
 
 def test_stages_left_out_are_named_once(two):

@@ -147,6 +147,10 @@ def test_what_is_no_state_dict_at_all(nothing: Any) -> None:
     [
         (without(0, "exp_avg_q_scale"), ["parameter 0", "exp_avg_q_scale"]),
         (put(1, "momentum_buffer", torch.zeros(3)), ["parameter 1", "momentum_buffer"]),
+        (
+            lambda s: put(0, "momentum_buffer", 1.0)(without(0, "lr_mask")(s)),
+            ["missing ['lr_mask']", "unknown ['momentum_buffer']"],
+        ),
         (in_state(2, "exp_avg_q", lambda x: x[:-1]), ["parameter 2", "exp_avg_q", "(39, 32)", "(40, 32)"]),
         (in_state(0, "exp_avg_q_scale", lambda x: x.bfloat16()), ["exp_avg_q_scale", "bfloat16", "float32"]),
         (shorter_group, ["group 0", "8", "9"]),

@@ -34,6 +34,7 @@ def test_report_equals_the_tensors(kind: str, options: dict[str, Any]) -> None:
     stats = optimizer.get_memory_stats()
     total = stats["total_quantized_memory"] + stats["total_high_precision_memory"]
     assert total == state_bytes(optimizer)
+    assert sum(optimizer.get_memory_efficiency_report()["states_breakdown"].values()) == total
     with_state = [p for p in params if optimizer.state.get(p)]
     elements = sum(p.numel() for p in with_state)
     assert stats["quantized_params"] + stats["high_precision_params"] == elements

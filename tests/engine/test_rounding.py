@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +25,27 @@ def noise(count: int, step: int = 1, index: int = 0) -> Tensor:
 
 def every_value(dtype: torch.dtype) -> Tensor:
     return torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+
+
+def test_the_bits_are_those_of_the_definition() -> None:
+    """A hash of seed, parameter, step and element, written down a second time: runs of old stay resumable."""
+    full = (1 << 32) - 1
+
+    def mix(x: int) -> int:
+        x = (x ^ x >> 16) * 0x7FEB352D & full
+        x = (x ^ x >> 15) * 0x846CA68B & full
+        return x ^ x >> 16
+
+    def signed(x: int) -> int:
+        return x - (1 << 32) if x >> 31 else x
+
+    for seed, index, step, first in [(0, 0, 1, 0), (7, 3, 12345, 5), (2**32 - 1, 1000, 2, 2**20)]:
+        key = mix(mix(seed) + (index + 1) * 0x9E3779B1 & full)
+        assert parameter_key(seed, index) == signed(key)
+        base = mix(key + step * 0x9E3779B1 & full)
+        wanted = [signed(mix(base ^ (first + i) * 0x9E3779B1 & full)) for i in range(40)]
+        found = random_bits(keys(index, seed=seed), torch.tensor([float(step)]), 40, first)
+        assert found.tolist() == [wanted]
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=name_of)
@@ -142,12 +165,13 @@ def test_keys_differ_by_seed_and_parameter() -> None:
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=name_of)
-def test_two_runs_are_bitwise_equal_and_the_seed_matters(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_two_runs_are_bitwise_equal_and_the_seed_matters(dtype: torch.dtype, engine: str) -> None:
     snapshots = []
     for seed in (0, 0, 1):
         torch.manual_seed(len(snapshots))  # the global seed must not matter
         params = parameters(dtype)
-        optimizer = build("dynamic", params, seed=seed)
+        optimizer = build("dynamic", params, seed=seed, engine=engine)
         train(optimizer, params, range(1, 6))
         snapshots.append(snapshot(optimizer))
     assert differences(snapshots[0], snapshots[1]) == []
@@ -172,11 +196,13 @@ def test_global_random_state_is_untouched(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", LOW, ids=name_of)
 @pytest.mark.parametrize("setting", [None, True, False])
-def test_the_option(dtype: torch.dtype, setting: bool | None) -> None:
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_the_option(dtype: torch.dtype, setting: bool | None, engine: str) -> None:
     """An update of a hundredth of the last place is lost by rounding to nearest, and only there."""
     p = torch.nn.Parameter(torch.ones(64, 64, dtype=dtype))
     last_place = torch.finfo(dtype).eps
-    options = dict(max_lr=1.0, min_lr=0.0, lr_mask_rule="none", weight_decay=0.0, full_finetune=True)
+    options: dict[str, Any] = {"max_lr": 1.0, "min_lr": 0.0, "lr_mask_rule": "none", "weight_decay": 0.0}
+    options.update(full_finetune=True, engine=engine)
     optimizer = Automagic_CameAMP([p], lr=last_place / 100, stochastic_rounding=setting, **options)
     for _ in range(20):
         p.grad = torch.ones_like(p) + 0.1 * draw(1, shape=(64, 64)).to(dtype)

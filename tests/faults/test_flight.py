@@ -209,7 +209,8 @@ def test_a_bad_loss_is_dated_through_a_closure_too(loss: Any) -> None:
     recorder = optimizer.record(2)
     give(params, 1)
     for step in range(1, 5):
-        optimizer.step(lambda step=step: loss if step >= 3 else 2.0)
+        told = loss if step >= 3 else 2.0
+        assert optimizer.step(lambda told=told: told) is told  # as without a recorder
     assert recorder.first_bad() == {"step": 3, "loss": 3, "parameters": {}}
     assert [row["loss"] for row in recorder.read()] == [float("inf")] * 2
 

@@ -148,6 +148,21 @@ def test_a_dict_that_is_the_optimizers_own_state(kind: str) -> None:
         assert all(torch.equal(bits(v), bits(expected[i][k])) for k, v in state.items()), i
 
 
+@pytest.mark.parametrize("kind", ["32bit", "dynamic"])
+def test_what_is_the_optimizers_own_stays_where_it_is_unless_it_is_read_in_another_way(kind: str) -> None:
+    whole, params = trained(kind, [(48, 48)] * 3)
+    places = [{k: v.data_ptr() for k, v in whole.state[p].items()} for p in params]
+    assert peak_of_load(whole, whole.state_dict()) <= SLACK
+    assert places == [{k: v.data_ptr() for k, v in whole.state[p].items()} for p in params]
+    key = "exp_avg" if kind == "32bit" else "exp_avg_q"
+    turned = whole.state_dict()
+    turned["state"][1] = {**turned["state"][1], key: turned["state"][1][key].t()}
+    expected = turned["state"][1][key].clone()
+    assert not torch.equal(expected, whole.state[params[1]][key])
+    whole.load_state_dict(turned)
+    assert torch.equal(whole.state[params[1]][key], expected)
+
+
 def test_no_memory_for_the_new_rows_leaves_the_optimizer_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     from automagic_cameamp.engine import landing
 

@@ -106,10 +106,31 @@ def test_refusals() -> None:
     optimizer, params = build("reference")
     with pytest.raises(RuntimeError, match="nothing is recorded"):
         optimizer.rollback()
-    for options in ({"steps": 0}, {"steps": True}, {"snapshot_every": -1}, {"snapshot_bits": 4}):
-        with pytest.raises(ValueError, match=next(iter(options))):
+    recorder = optimizer.record(7)
+    for options in (
+        {"steps": 0},
+        {"steps": 2.5},
+        {"steps": True},
+        {"snapshot_every": -1},
+        {"snapshot_every": True},
+        {"snapshot_bits": 4},
+        {"snapshot_bits": 8.0},
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}=.* is not allowed"):
             optimizer.record(**options)
-    assert optimizer.flight is None
+    with pytest.raises(
+        TypeError, match="record has no option 'snapshot_evry'. Did you mean 'snapshot_every'"
+    ):
+        optimizer.record(snapshot_evry=3)
+    with pytest.raises(
+        TypeError, match=r"has no option 'record': it is a method.*call optimizer\.record\(\.\.\.\)"
+    ):
+        A.Automagic_CameAMP(params, record=50)
+    assert optimizer.flight is recorder  # the one that was there records on
+    give(params, 1)
+    optimizer.step()
+    assert [row["step"] for row in recorder.read()] == [1]
+    recorder.close()
     recorder = optimizer.record()
     with pytest.raises(RuntimeError, match="there is no snapshot"):
         recorder.rollback()

@@ -96,6 +96,30 @@ def test_a_state_dict_that_loses_something_is_found(monkeypatch: pytest.MonkeyPa
     assert words + f"{value!r} without saving, {value + 1:.3f}"[:-3] in str(answer)
 
 
+def test_a_tensor_that_comes_back_as_a_number_is_found() -> None:
+    params = parameters(shapes=[(6, 4)])
+    optimizer = build("32bit", params)
+    train(optimizer, params, range(1, 4))
+
+    def number(loaded: Any) -> None:
+        for state in loaded.state.values():
+            state["step"] = float(state["step"])
+
+    optimizer.register_load_state_dict_post_hook(number)
+    answer = untouched(optimizer, params)
+    assert "after loading, state 'step' of param_0 is 3.0, was tensor(3.)" in str(answer)
+
+
+def test_options_that_are_tensors_are_compared_bit_by_bit() -> None:
+    params = parameters(shapes=[(6, 4)])
+    optimizer = build("32bit", params, lr=torch.tensor(5e-4))
+    train(optimizer, params, range(1, 4))
+    assert untouched(optimizer, params)
+    optimizer.register_load_state_dict_post_hook(lambda loaded: loaded.param_groups[0]["lr"].mul_(2))
+    answer = untouched(optimizer, params)
+    assert "after loading, 'lr' of group 0 is tensor(0.0010), was tensor(0.0005)" in str(answer)
+
+
 def test_what_only_a_step_shows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     params = parameters(shapes=[(6, 4), (5,)])
     optimizer = build("32bit", params)
@@ -134,6 +158,14 @@ def test_a_cast_state_a_refused_one_and_one_that_cannot_be_saved(monkeypatch: py
 def _cast(optimizer: Any, saved: dict[str, Any]) -> None:
     for i, state in saved["state"].items():
         saved["state"][i] = {k: v.half() for k, v in state.items()}
+
+
+def test_no_replayed_step_is_a_check_of_loading_alone() -> None:
+    params = parameters()
+    optimizer = build("32bit", params)
+    train(optimizer, params, range(1, 3))
+    answer = untouched(optimizer, params, steps=0)
+    assert answer and answer.steps == 0
 
 
 @pytest.mark.parametrize("steps", [-1, 1.5, "2"])

@@ -56,6 +56,7 @@ def test_quantised_states_are_what_the_documents_read(code, correction):
     for i, p in enumerate(params):
         for name, view in views[i].items():
             assert name in ("exp_avg", "edge_history")
+            assert view.block_size == (64 if name == "exp_avg" else 0)  # four bits of [0, 1] have no scale
             assert view.shape == tuple(p.shape)
             value = view.dequantize()
             assert value.dtype == torch.float32 and value.shape == p.shape

@@ -139,6 +139,18 @@ def test_clipping_in_two_passes_equals_clip_grad_norm() -> None:
             assert same(optimizer, released) == []
 
 
+def test_the_handles_backward_without_a_norm_is_the_plain_one() -> None:
+    (net, optimizer), (other, released) = twins("Automagic_CameAMP")
+    with release_gradients(other, released) as handle:
+        for t in range(1, 4):
+            loss_of(net, t).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert handle.backward(loss_of(other, t)) is None
+            handle.step()
+            assert same(optimizer, released) == []
+
+
 def test_weights_used_twice_get_one_update() -> None:
     """A tied weight: its gradient is complete only when both uses have given their part."""
 

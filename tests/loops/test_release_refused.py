@@ -24,6 +24,15 @@ def test_a_second_backward_without_step_is_refused() -> None:
             loss_of(net, 2).backward()
 
 
+def test_the_parameter_that_comes_twice_is_named() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    optimizer = build("Automagic_CameAMP", net.named_parameters())
+    with release_gradients(net, optimizer):
+        net(torch.ones(1, 3)).sum().backward()
+        with pytest.raises(RuntimeError, match=r"parameter 1\.bias has a gradient for the 2\. time"):
+            net[1].bias.sum().backward()
+
+
 def test_a_gradient_after_the_update_is_refused() -> None:
     net = model()
     optimizer = build("Automagic_CameAMP", net.named_parameters())
@@ -107,7 +116,12 @@ def test_nothing_is_saved_in_the_middle_of_a_step() -> None:
     optimizer = build("Automagic_CameAMP", groups_of(net))
     with release_gradients(net, optimizer):
         loss_of(net, 1).backward()
-        for use in (optimizer.state_dict, lambda: copy.deepcopy(optimizer)):
+        more = {"params": [("more", nn.Parameter(torch.ones(2)))]}
+        for use in (
+            optimizer.state_dict,
+            lambda: copy.deepcopy(optimizer),
+            lambda: optimizer.add_param_group(more),
+        ):
             with pytest.raises(RuntimeError, match="in the middle of a step"):
                 use()
         optimizer.step()
@@ -133,3 +147,16 @@ def test_wrong_arguments_of_step_parameter() -> None:
     with pytest.raises(RuntimeError, match="only dense"):
         optimizer.step_parameter(p)
     assert not optimizer.state
+
+
+def test_an_empty_parameter_is_passed_over_unless_it_is_a_stranger() -> None:
+    empty, other, stranger = (nn.Parameter(torch.ones(shape)) for shape in ((0, 4), (3,), (0, 4)))
+    optimizer = build("Automagic_CameAMP", [empty, other])
+    for p in (empty, other, stranger):
+        p.grad = torch.ones_like(p)
+    optimizer.step_parameter(empty)
+    optimizer.step_parameter(other)
+    with pytest.raises(ValueError, match="in none of its groups"):
+        optimizer.step_parameter(stranger)
+    optimizer.step()
+    assert float(optimizer.state[other]["step"]) == 1 and bool((other < 1).all())

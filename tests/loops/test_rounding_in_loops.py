@@ -105,6 +105,19 @@ def test_many_bf16_micro_batches_add_up() -> None:
     assert bool((p.detach() != weight).any()) and optimizer.health()["skipped_updates"] == 0
 
 
+def test_a_torch_without_gradient_types_is_named() -> None:
+    class Old(Tensor):
+        @property
+        def grad_dtype(self) -> Any:
+            raise AttributeError
+
+    p = torch.ones(3, dtype=torch.bfloat16).as_subclass(Old).requires_grad_()
+    with pytest.raises(
+        RuntimeError, match=r"cannot hold fp32 gradients of torch.bfloat16 weights.*newer torch"
+    ):
+        accumulate_in_fp32([p])
+
+
 def test_fp32_gradients_are_refused_once_there_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
     p = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
     assert accumulate_in_fp32(nn.Linear(2, 2)) == []  # fp32 already

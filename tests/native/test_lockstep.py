@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from automagic_cameamp.kernels.native import flavour
 from native import lockstep
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -47,6 +48,23 @@ def test_low_precision_weights(kind: str, phase: str, dtype: torch.dtype) -> Non
     lockstep.check(name, dtype, BEFORE, warmup_steps=PHASES[phase], **options)
 
 
+@pytest.mark.parametrize("kind", ["base", "base dynamic", "balanced", "affine", "memory_optimized", "contextual"])
+@pytest.mark.parametrize("phase", ["early", "late"])
+@pytest.mark.parametrize("limit", ["base", "avx2"])
+def test_smaller_instruction_sets(kind: str, phase: str, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOMAGIC_CAMEAMP_ISA", limit)
+    assert flavour() in ("base", limit)
+    name, options = CLASSES[kind]
+    lockstep.check(name, FP32, BEFORE, warmup_steps=PHASES[phase], **options)
+    lockstep.check(name, BF16, BEFORE, warmup_steps=PHASES[phase], **options)
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOMAGIC_CAMEAMP_ISA", "sse9")
+    with pytest.raises(ValueError, match="AUTOMAGIC_CAMEAMP_ISA='sse9' is not one of base, avx2, avx512"):
+        lockstep.check("Automagic_CameAMP", FP32, 0)
+
+
 def test_nearest_rounding() -> None:
     lockstep.check("Automagic_CameAMP", BF16, BEFORE, stochastic_rounding=False)
 
@@ -83,6 +101,35 @@ def test_options_of_the_improved_recipe(option: dict[str, Any]) -> None:
 @pytest.mark.parametrize("scales", [None, [1], [5], [2, 7], [1, 5, 10, 25, 50, 100]], ids=str)
 def test_momentum_scales(scales: Any) -> None:
     lockstep.check("Automagic_CameAMP_COptim", FP32, BEFORE, momentum_scales=scales)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
+@pytest.mark.parametrize("keep", [3, 10])
+@pytest.mark.parametrize("before", [0, BEFORE])
+def test_a_step_that_searches_directions(before: int, keep: int, dtype: torch.dtype) -> None:
+    """The first one, and one after which the tail owes the rates of several steps."""
+    options: dict[str, Any] = {"rank_keep": keep, "rank_penalty_strength": 1.0, "sync_frequency": BEFORE}
+    lockstep.check("Automagic_CameAMP_Improved", dtype, before, warmup_steps=2, **options)
+
+
+def test_a_plan_outlives_the_search() -> None:
+    """And the gradient that is not finite keeps its parameter as it was, what the tail owes included."""
+    (_, _), (optimizer, params) = lockstep.twin(
+        "Automagic_CameAMP_Improved", [(16, 640), (40, 24)], FP32, 0, sync_frequency=2
+    )
+    for step in range(4):
+        lockstep.take(optimizer, params, step)
+    plan = optimizer._plan
+    kept = params[1].detach().clone(), {k: v.clone() for k, v in optimizer.state[params[1]].items()}
+    assert float(optimizer.state[params[1]]["lowrank_rate"]) > 0
+    for p, g in zip(params, lockstep.gradients(params, 4), strict=True):
+        p.grad = g
+    params[1].grad[0, 0] = float("nan")
+    optimizer.step()
+    assert optimizer._plan is plan
+    assert torch.equal(params[1], kept[0])
+    assert all(torch.equal(v, kept[1][k]) for k, v in optimizer.state[params[1]].items())
+    assert float(optimizer.state[params[0]]["lowrank_rate"]) == 0
 
 
 # Slabs, tiles that do not divide them, rows longer than a tile, stacks of matrices.

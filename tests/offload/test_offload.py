@@ -192,6 +192,17 @@ def test_sharded_parameters_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
     assert differences(before, snapshot(far)) == []
 
 
+def test_sparse_gradients_are_refused_before_anything_is_copied(device: Late) -> None:
+    table = torch.nn.Embedding(5, 3, sparse=True)
+    other = torch.nn.Parameter(torch.ones(3))
+    optimizer = build("Automagic_CameAMP", [other, table.weight], offload="cpu")
+    table(torch.tensor([1, 2])).sum().backward()
+    other.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match=r"param_1 has a torch.sparse_coo gradient: only dense"):
+        optimizer.step()
+    assert device.fetched == device.bytes == 0 and not any(optimizer.state.values())
+
+
 def test_other_places_are_refused() -> None:
     with pytest.raises(ValueError, match="offload='disk'"):
         build("Automagic_CameAMP", parameters(), offload="disk")

@@ -33,7 +33,7 @@ def same(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
 
 
 @pytest.mark.parametrize("coder_class", CODERS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (0,), (0, 4)], ids=str)
 @pytest.mark.parametrize("block", [64, 256, 4096])
 def test_planes_are_what_encode_gives(coder_class: type, shape: tuple[int, ...], block: int) -> None:
     layout, coder = Layout.of(shape), coder_class(block)

@@ -35,6 +35,15 @@ def test_fifteen_values_are_held_exactly_whatever_the_bits(scale: float) -> None
         assert torch.equal(coder.encode(again, bits)[0], packed)
 
 
+@pytest.mark.parametrize("shape", [(40, 33), (7,), (3, 5, 7), ()], ids=str)
+def test_planes_are_what_it_writes(shape: tuple[int, ...]) -> None:
+    layout = Layout.of(shape)
+    coder = Softsign4(layout, 64)
+    planes, parts = coder.planes(layout), coder.encode(torch.randn(2, *layout.view))
+    assert [(2, *plane.shape) for plane in planes] == [tuple(part.shape) for part in parts]
+    assert [plane.dtype for plane in planes] == [part.dtype for part in parts]
+
+
 def test_rounds_to_a_neighbour_and_without_bias() -> None:
     coder = Softsign4(LAYOUT, 256)
     x = torch.randn(2, *LAYOUT.view)

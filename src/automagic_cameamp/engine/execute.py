@@ -181,7 +181,7 @@ def run(
     _scatter(gathered, fields, values, keep, noise)
     if keep is not None:
         new_p = torch.where(keep, new_p, p)
-    _write_params(params, new_p, rounding)
+    write_params(params, new_p, rounding)
     return ok.flatten(), signals
 
 
@@ -248,7 +248,8 @@ def _scatter(
             arena.write(rows, stack, in_place, new)
 
 
-def _write_params(params: list[Tensor], new: Tensor, noise: Noise | None) -> None:
+def write_params(params: list[Tensor], new: Tensor, noise: Noise | None) -> None:
+    """Stacked weights into the parameters, rounded stochastically where there is noise."""
     if noise is not None:
         new = stochastic_round(new, noise.bits(new.shape, 0), params[0].dtype)
     rows = [row.view(params[0].shape) for row in new.unbind(0)]

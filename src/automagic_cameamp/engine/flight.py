@@ -45,7 +45,7 @@ class FlightRecorder:
         for name, value, least in (("steps", steps, 1), ("snapshot_every", snapshot_every, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise fail(name, value, f"a whole number >= {least}")
-        if snapshot_bits not in (8, 16, 32):
+        if not isinstance(snapshot_bits, int) or snapshot_bits not in (8, 16, 32):
             raise fail("snapshot_bits", snapshot_bits, "8, 16 or 32")
         if any(is_distributed(p) for group in optimizer.param_groups for p in group["params"]):
             raise fail(

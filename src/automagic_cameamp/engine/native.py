@@ -22,6 +22,7 @@ from torch import Tensor
 from ..kernels import layout as abi
 from ..kernels import native
 from ..validate import callers_depth
+from . import directions
 from . import native_table as table
 from .backends import Folded
 from .native_table import TYPES, Member, unsupported
@@ -89,7 +90,7 @@ class Table:
             count=len(self.tasks),
             sketch=None,
             mask_mean=1.0,
-            flavour=-1,
+            flavour=native.limit(),
         )
         self.held: Any = None
 
@@ -140,7 +141,7 @@ class Native:
     def takes(self, work: Any) -> bool:
         """Whether the kernels can do all of this work; ``engine='native'`` warns once where not."""
         reason = unsupported(work)
-        if reason not in (None, table.REFRESH) and self.engine == "native":
+        if reason is not None and self.engine == "native":
             say(f"engine='native' cannot do {reason}: such parameters are updated in plain torch.")
         return reason is None
 
@@ -156,7 +157,14 @@ class Native:
         grads = contiguous([p.grad for work in works for p in work.chunk.params])
         held.tasks["g"] = [g.data_ptr() for g in grads]
         held.tasks["g_type"] = [TYPES[g.dtype] for g in grads]
+        searches = [
+            directions.Search(member, member.chunk.params, held.tasks[part])
+            for work, member, part in zip(works, held.members, held.slices, strict=True)
+            if work.shared.refresh and directions.name_of(work.fields)
+        ]
         held.call(grads)
+        for search in searches:
+            search.finish()
         for work, (_, ok, folded) in zip(works, held.outcomes(), strict=True):
             yield work, ok, folded
 
@@ -173,14 +181,7 @@ class Plan:
         self.config = dict(vars(optimizer.config))
         self.options = [_options_of(group) for group in groups]
         self.flags = _flags(params)
-        self.refresh = [
-            number
-            for number in range(len(groups))
-            if any(
-                work.chunk.key[0] == number and any(spec.name in table.LOW_RANK for spec, _ in work.fields)
-                for work in works
-            )
-        ]
+        self.searching = [number for number, work in enumerate(works) if directions.name_of(work.fields)]
         self.table = Table([_member(work) for work in works], optimizer.controller is not None)
         self.table.members = [m._replace(chunk=m.chunk._replace(params=[])) for m in self.table.members]
         place = {id(p): i for i, p in enumerate(params)}
@@ -190,9 +191,6 @@ class Plan:
         self.dtypes, self.shapes = list(map(_DTYPE, params)), list(map(_SHAPE, params))
         self.strides = [p.stride() for p in params]
         self.entries = list(optimizer.state.values())
-        # The controller's memory is a new tensor at every step; it is no business of the kernels.
-        self.fixed = [name for entry in self.entries for name in entry if name != "c_optim"]
-        self.counts = [sum(name != "c_optim" for name in entry) for entry in self.entries]
         self.held = list(self._values())
         self.tensors = [t for t in self.held if isinstance(t, Tensor)]
         self.places = list(map(Tensor.data_ptr, self.tensors))
@@ -209,11 +207,10 @@ class Plan:
         self.grads: list[Tensor] = []
 
     def _values(self) -> Iterator[Any]:
-        for entry in self.entries:
-            if "c_optim" in entry:
-                yield from (value for name, value in entry.items() if name != "c_optim")
-            else:
-                yield from entry.values()
+        """All state but the controller's memory, a new tensor at every step that the kernels never see."""
+        if not any("c_optim" in entry for entry in self.entries):
+            return chain.from_iterable(map(dict.values, self.entries))
+        return (value for entry in self.entries for name, value in entry.items() if name != "c_optim")
 
     def fits(self, optimizer: Any) -> bool:
         """Whether everything is as it was; takes the gradients of this step."""
@@ -230,8 +227,6 @@ class Plan:
             return False
         params = list(chain.from_iterable(group["params"] for group in groups))
         if not all(map(is_, params, map(_ALIVE, self.params))):
-            return False
-        if any(groups[number]["clock"] % groups[number]["sync_frequency"] == 0 for number in self.refresh):
             return False
         if list(map(Tensor.data_ptr, params)) != self.pointers or list(map(_DTYPE, params)) != self.dtypes:
             return False
@@ -268,6 +263,13 @@ class Plan:
         self.grads = grads
         return True
 
+    def _searches(self, groups: list[dict[str, Any]]) -> Iterator[directions.Search]:
+        for number in self.searching:
+            member, part = self.table.members[number], self.table.slices[number]
+            if directions.due(groups[member.chunk.key[0]]):
+                params = [p for p in (self.params[i]() for i in self.order[part]) if p is not None]
+                yield directions.Search(member, params, self.table.tasks[part])
+
     def run(self, optimizer: Any) -> None:
         """One step of all parameters, after ``fits``; and what the rest of the engine wants to know of it."""
         multiplier = 1.0
@@ -276,8 +278,11 @@ class Plan:
         for number, (group, low, hard) in enumerate(self.rates):
             lr = float(optimizer.param_groups[group]["lr"])
             table.renew(self.table.options[number], lr, low, hard, multiplier)
+        searches = list(self._searches(optimizer.param_groups))
         self.table.call(self.grads)
         self.grads = []
+        for search in searches:
+            search.finish()
         if optimizer.controller is not None or self.table.step.bad:
             for work, ok, signals in self.table.outcomes():
                 optimizer._note(work, ok, signals)

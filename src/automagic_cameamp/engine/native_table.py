@@ -14,6 +14,7 @@ from ..kernels import layout as abi
 from ..recipes import base, contextual, improved
 from ..recipes._rate import has_mask
 from ..storage import CORRECTION, ErrorCorrected
+from . import directions
 from .buckets import Chunk
 from .execute import Field
 
@@ -36,10 +37,7 @@ COLUMN = {
     "lowrank_basis": "basis",
     "lowrank_tail": "basis",
 }
-LOW_RANK = ("lowrank_basis", "lowrank_tail")
-PLAIN = ("step", "avg_lr", "s", "lr_mask_sum", "lr_mask", "last_polarity", *LOW_RANK, "lowrank_rate")
-# Work of one step in many, which the reference does; no option of the user's, so no warning either.
-REFRESH = "the search for new low-rank directions every sync_frequency steps"
+PLAIN = ("step", "avg_lr", "s", "lr_mask_sum", "lr_mask", "last_polarity", *directions.FIELDS, "lowrank_rate")
 TASK = np.dtype(abi.Task)
 OPTIONS = np.dtype(abi.Options)
 
@@ -85,8 +83,6 @@ def unsupported(work: Any) -> str | None:
             return f"{name}={getattr(hp, name)!r}"
     if work.recipe is contextual and len(contextual.mixture(hp).kept) > abi.MAX_SCALES:
         return f"more than {abi.MAX_SCALES + 2} momentum_scales"
-    if work.shared.refresh and any(spec.name in LOW_RANK for spec, _ in work.fields):
-        return REFRESH
     for q in chunk.params:
         g = q.grad
         if not q.is_contiguous() or q.is_conj() or q.is_neg():
@@ -211,7 +207,7 @@ def fill(rows: Any, member: Member, number: int) -> Iterator[tuple[str, str]]:
         yield from ((spec.name + plane.suffix, spec.name) for plane in planes)
         if spec.name in PLAIN:
             rows[COLUMN.get(spec.name, spec.name)] = found[""]
-            if spec.name in LOW_RANK:
+            if spec.name in directions.FIELDS:
                 rows["kept"], rows["tail"] = spec.count, spec.name == "lowrank_tail"
             continue
         if spec.name.startswith(contextual.FIELD):

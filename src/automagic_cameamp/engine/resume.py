@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..validate import unknown_option
 from . import memory
 from .saved import CheckpointError
 
@@ -140,22 +141,29 @@ class Recording:
 
     _flight: FlightRecorder | None = None
 
-    def record(self, steps: int = 50, **options: Any) -> FlightRecorder:
+    def record(
+        self, steps: int = 50, *, snapshot_every: int = 0, snapshot_bits: int = 8, **unknown: Any
+    ) -> FlightRecorder:
         """Record every step from now on; a recorder that was there is closed.
 
         Args:
             steps: how many of the last steps are kept, at least 1.
-            **options: ``snapshot_every`` and ``snapshot_bits`` of ``FlightRecorder``.
+            snapshot_every: steps between two snapshots for ``rollback``; 0: none.
+            snapshot_bits: 8, 16 or 32 bits of a parameter in a snapshot.
+            **unknown: refused.
 
         Returns:
             The recorder: ``read()``, ``first_bad()``, ``take()``, ``rollback()``, ``close()``.
 
         Raises:
             ValueError: a number is not allowed, or a parameter is sharded.
+            TypeError: there is no such option.
         """
+        for name in unknown:
+            raise unknown_option("record", name, ("steps", "snapshot_every", "snapshot_bits"))
         from .flight import FlightRecorder  # most programs never record
 
-        recorder = FlightRecorder(self, steps, **options)
+        recorder = FlightRecorder(self, steps, snapshot_every=snapshot_every, snapshot_bits=snapshot_bits)
         if self._flight is not None:
             self._flight.close()
         self._flight = recorder

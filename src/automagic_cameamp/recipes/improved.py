@@ -218,9 +218,20 @@ def _shrink_rank(p: Tensor, state: State, shared: Shared, mean_rate: Tensor, hp:
     if not shared.refresh:
         return p, state._replace(lowrank_rate=owed)
     tail = state.lowrank_tail is not None
+    p, basis = renew_directions(p, owed, hp, tail)
+    state = state._replace(lowrank_rate=torch.zeros_like(owed))
+    return p, state._replace(**{"lowrank_tail" if tail else "lowrank_basis": basis})
+
+
+def renew_directions(p: Tensor, owed: Tensor, hp: Any, tail: bool) -> tuple[Tensor, Tensor]:
+    """The weights without what their tail owes, and their new directions as the state holds them.
+
+    Args:
+        p: [B,K,m,n] weights at the end of a step.
+        owed: [B,1,1,1] rate accumulated since the last search.
+        hp: options.
+        tail: the directions beyond the kept ones are held, not those.
+    """
     basis = T.tail_basis(p, hp.rank_keep) if tail else T.top_basis(p, hp.rank_keep)
     p = T.shrink_tail(p, basis, owed.to(p.dtype), tail)
-    state = state._replace(lowrank_rate=torch.zeros_like(owed))
-    if tail:
-        return p, state._replace(lowrank_tail=(basis * TAIL_CODES).round().to(torch.int8))
-    return p, state._replace(lowrank_basis=basis.bfloat16())
+    return p, (basis * TAIL_CODES).round().to(torch.int8) if tail else basis.bfloat16()

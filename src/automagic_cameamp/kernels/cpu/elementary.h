@@ -1,5 +1,6 @@
-// Logarithm and exponential of fp32 numbers, evaluated in double so that nearly every result is the
-// correctly rounded one; plain arithmetic, so that a compiler can turn the loops into vectors.
+// Logarithm and exponential of fp32 numbers: evaluated in double so that nearly every result is the
+// correctly rounded one, or in fp32, two units in the last place at most from it, where a code's step is
+// larger than that. Plain arithmetic, so that a compiler can turn the loops into vectors.
 #pragma once
 
 #include "rounding.h"
@@ -35,6 +36,25 @@ AUTOMAGIC_INLINE float log_normal(float x) {
     return static_cast<float>(static_cast<double>(e) * 0x1.62e42fefa39efp-1 + s * series);
 }
 
+// The same in fp32: ln(1 + f) = f - f^2 / 2 + f^3 P(f), P of least largest relative error for these f (2^-27).
+AUTOMAGIC_INLINE float quick_log(float x) {
+    uint32_t u = bits_of(x);
+    int32_t whole = static_cast<int32_t>(u - 0x3F3504F3u) >> 23;
+    float e = static_cast<float>(whole), f = float_of(u - (static_cast<uint32_t>(whole) << 23)) - 1.0f, z = f * f;
+    float series = -0.0763449302f;
+    series = fused(series, f, 0.127615756f);
+    series = fused(series, f, -0.131601831f);
+    series = fused(series, f, 0.142017582f);
+    series = fused(series, f, -0.166233573f);
+    series = fused(series, f, 0.200012269f);
+    series = fused(series, f, -0.25000821f);
+    series = fused(series, f, 0.333333317f);
+    // ln 2 in two parts, the first with so few bits that its product with an exponent is exact.
+    float low = fused(e, -2.12194440e-4f, series * (f * z));
+    low = fused(z, -0.5f, low);
+    return fused(e, 0.693359375f, f + low);
+}
+
 // e^x for -700 < x < 700, as a double.
 AUTOMAGIC_INLINE double exp_double(double x) {
     constexpr double rounder = 6755399441055744.0;  // 1.5 * 2^52
@@ -58,5 +78,18 @@ AUTOMAGIC_INLINE double exp_double(double x) {
 }
 
 AUTOMAGIC_INLINE float exp_float(float x) { return static_cast<float>(exp_double(static_cast<double>(x))); }
+
+// The same in fp32, for |x| < 88.3: e^r = 1 + r + r^2 Q(r), Q as above (2^-28).
+AUTOMAGIC_INLINE float quick_exp(float x) {
+    float shifted = fused(x, 1.44269504f, ROUNDER), n = shifted - ROUNDER;
+    float r = fused(n, 2.12194440e-4f, fused(n, -0.693359375f, x));
+    float series = 0.00138145984f;
+    series = fused(series, r, 0.0083687169f);
+    series = fused(series, r, 0.0416683881f);
+    series = fused(series, r, 0.166665206f);
+    series = fused(series, r, 0.499999934f);
+    series = fused(series, r * r, r) + 1.0f;
+    return series * float_of((bits_of(shifted) - 0x4B400000u + 127u) << 23);
+}
 
 }  // namespace AUTOMAGIC_ISA

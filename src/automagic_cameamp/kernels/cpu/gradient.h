@@ -5,8 +5,8 @@
 
 #include <math.h>
 
+#include "bands.h"
 #include "lowrank.h"
-#include "stencil.h"
 
 namespace AUTOMAGIC_ISA {
 
@@ -38,9 +38,8 @@ inline void add_products(const float* AUTOMAGIC_RESTRICT x, const float* AUTOMAG
     for (int64_t i = 0; i < n; ++i) a[i] = fused(x[i] * m[i], f[i], a[i]);
 }
 
-// Column sums of a tile into those of the slab.
-inline void flush_columns(const Job& j, const Tile& tile, int64_t slab, int count, Local& w) {
-    int64_t lines = j.group ? smaller(j.group, tile.end - tile.first) : 1;
+// Column sums of a tile, in `lines` lines, into those of the slab.
+inline void flush_columns(const Job& j, const Tile& tile, int64_t slab, int count, int64_t lines, Local& w) {
     for (int c = 0; c < count; ++c) {
         double* AUTOMAGIC_RESTRICT to = j.own_columns(c, slab) + tile.k * j.n;
         for (int64_t r = 0; r < lines; ++r) {
@@ -64,21 +63,69 @@ inline void clear_columns(const Job& j, int64_t slab, int count) {
 }
 
 // Sums over the raw gradient and the weights.
-inline void raw_sums(const Job& j, const Run& run, Part& part, Local& w) {
-    const float* g = load_run(j.t->g, j.t->g_type, run.start, run.count, w.raw);
-    if (j.decays || j.o->signals) part.sum[SQUARE] += sum_squares(g, run.count);
-    if (j.decays) part.sum[ABS] += sum_magnitudes(g, run.count);
-    if (j.along) part.sum[ALONG] += dot(g, load_run(j.t->p, j.t->p_type, run.start, run.count, w.p), run.count);
+inline void add_raw_sums(const Job& j, int64_t first, int64_t n, Part& part, Local& w) {
+    const float* g = load_run(j.t->g, j.t->g_type, first, n, w.raw);
+    const float* p = j.along ? load_run(j.t->p, j.t->p_type, first, n, w.p) : nullptr;
+    RawSums sums = raw_sums(g, p, n);
+    part.sum[SQUARE] += sums.squares, part.sum[ABS] += sums.magnitudes, part.sum[ALONG] += sums.along;
 }
 
-// Row statistic <- its running mean with sums / n + eps; and its reciprocal.
-inline void move_rows(const float* AUTOMAGIC_RESTRICT sums, float n, float eps, float weight, int64_t count,
-                      float* AUTOMAGIC_RESTRICT mean, float* AUTOMAGIC_RESTRICT inverse) {
-    for (int64_t i = 0; i < count; ++i) {
-        float now = lerp(mean[i], sums[i] / n + eps, weight);
-        mean[i] = now;
-        inverse[i] = 1.0f / now;
+inline void clear_lines(const Job& j, int count, Local& w) {
+    for (int c = 0; c < count; ++c) fill(w.sums[c], 0.0f, j.n);
+}
+
+// The column sums of bands: added in fp32 over some rows, whatever tiles they are in, then in doubles.
+struct Lines {
+    int64_t rows, last;
+    int count;
+
+    Lines(const Job& j, int64_t slab, int columns, Local& w)
+        : rows(0), last(smaller((slab + 1) * j.slab_rows, j.rows)), count(columns) {
+        clear_lines(j, count, w);
     }
+
+    void after(const Job& j, const Tile& tile, int64_t slab, const Band& b, Local& w) {
+        rows += b.rows;
+        int64_t end = b.row + b.rows;
+        if (rows < FLUSH && end < last && end < (tile.k + 1) * j.m) return;
+        flush_columns(j, tile, slab, count, 1, w);
+        clear_lines(j, count, w);
+        rows = 0;
+    }
+};
+
+// Pass A over the bands of a tile.
+inline void gradient_bands(Job& j, const Tile& tile, int64_t slab, Part& part, bool torque, Lines& lines, Local& w) {
+    float weight = static_cast<float>(1 - j.o->beta[1]), eps = static_cast<float>(j.o->eps[0]);
+    bool one = j.n == W;  // every piece is its rows one after the other, in place or not
+    for_bands(j, tile, [&](const Band& band) {
+        if (j.sums_needed)
+            for_lines(j, band, [&](int64_t first, int64_t n, int64_t) {
+                for (int64_t i = 0; i < n; i += RUN) add_raw_sums(j, first + i, smaller(RUN, n - i), part, w);
+            });
+        if (j.matrix) {
+            clear_rows(band, w.row);
+            for_pieces(j, band, [&](const Band& b) {
+                Rows x = gradient_piece(j, tile, b, w);
+                shaped(b, one, [&](auto s) { add_row_squares(s, x, b.rows, b.count, w.row); });
+            });
+            move_row_means(w.row, static_cast<float>(j.n), eps, weight, band.rows, j.R + band.row, w.inverse);
+        } else {
+            fill(w.inverse, 1.0f, band.rows);
+        }
+        for (int64_t i = 0; torque && i < band.rows; ++i) w.rate[i] = sqrtf(w.inverse[i]);
+        for_pieces(j, band, [&](const Band& b) {
+            Rows x = gradient_piece(j, tile, b, w);
+            float *first = w.sums[0] + b.column, *second = w.sums[1] + b.column, *third = w.sums[2] + b.column;
+            shaped(b, one, [&](auto s) { add_column_squares(s, x, w.inverse, b.rows, b.count, first, second); });
+            if (!torque) return;
+            Rows m = decoded_piece(j.t->exp_avg, j, b, w.band[1]);
+            shaped(b, one, [&](auto s) {
+                part.sum[MEAN2] += add_column_products(s, x, m, w.rate, b.rows, b.count, third);
+            });
+        });
+        lines.after(j, tile, slab, band, w);
+    });
 }
 
 inline void pass_gradient(Job& j, int64_t slab, Local& w) {
@@ -87,19 +134,16 @@ inline void pass_gradient(Job& j, int64_t slab, Local& w) {
     bool torque = j.torque && !j.low_rank, rows = j.matrix;
     float weight = static_cast<float>(1 - j.o->beta[1]), eps = static_cast<float>(j.o->eps[0]);
     clear_columns(j, slab, torque ? 3 : 2);
+    Lines lines(j, slab, torque ? 3 : 2, w);
     for_tiles(j, slab, [&](const Tile& tile) {
-        if (j.filtered || j.edges) filter_tile(j, tile, w);
-        if (j.edges) {
-            const float* laplace = plane_of(j, w, LAPLACIAN) + tile.start - tile.origin;
-            for (int64_t i = 0; i < tile.count; i += RUN)
-                part.sum[EDGES] += sum_squares(laplace + i, smaller(RUN, tile.count - i));
-        }
+        if (j.filtered || j.edges) part.sum[EDGES] += filter_tile(j, tile, w);
+        if (in_bands(j)) return gradient_bands(j, tile, slab, part, torque, lines, w);
         clear_sums(j, torque ? 3 : 2, w);
         for (int64_t r = tile.first; r < tile.end;) {
             int64_t count = rows_at_once(j, r, tile.end);
             if (!j.group) w.row[0] = 0.0f;
             for_runs(j, r, count, [&](const Run& run) {
-                if (j.sums_needed) raw_sums(j, run, part, w);
+                if (j.sums_needed) add_raw_sums(j, run.start, run.count, part, w);
                 if (!rows) return;
                 const float* x = gradient(j, tile, run, w);
                 if (j.group) {
@@ -109,7 +153,7 @@ inline void pass_gradient(Job& j, int64_t slab, Local& w) {
                 }
             });
             if (rows)
-                move_rows(w.row, static_cast<float>(j.n), eps, weight, count, j.R + r, w.inverse);
+                move_row_means(w.row, static_cast<float>(j.n), eps, weight, count, j.R + r, w.inverse);
             else
                 fill(w.inverse, 1.0f, count);
             for_runs(j, r, count, [&](const Run& run) {
@@ -133,7 +177,7 @@ inline void pass_gradient(Job& j, int64_t slab, Local& w) {
             });
             r += count;
         }
-        flush_columns(j, tile, slab, torque ? 3 : 2, w);
+        flush_columns(j, tile, slab, torque ? 3 : 2, j.group ? smaller(j.group, tile.end - tile.first) : 1, w);
     });
 }
 
@@ -175,23 +219,6 @@ inline void column_sums(const Job& j, int which, int64_t k, double factor, float
     }
 }
 
-// Column statistic <- its running mean; its reciprocal and the root of that.
-inline void move_columns(const float* AUTOMAGIC_RESTRICT means, float eps, float weight, int64_t n,
-                         float* AUTOMAGIC_RESTRICT mean, float* AUTOMAGIC_RESTRICT inverse,
-                         float* AUTOMAGIC_RESTRICT root) {
-    for (int64_t i = 0; i < n; ++i) {
-        float now = lerp(mean[i], means[i] + eps, weight);
-        mean[i] = now;
-        inverse[i] = 1.0f / now;
-        root[i] = 1.0f / sqrtf(now);
-    }
-}
-
-inline void root_rows(const float* AUTOMAGIC_RESTRICT row, float mean, int64_t n, float gain,
-                      float* AUTOMAGIC_RESTRICT out) {
-    for (int64_t i = 0; i < n; ++i) out[i] = gain / sqrtf(row[i] / mean);
-}
-
 // New statistics; false, and nothing written, where the gradient was not finite.
 inline bool finish_gradient(Job& j) {
     const Options& o = *j.o;
@@ -203,7 +230,7 @@ inline bool finish_gradient(Job& j) {
         float mean = static_cast<float>(sum_r * each), *C = j.C + k * j.n, *cf = j.cf + k * j.n;
         rows += sum_r;
         column_sums(j, 0, k, each, sums);
-        move_columns(sums, eps, weight, j.n, C, inverse, cf);
+        move_column_means(sums, eps, weight, j.n, C, inverse, cf);
         columns += wide_sum(C, j.n);
         column_sums(j, 1, k, 1, sums);
         update2 += wide_dot(sums, inverse, j.n) * mean;
@@ -212,7 +239,7 @@ inline bool finish_gradient(Job& j) {
             cross += wide_dot(sums, cf, j.n) * sqrt(static_cast<double>(mean));
         }
         if (j.matrix)
-            root_rows(j.R + k * j.m, mean, j.m, 1.0f, j.rf + k * j.m);
+            root_row_means(j.R + k * j.m, mean, j.m, 1.0f, j.rf + k * j.m);
         else
             j.rf[k] = 1.0f;
     }

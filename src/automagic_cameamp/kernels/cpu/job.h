@@ -12,7 +12,7 @@
 
 namespace AUTOMAGIC_ISA {
 
-constexpr int64_t RUN = 512;
+constexpr int64_t RUN = 512, BAND = 2048;  // a band: some rows of a run's length
 constexpr int64_t RESIDENT = 196608;  // up to here the scratch of a whole tensor fits into the L2 cache
 constexpr int64_t TILE = 32768, SLABS = 32, LEAST_SLAB = 16384;
 constexpr int PLANES = 4 + MAX_SCALES;  // full-size scratch, see below
@@ -74,7 +74,7 @@ struct Job {
     double* columns[4];  // partial sums, [K == 1 ? slabs : 1][K n]
     Part* parts;
     float* sketches;  // [slabs][min(numel, 4096)]
-    float* basis;     // [K][r][r] identity + (e - 1) Q Q^T
+    float* basis;     // [K][r][turn_pitch(r)] identity + (e - 1) Q Q^T
     float* full[PLANES];  // resident scratch, or null
 
     double total(int which) const {
@@ -131,7 +131,9 @@ inline void cut(Job& j) {
     int64_t pieces = (j.n + RUN - 1) / RUN;
     j.piece = j.group ? j.group * j.n : ((j.n + pieces - 1) / pieces + 15) / 16 * 16;
     j.unit = aligned_rows(t, o.scales, j.n);
-    j.resident = j.numel <= RESIDENT || j.low_rank;
+    // Without scratch of its size a tensor may be as large as it likes.
+    bool plain = t.exp_avg.code == PLAIN && !o.mixed && o.scales == 0 && !j.picture;
+    j.resident = j.numel <= RESIDENT || j.low_rank || plain;
     if (j.K > 1) {
         int64_t matrix = j.m * j.n;
         bool whole = j.m % j.unit == 0;
@@ -161,6 +163,9 @@ inline bool uses(const Job& j, int plane) {
     return plane - FIRST_SCALE < j.o->scales;
 }
 
+// From row to row of the matrices that turn an update, which registers load whole.
+inline int64_t turn_pitch(int64_t r) { return (r + 31) / 32 * 32; }
+
 inline int64_t rounded(int64_t n) { return (n + 31) / 16 * 16; }
 
 // Memory that the passes of one tensor share.
@@ -168,7 +173,7 @@ inline bool lay_out(Job& j, Arena& a) {
     int64_t row = rounded(j.rows), col = rounded(j.K * j.n);
     int64_t partial = (j.K == 1 ? j.slabs : 1) * j.K * j.n;
     int64_t sketch = j.o->signals ? j.slabs * smaller(j.numel, int64_t(4096)) : 0;
-    int64_t side = smaller(j.m, j.n), basis = j.low_rank ? j.K * side * side : 0;
+    int64_t side = smaller(j.m, j.n), basis = j.low_rank ? j.K * side * turn_pitch(side) : 0;
     int planes = 0;
     for (int i = 0; i < PLANES; ++i) planes += j.resident && uses(j, i);
     size_t bytes = static_cast<size_t>(5 * row + 5 * col + 2 * rounded(j.n) + sketch + basis + planes * rounded(j.numel)) * 4 +
@@ -194,24 +199,24 @@ struct Local {
     Arena arena;
     float *raw, *x, *rf, *cf, *u, *p, *out, *rate;  // runs
     float *row, *inverse;                            // values of the rows of a run
+    float* band[4];                                  // pieces of a band
     float* sums[4];                                  // column sums of a tile
     float* plane[PLANES];                            // tile scratch where the tensor is not resident
-    float *pad, *smooth, *hits;                      // stencils
+    float *pad, *smooth;                             // stencils
     float *left, *right, *up, *down;                 // 1 where a neighbour exists
-    int8_t *sign, *last;
 
     bool prepare(const Job& j) {
         int64_t tile = rounded(smaller(j.tile_rows, larger(j.slab_rows, j.m)) * j.n), wide = rounded(larger(j.n, RUN));
         int64_t halo = rounded((smaller(j.tile_rows, j.rows) + 2) * j.n + 2 * j.n + 64);
         int planes = 0;
         for (int i = 0; i < PLANES; ++i) planes += !j.resident && uses(j, i);
-        bool bits = j.o->mask >= 2;
-        int64_t floats = 10 * rounded(RUN) + 4 * wide + planes * tile;
-        if (j.picture) floats += 2 * halo + 4 * wide + (j.edges ? tile : 0);
-        if (!arena.reserve(static_cast<size_t>(floats) * 4 + static_cast<size_t>(bits ? 2 * tile : 0) + 64 * 64))
+        int64_t floats = 10 * rounded(RUN) + 4 * rounded(BAND) + 4 * wide + planes * tile;
+        if (j.picture) floats += 2 * halo + 4 * wide;
+        if (!arena.reserve(static_cast<size_t>(floats) * 4 + 64 * 64))
             return false;
         float** runs[] = {&raw, &x, &rf, &cf, &u, &p, &out, &rate, &row, &inverse};
         for (float** v : runs) *v = arena.take<float>(rounded(RUN));
+        for (float*& v : band) v = arena.take<float>(rounded(BAND));
         for (float*& v : sums) v = arena.take<float>(wide);
         for (int i = 0; i < PLANES; ++i) plane[i] = !j.resident && uses(j, i) ? arena.take<float>(tile) : nullptr;
         if (j.picture) {
@@ -219,10 +224,7 @@ struct Local {
             smooth = arena.take<float>(halo);
             float** masks[] = {&left, &right, &up, &down};
             for (float** v : masks) *v = arena.take<float>(wide);
-            hits = j.edges ? arena.take<float>(tile) : nullptr;
         }
-        sign = bits ? arena.take<int8_t>(tile) : nullptr;
-        last = bits ? arena.take<int8_t>(tile) : nullptr;
         return true;
     }
 };

@@ -67,7 +67,7 @@ void one_slab(void* context, int64_t slab) {
         s.failed = true;
         return;
     }
-    if (s.job->picture) neighbours(*s.job, local);
+    if (s.job->picture && (s.pass == pass_gradient || !s.job->resident)) neighbours(*s.job, local);
     s.pass(*s.job, slab, local);
 }
 

@@ -8,14 +8,6 @@
 
 namespace AUTOMAGIC_ISA {
 
-AUTOMAGIC_INLINE float fused(float a, float b, float c) {
-#if defined(AUTOMAGIC_FMA)
-    return __builtin_fmaf(a, b, c);
-#else
-    return a * b + c;
-#endif
-}
-
 // torch.lerp: both halves of the range keep their end exact.
 AUTOMAGIC_INLINE float lerp(float a, float b, float w) {
     return w < 0.5f ? a + w * (b - a) : b - (b - a) * (1.0f - w);

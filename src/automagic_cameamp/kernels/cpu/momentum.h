@@ -82,11 +82,6 @@ inline void surprise(const float* AUTOMAGIC_RESTRICT u, const float* AUTOMAGIC_R
     }
 }
 
-// What a sign costs or gains: weight of the elements that disagree with the gradient, and that agree.
-struct Signs {
-    float against, none, with;
-};
-
 inline Signs signs_of(const Job& j) {
     if (!j.o->improved) return j.o->grams ? Signs{1.0f - 2.0f * j.mix, 1.0f, 1.0f} : Signs{1.0f, 1.0f, 1.0f};
     if (j.early) return j.o->grams ? Signs{-1.0f, 1.0f, 1.0f} : Signs{1.0f, 1.0f, 1.0f};
@@ -139,66 +134,152 @@ inline void add_moments(const float* AUTOMAGIC_RESTRICT u, int64_t n, float* AUT
     }
 }
 
+// The part of a tensor's step that every piece shares.
+inline Means means_of(const Job& j, const Tile& tile, const Band& b, Local& w) {
+    Means a{};
+    a.turned = j.low_rank;
+    a.turn = j.turn;
+    a.x = j.low_rank ? Rows{j.full[FILTERED] + b.row * j.n + b.column, j.n} : gradient_piece(j, tile, b, w);
+    a.rf = j.rf + b.row;
+    a.cf = j.cf + tile.k * j.n + b.column;
+    a.old = decoded_piece(j.t->exp_avg, j, b, w.band[1]);
+    a.damping = j.damping;
+    a.weight = 1.0f - j.beta1;
+    a.m = plane_piece(j, tile, b, w, MOMENTUM);
+    a.stride = j.n;
+    return a;
+}
+
+AUTOMAGIC_INLINE bool moves_in_bands(const Job& j) {
+    return in_bands(j) && !j.o->mixed && j.sketches == nullptr;
+}
+
+// Pass B over the bands of a tile.
+inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, Lines& lines, int64_t& done, Local& w) {
+    const Options& o = *j.o;
+    bool variance = has(j.t->spatial), by_row = variance && j.per_row, by_column = variance && !j.per_row;
+    bool rows = j.confidence && j.matrix, counted = o.improved && o.cautious && !j.early;
+    float weight = static_cast<float>(1 - o.beta[2]), eps = static_cast<float>(o.eps[1]);
+    float *first = w.rate, *second = w.out;
+    Signs signs = signs_of(j);
+    bool one = j.n == W;  // every piece is its rows one after the other, in place or not
+    for_bands(j, tile, [&](const Band& band) {
+        clear_rows(band, w.row);
+        clear_rows(band, first);
+        clear_rows(band, second);
+        for_pieces(j, band, [&](const Band& b) {
+            Means a = means_of(j, tile, b, w);
+            float* column = w.sums[0] + b.column;
+            if (variance) {
+                float *p = by_column ? w.sums[2] + b.column : nullptr, *q = w.sums[3] + b.column;
+                shaped(b, one, [&](auto s) { add_moments(s, a, b.rows, b.count, p, q, by_row ? first : nullptr, second); });
+            }
+            shaped(b, one, [&](auto s) {
+                if (j.confidence)
+                    move_surprised(s, a, b.rows, b.count, column, w.row);
+                else
+                    move_means(s, a, b.rows, b.count);
+            });
+        });
+        if (rows)
+            move_row_means(w.row, static_cast<float>(j.n), eps, weight, band.rows, j.S + band.row, w.inverse);
+        else
+            fill(w.inverse, 1.0f, band.rows);
+        if (by_row) move_variance(first, second, static_cast<float>(j.n), band.rows, j.row_var + band.row);
+        for_pieces(j, band, [&](const Band& b) {
+            Rows g = piece_of(j.t->g, j.t->g_type, j, b, w.band[0]);
+            Rows m{plane_piece(j, tile, b, w, MOMENTUM), j.n};
+            float* column = w.sums[1] + b.column;
+            shaped(b, one, [&](auto s) {
+                using S = decltype(s);
+                if (counted)
+                    part.sum[AGREE] += add_directions<S, true, true>(s, m, g, w.inverse, signs, b.rows, b.count, column);
+                else
+                    add_directions<S, false, false>(s, m, g, w.inverse, signs, b.rows, b.count, column);
+            });
+        });
+        lines.after(j, tile, slab, band, w);
+        int64_t end = (band.row + band.rows) * j.n;  // coded while the cache holds it
+        if (j.resident && end - done >= BAND) done = encode_means(j, tile, done, end, w);
+    });
+    if (!j.warm || o.mask != 1) return;
+    for (int64_t r = tile.first; r < tile.end;) {
+        int64_t count = rows_at_once(j, r, tile.end);
+        for_runs(j, r, count, [&](const Run& run) {
+            move_words(j, run, load_run(j.t->g, j.t->g_type, run.start, run.count, w.raw), part);
+        });
+        r += count;
+    }
+}
+
+// Pass B over the runs of a tile: short rows, and what only some options need.
+inline void momentum_runs(Job& j, const Tile& tile, int64_t slab, Part& part, int count_columns, Local& w) {
+    const Options& o = *j.o;
+    bool variance = has(j.t->spatial), by_row = variance && j.per_row, by_column = variance && !j.per_row;
+    bool rows = j.confidence && j.matrix, counted = o.improved && o.cautious && !j.early;
+    float weight = static_cast<float>(1 - o.beta[2]), eps = static_cast<float>(o.eps[1]);
+    Signs signs = signs_of(j);
+    clear_sums(j, count_columns, w);
+    const float* plane = momentum_plane(j, w) - tile.origin;
+    for (int64_t r = tile.first; r < tile.end;) {
+        int64_t count = rows_at_once(j, r, tile.end);
+        float first[RUN], second[RUN];
+        if (!j.group) w.row[0] = first[0] = second[0] = 0.0f;
+        for_runs(j, r, count, [&](const Run& run) {
+            unit_update(j, tile, run, w);
+            const float* m = move_means(j, tile, run, w);
+            if (j.sketches) add_sketch(j, slab, run, w);
+            if (by_column) add_moments(w.u, run.count, w.sums[2] + run.column, w.sums[3] + run.column);
+            if (by_row && j.group) {
+                row_sums(w.u, count, j.n, first);
+                row_squares(w.u, count, j.n, w.out, second);
+            } else if (by_row) {
+                first[0] += sum(w.u, run.count);
+                second[0] += sum_squares(w.u, run.count);
+            }
+            if (!j.confidence) return;
+            surprise(w.u, m, run.count, w.sums[0] + run.column, w.out);
+            if (j.group)
+                row_sums(w.out, count, j.n, w.row);
+            else
+                w.row[0] += sum(w.out, run.count);
+        });
+        if (rows)
+            move_row_means(w.row, static_cast<float>(j.n), eps, weight, count, j.S + r, w.inverse);
+        else
+            fill(w.inverse, 1.0f, count);
+        if (by_row) move_variance(first, second, static_cast<float>(j.n), count, j.row_var + r);
+        for_runs(j, r, count, [&](const Run& run) {
+            const float* g = load_run(j.t->g, j.t->g_type, run.start, run.count, w.raw);
+            const float* m = plane + run.start;
+            if (j.group) {
+                spread(w.inverse, count, j.n, w.rf);
+                add_direction(m, g, w.rf, signs, run.count, w.sums[1]);
+            } else {
+                add_direction(m, g, w.inverse[0], signs, run.count, w.sums[1] + run.column);
+            }
+            if (counted) part.sum[AGREE] += count_agreement(m, g, run.count);
+            if (j.warm && o.mask == 1) move_words(j, run, g, part);
+        });
+        r += count;
+    }
+    flush_columns(j, tile, slab, count_columns, j.group ? smaller(j.group, tile.end - tile.first) : 1, w);
+}
+
 inline void pass_momentum(Job& j, int64_t slab, Local& w) {
     Part& part = j.parts[slab];
     const Options& o = *j.o;
-    bool variance = has(j.t->spatial), by_row = variance && j.per_row, by_column = variance && !j.per_row;
-    bool rows = j.confidence && j.matrix;
-    int count_columns = by_column ? 4 : 2;
-    float weight = static_cast<float>(1 - o.beta[2]), eps = static_cast<float>(o.eps[1]);
-    Signs signs = signs_of(j);
-    bool counted = o.improved && o.cautious && !j.early;
+    int count_columns = has(j.t->spatial) && !j.per_row ? 4 : 2;
     clear_columns(j, slab, count_columns);
     if (j.sketches) fill(j.sketches + slab * smaller(j.numel, int64_t(4096)), 0.0f, smaller(j.numel, int64_t(4096)));
     int64_t done = slab * j.slab_rows * j.n;
+    Lines lines(j, slab, count_columns, w);
     for_tiles(j, slab, [&](const Tile& tile) {
         if (!j.resident && j.filtered) filter_tile(j, tile, w);
-        clear_sums(j, count_columns, w);
-        const float* plane = momentum_plane(j, w) - tile.origin;
-        for (int64_t r = tile.first; r < tile.end;) {
-            int64_t count = rows_at_once(j, r, tile.end);
-            float first[RUN], second[RUN];
-            if (!j.group) w.row[0] = first[0] = second[0] = 0.0f;
-            for_runs(j, r, count, [&](const Run& run) {
-                unit_update(j, tile, run, w);
-                const float* m = move_means(j, tile, run, w);
-                if (j.sketches) add_sketch(j, slab, run, w);
-                if (by_column) add_moments(w.u, run.count, w.sums[2] + run.column, w.sums[3] + run.column);
-                if (by_row && j.group) {
-                    row_sums(w.u, count, j.n, first);
-                    row_squares(w.u, count, j.n, w.out, second);
-                } else if (by_row) {
-                    first[0] += sum(w.u, run.count);
-                    second[0] += sum_squares(w.u, run.count);
-                }
-                if (!j.confidence) return;
-                surprise(w.u, m, run.count, w.sums[0] + run.column, w.out);
-                if (j.group)
-                    row_sums(w.out, count, j.n, w.row);
-                else
-                    w.row[0] += sum(w.out, run.count);
-            });
-            if (rows)
-                move_rows(w.row, static_cast<float>(j.n), eps, weight, count, j.S + r, w.inverse);
-            else
-                fill(w.inverse, 1.0f, count);
-            if (by_row) move_variance(first, second, static_cast<float>(j.n), count, j.row_var + r);
-            for_runs(j, r, count, [&](const Run& run) {
-                const float* g = load_run(j.t->g, j.t->g_type, run.start, run.count, w.raw);
-                const float* m = plane + run.start;
-                if (j.group) {
-                    spread(w.inverse, count, j.n, w.rf);
-                    add_direction(m, g, w.rf, signs, run.count, w.sums[1]);
-                } else {
-                    add_direction(m, g, w.inverse[0], signs, run.count, w.sums[1] + run.column);
-                }
-                if (counted) part.sum[AGREE] += count_agreement(m, g, run.count);
-                if (j.warm && o.mask == 1) move_words(j, run, g, part);
-                if (j.warm && o.mask >= 2) keep_signs(g, run.count, w.sign + run.start - tile.start);
-            });
-            r += count;
-        }
-        flush_columns(j, tile, slab, count_columns, w);
+        if (moves_in_bands(j))
+            momentum_bands(j, tile, slab, part, lines, done, w);
+        else
+            momentum_runs(j, tile, slab, part, count_columns, w);
         if (j.warm && o.mask >= 2) vote(j, tile, part, w);
         if (j.resident) done = encode_means(j, tile, done, tile.start + tile.count, w);
     });

@@ -23,6 +23,12 @@
 #define AUTOMAGIC_INLINE inline __attribute__((always_inline))
 #endif
 
+#if defined(__GNUC__) || defined(__clang__)
+#define AUTOMAGIC_PREFETCH(p) __builtin_prefetch(p, 0, 3)
+#else
+#define AUTOMAGIC_PREFETCH(p)
+#endif
+
 // MSVC has no macro for F16C; every processor with AVX2 has it.
 #if defined(__F16C__) || (defined(_MSC_VER) && defined(__AVX2__))
 #define AUTOMAGIC_F16C 1
@@ -52,6 +58,14 @@ AUTOMAGIC_INLINE int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 AUTOMAGIC_INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 AUTOMAGIC_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 AUTOMAGIC_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+AUTOMAGIC_INLINE float fused(float a, float b, float c) {
+#if defined(AUTOMAGIC_FMA)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
 
 // Nearest integer, ties to even, of |x| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
 constexpr float ROUNDER = 12582912.0f;

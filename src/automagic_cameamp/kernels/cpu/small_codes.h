@@ -228,12 +228,12 @@ struct Log16 {
                               float* AUTOMAGIC_RESTRICT out) {
         float low = from_fp16(scale[0]), step = from_fp16(scale[1]);
         for (int64_t i = 0; i < count; ++i) {
-            float x = exp_float(static_cast<float>(static_cast<int32_t>(q[i]) + 32767) * step + low);
+            float x = quick_exp(static_cast<float>(static_cast<int32_t>(q[i]) + 32767) * step + low);
             out[i] = q[i] == INT16_MIN ? 0.0f : x;
         }
     }
 
-    static AUTOMAGIC_INLINE float logarithm(float x) { return log_normal(smaller(larger(x, 0x1p-126f), 0x1p127f)); }
+    static AUTOMAGIC_INLINE float logarithm(float x) { return quick_log(smaller(larger(x, 0x1p-126f), 0x1p127f)); }
 
     // ``base``: random_base(key ^ salt, step); rounds to the nearest where ``random`` is false.
     static inline void encode(const float* AUTOMAGIC_RESTRICT x, int64_t count, bool random, uint32_t base,
@@ -253,7 +253,8 @@ struct Log16 {
         scale[1] = to_fp16(step);
         for (int64_t i = 0; i < count; i += part) {
             if (count > part) logarithms(x + i, smaller(part, count - i), held);
-            codes(x + i, held, static_cast<uint32_t>(i), smaller(part, count - i), low, step, random, base, q + i);
+            auto coded = random ? codes<true> : codes<false>;
+            coded(x + i, held, static_cast<uint32_t>(i), smaller(part, count - i), low, Divider(step), base, q + i);
         }
     }
 
@@ -274,17 +275,19 @@ struct Log16 {
         bottom = low, top = high;
     }
 
+    template <bool RANDOM>
     static inline void codes(const float* AUTOMAGIC_RESTRICT x, const float* AUTOMAGIC_RESTRICT logs, uint32_t first,
-                             int64_t n, float low, float step, bool random, uint32_t base,
-                             int16_t* AUTOMAGIC_RESTRICT q) {
+                             int64_t n, float low, Divider step, uint32_t base, int16_t* AUTOMAGIC_RESTRICT q) {
         int32_t size = static_cast<int32_t>(n);
         for (int32_t i = 0; i < size; ++i) {
-            float t = (logs[i] - low) / step, f = floor_small(t);
-            uint32_t bits = random_bits(base, first + static_cast<uint32_t>(i));
-            float noise = static_cast<float>(static_cast<int32_t>(bits & 0x1FFFu)) * 0x1p-13f;
-            float code = random ? f + (t - f > noise ? 1.0f : 0.0f) : nearest(t);
-            int32_t c = static_cast<int32_t>(smaller(larger(code, 0.0f), 65534.0f)) - 32767;
-            q[i] = static_cast<int16_t>(x[i] >= 0x1p-126f ? c : INT16_MIN);
+            float t = step.divide<true>(logs[i] - low);
+            int32_t f = static_cast<int32_t>(t), c = nearest_int(t);  // t is not negative where x counts
+            uint32_t bits = random_bits(base, first + static_cast<uint32_t>(i)) & 0x1FFFu;
+            float noise = static_cast<float>(static_cast<int32_t>(bits)) * 0x1p-13f;
+            if (RANDOM) c = f + (t - static_cast<float>(f) > noise);
+            c = smaller(larger(c, 0), 65534) - 32767;
+            int32_t live = -static_cast<int32_t>(x[i] >= 0x1p-126f);  // as bits: a branch would keep the loop scalar
+            q[i] = static_cast<int16_t>((c & live) | (INT16_MIN & ~live));
         }
     }
 };

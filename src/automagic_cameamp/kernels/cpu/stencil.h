@@ -4,20 +4,33 @@
 #pragma once
 
 #include "job.h"
+#include "picture512.h"
 
 namespace AUTOMAGIC_ISA {
 
 AUTOMAGIC_INLINE bool whole_picture(const Job& j) { return j.t->width == j.n && j.t->height == j.m; }
 
+// Whether filter_tile needs no masks of neighbours: picture512.h takes whole matrices.
+AUTOMAGIC_INLINE bool maskless(const Job& j) {
+#if defined(AUTOMAGIC_TABLES512)
+    return whole_picture(j);
+#else
+    return false;
+#endif
+}
+
 // Where a neighbour exists: over one row of the matrix, or the rows of a run.
 inline void neighbours(const Job& j, Local& w) {
-    int64_t width = j.t->width, kernel = width * j.t->height;
-    for (int64_t i = 0; i < j.n; ++i) {
-        int64_t column = i % width, row = i % kernel / width;
+    if (maskless(j)) return;
+    int64_t width = j.t->width, height = j.t->height;
+    for (int64_t i = 0, column = 0, row = 0; i < j.n; ++i) {
         w.left[i] = column > 0;
         w.right[i] = column < width - 1;
         w.up[i] = row > 0;
-        w.down[i] = row < j.t->height - 1;
+        w.down[i] = row < height - 1;
+        if (++column < width) continue;
+        column = 0;
+        if (++row == height) row = 0;
     }
     float* masks[] = {w.left, w.right, w.up, w.down};
     for (float* v : masks)
@@ -80,9 +93,19 @@ AUTOMAGIC_INLINE float* plane_of(const Job& j, const Local& w, int which) {
     return j.resident ? j.full[which] : w.plane[which];
 }
 
-// Filtered gradient and Laplacian of a tile into their planes.
-inline void filter_tile(const Job& j, const Tile& tile, Local& w) {
+// Filtered gradient and Laplacian of a tile into their planes; returns the sum of squares of the Laplacian.
+inline double filter_tile(const Job& j, const Tile& tile, Local& w) {
     bool whole = whole_picture(j);
+#if defined(AUTOMAGIC_TABLES512)
+    if (whole) {
+        int64_t from = tile.start - tile.origin;
+        Picture p{j.t->g, tile.first, tile.end, tile.k * j.m, (tile.k + 1) * j.m, j.n, static_cast<float>(j.o->frequency),
+                  j.filtered ? plane_of(j, w, FILTERED) + from : nullptr,
+                  j.edges ? plane_of(j, w, LAPLACIAN) + from : nullptr};
+        return picture_rows(p, j.t->g_type);
+    }
+#endif
+    double edges = 0;
     int64_t v = whole ? j.n : j.t->width, period = j.group ? j.group * j.n : j.n;
     float* x = w.pad + 16 + v;
     float* h = w.smooth + 16 + v;
@@ -121,21 +144,45 @@ inline void filter_tile(const Job& j, const Tile& tile, Local& w) {
                 laplacian(x + i, w.left, w.right, v, n, out + i);
             else
                 laplacian_kernels(x + i, w.left, w.right, w.up, w.down, v, n, out + i);
+            edges += sum_squares(out + i, n);
         }
+    }
+    return edges;
+}
+
+// What makes an edge: size of a usual Laplacian, and from which share on it counts.
+struct EdgeRule {
+    float scale, threshold, penalty;
+};
+
+// New history of edges and its gain, element by element: history[i], factor[i] *= 1 - penalty history.
+inline void edge_gains(const float* AUTOMAGIC_RESTRICT laplace, const float* old, EdgeRule rule, int64_t n,
+                       float* history, float* AUTOMAGIC_RESTRICT factor) {
+    for (int64_t i = 0; i < n; ++i) {
+        float edge = magnitude(laplace[i]);
+        float e = edge / (edge + rule.scale + 1e-38f);
+        float h = lerp(old[i], e > rule.threshold ? e : 0.0f, 0.1f);
+        history[i] = h;
+        factor[i] *= 1.0f - rule.penalty * h;
     }
 }
 
-// New history of edges and its gain, element by element: hits[i] <- history, factor[i] *= 1 - penalty history.
-inline void edge_gains(const float* AUTOMAGIC_RESTRICT laplace, const float* AUTOMAGIC_RESTRICT old, float scale,
-                       float threshold, float penalty, int64_t n, float* AUTOMAGIC_RESTRICT history,
-                       float* AUTOMAGIC_RESTRICT factor) {
-    for (int64_t i = 0; i < n; ++i) {
-        float edge = magnitude(laplace[i]);
-        float e = edge / (edge + scale + 1e-38f);
-        float h = lerp(old[i], e > threshold ? e : 0.0f, 0.1f);
-        history[i] = h;
-        factor[i] *= 1.0f - penalty * h;
+// The same for elements [first, first + n) of a coded history, which is written back unless `dry`; `held` is
+// scratch of n elements. Runs of one slab come in order, so a byte that two of them share is read before it is lost.
+// FRESH: the factor is the gain itself.
+template <bool FRESH>
+inline void move_edges(const Coded& c, const float* laplace, EdgeRule rule, int64_t first, int64_t n, int64_t numel,
+                       uint32_t base, bool dry, float* held, float* factor) {
+#if defined(AUTOMAGIC_TABLES512)
+    if (c.code == UNIT4 && (first & 1) == 0 && ((n & 1) == 0 || first + n == numel) && !dry) {
+        Edges512 edges(rule.scale, rule.threshold, rule.penalty, first, base);
+        return edges_512<FRESH>(static_cast<uint8_t*>(c.q), laplace, edges, first, n, factor);
     }
+#endif
+    if (FRESH) fill(factor, 1.0f, n);
+    const float* old = decode_run(c, first, n, held);
+    edge_gains(laplace, old, rule, n, held, factor);
+    if (!dry) encode_run(c, held, first, n, numel, base);
 }
 
 }  // namespace AUTOMAGIC_ISA

@@ -36,7 +36,7 @@ inline void finish_momentum(Job& j) {
         float mean = static_cast<float>(sum_s * each);
         if (j.confidence) {
             column_sums(j, 0, k, each, sums);
-            move_columns(sums, eps, weight, j.n, D, inverse, ds);
+            move_column_means(sums, eps, weight, j.n, D, inverse, ds);
             column_sums(j, 1, k, 1, sums);
             out2 += wide_dot(sums, inverse, j.n) * mean;
         } else {
@@ -45,7 +45,7 @@ inline void finish_momentum(Job& j) {
             out2 += wide_sum(sums, j.n) * mean;
         }
         if (j.confidence && j.matrix)
-            root_rows(j.S + first_row, mean, j.m, 1.0f, j.rs + first_row);
+            root_row_means(j.S + first_row, mean, j.m, 1.0f, j.rs + first_row);
         else
             fill(j.rs + first_row, 1.0f, j.m);
         if (o.background && j.matrix)
@@ -100,17 +100,14 @@ inline void direct(const float* AUTOMAGIC_RESTRICT m, const float* AUTOMAGIC_RES
     for (int64_t i = 0; i < n; ++i) out[i] = m[i] * row[i] * col[i] * sign_weight(m[i], g[i], s);
 }
 
-struct Bounds {
-    float low, high, floor;
-};
-
 AUTOMAGIC_INLINE float bounded(float rate, const Bounds& b) {
     return larger(smaller(larger(rate, b.low), b.high), b.floor);
 }
 
-// Squares of row norms -> ALLoRA's gain times a factor.
-inline void allora_rates(float factor, float least, int64_t n, float* AUTOMAGIC_RESTRICT row) {
-    for (int64_t i = 0; i < n; ++i) row[i] = factor / sqrtf(sqrtf(row[i]) + least);
+// Squares of row norms -> ALLoRA's gain times a factor. Norms may be 0.
+inline void allora_rates(float factor, float least, int64_t n, float* row) {
+    for (int64_t i = 0; i < n; i += W)
+        put<false>(all(factor) * inverse_root(root(get<false>(row + i, n - i)) + all(least)), row + i, n - i);
 }
 
 inline void row_masks(const int8_t* AUTOMAGIC_RESTRICT k, int64_t stride, int64_t n, float* AUTOMAGIC_RESTRICT row) {
@@ -157,108 +154,197 @@ inline void move_run(const float* AUTOMAGIC_RESTRICT out, const float* AUTOMAGIC
     for (int64_t i = 0; i < n; ++i) p[i] = fused(-out[i], rate[i], p[i]);
 }
 
-// The new weights of a slab, or, where `dry`, only the sums of squares of the old and the new ones.
-inline void pass_weights(Job& j, int64_t slab, Local& w, bool dry) {
-    Part& part = j.parts[slab];
+inline EdgeRule edge_rule(const Job& j) {
+    return {static_cast<float>(sqrt(j.total(EDGES) / static_cast<double>(j.numel))),
+            static_cast<float>(j.o->edge_threshold), static_cast<float>(j.o->edge_penalty)};
+}
+
+// What pass C multiplies with, the same for every element of a tensor.
+inline Move factors_of(const Job& j, bool dry) {
     const Options& o = *j.o;
-    const Task& t = *j.t;
-    Signs signs = signs_of(j);
-    signs.with *= j.agree_gain;
-    Bounds bounds{static_cast<float>(o.low), static_cast<float>(o.high), static_cast<float>(o.floor)};
-    float step = j.gain * static_cast<float>(o.lr), share = static_cast<float>(o.multiplier / j.mask_mean);
-    float spread_eta = static_cast<float>(1 / (o.eta * o.eta));
+    Move a{};
+    a.signs = signs_of(j);
+    a.signs.with *= j.agree_gain;
+    a.bounds = {static_cast<float>(o.low), static_cast<float>(o.high), static_cast<float>(o.floor)};
     double count = static_cast<double>(j.numel);
     double average = j.total(ABS) / count, square_mean = j.total(SQUARE) / count;
     double deviation = sqrt(square_mean > average * average ? square_mean - average * average : 0.0);
-    float slope = static_cast<float>(-4.0 / (deviation + 1e-4 * average + 1e-30));
-    float decay = static_cast<float>(o.lr * o.weight_decay), scale = dry ? 1.0f : j.shrink;
-    float edge_scale = static_cast<float>(sqrt(j.total(EDGES) / count));
-    float threshold = static_cast<float>(o.edge_threshold), penalty = static_cast<float>(o.edge_penalty);
+    a.average = static_cast<float>(average);
+    a.slope = static_cast<float>(-4.0 / (deviation + 1e-4 * average + 1e-30));
+    a.decay = j.decays ? static_cast<float>(o.lr * o.weight_decay) : 0.0f;
+    a.shrink = dry ? 1.0f : j.shrink;
+    a.dry = dry;
+    return a;
+}
+
+// Rates of rows in w.row, from the squares of their norms where ALLoRA wants them, and what multiplies their
+// direction in w.inverse. Returns the sum of the rates where elements have none of their own.
+inline double row_rates(const Job& j, const Bounds& bounds, int64_t r, int64_t rows, Local& w) {
+    const Options& o = *j.o;
+    float share = static_cast<float>(o.multiplier / j.mask_mean);
+    if (o.allora && j.matrix)
+        allora_rates(share, static_cast<float>(1 / (o.eta * o.eta)), rows, w.row);
+    else
+        fill(w.row, share, rows);
+    if (o.mask >= 2) {
+        const int8_t* k = static_cast<const int8_t*>(j.t->mask);
+        row_masks(o.mask == 2 ? k + r : k, o.mask == 2, rows, w.row);
+    }
+    weigh(j.rs + r, j.gain * static_cast<float>(o.lr), rows, w.inverse);
+    if (o.mask == 1) return 0;
+    return static_cast<double>(bound_rows(bounds, rows, w.row)) * static_cast<double>(j.n);
+}
+
+template <class S, bool STRICT, bool EXTRA>
+AUTOMAGIC_INLINE Weighed weigh_signed(S s, const Move& a, const Band& b) {
+    return a.word != nullptr ? weigh_piece<S, STRICT, true, EXTRA>(s, a, b.rows, b.count)
+                             : weigh_piece<S, STRICT, false, EXTRA>(s, a, b.rows, b.count);
+}
+
+// Pass C over the bands of a tile.
+inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w) {
+    const Task& t = *j.t;
+    bool allora = j.o->allora && j.matrix;
+    bool one = j.n == W, extra = j.edges || j.decays || a.shrink != 1.0f || a.dry;
     uint32_t base = j.noise(0), edge_base = j.noise(t.edge.salt);
+    const EdgeRule edges = edge_rule(j);
+    a.stride = j.n;
+    for_bands(j, tile, [&](const Band& band) {
+        if (allora) {
+            clear_rows(band, w.row);
+            for_pieces(j, band, [&](const Band& b) {
+                Rows p = piece_of(t.p, t.p_type, j, b, w.band[2]);
+                shaped(b, one, [&](auto s) { add_row_squares(s, p, b.rows, b.count, w.row); });
+            });
+        }
+        double rates = row_rates(j, a.bounds, band.row, band.rows, w);
+        if (!a.dry) part.sum[RATE] += rates;
+        for_pieces(j, band, [&](const Band& b) {
+            if (!j.resident) {
+                Means means = means_of(j, tile, b, w);
+                shaped(b, one, [&](auto s) { move_means(s, means, b.rows, b.count); });
+            }
+            int64_t first = b.row * j.n + b.column;
+            a.g = piece_of(t.g, t.g_type, j, b, w.band[0]);
+            a.m = {plane_piece(j, tile, b, w, MOMENTUM), j.n};
+            a.p = piece_of(t.p, t.p_type, j, b, w.band[2]);
+            a.to = const_cast<float*>(a.p.p);
+            a.gain = w.inverse, a.rate = w.row;
+            a.ds = j.ds + tile.k * j.n + b.column;
+            if (j.o->mask == 1) a.word = static_cast<const uint8_t*>(t.mask) + first;
+            if (j.edges) {
+                const float* laplace = plane_of(j, w, LAPLACIAN) - tile.origin;
+                for_lines(j, b, [&](int64_t from, int64_t n, int64_t at) {
+                    move_edges<true>(t.edge, laplace + from, edges, from, n, j.numel, edge_base, a.dry, w.band[1],
+                                     w.band[3] + at);
+                });
+                a.factor = {w.band[3], b.count};
+            }
+            shaped(b, one, [&](auto s) {
+                using S = decltype(s);
+                bool clear = strict(a.signs);
+                Weighed sums;
+                if (extra)
+                    sums = clear ? weigh_signed<S, true, true>(s, a, b) : weigh_signed<S, false, true>(s, a, b);
+                else
+                    sums = clear ? weigh_signed<S, true, false>(s, a, b) : weigh_signed<S, false, false>(s, a, b);
+                part.sum[RATE] += sums.rates, part.sum[WEIGHT2] += sums.before, part.sum[NEW2] += sums.after;
+            });
+            if (t.p_type == F32 || a.dry) return;
+            for_lines(j, b, [&](int64_t from, int64_t n, int64_t at) {
+                store_run(a.to + at, t.p, t.p_type, from, n, t.rounds, base);
+            });
+        });
+    });
+}
+
+// Pass C over the runs of a tile: short rows, and what only some options need. Where `dry`, only the sums of
+// squares of the old and the new weights.
+inline void weight_runs(Job& j, const Tile& tile, Part& part, const Move& a, bool dry, Local& w) {
+    const Options& o = *j.o;
+    const Task& t = *j.t;
     bool allora = o.allora && j.matrix, elements = o.mask == 1;
+    uint32_t base = j.noise(0), edge_base = j.noise(t.edge.salt);
+    const EdgeRule edges = edge_rule(j);
+    const float* plane = momentum_plane(j, w) - tile.origin;
+    for (int64_t r = tile.first; r < tile.end;) {
+        int64_t rows = rows_at_once(j, r, tile.end);
+        if (allora) {
+            if (!j.group) w.row[0] = 0.0f;
+            for_runs(j, r, rows, [&](const Run& run) {
+                const float* p = load_run(t.p, t.p_type, run.start, run.count, w.p);
+                if (j.group) {
+                    row_squares(p, rows, j.n, w.out, w.row);
+                } else {
+                    w.row[0] += sum_squares(p, run.count);
+                }
+            });
+        }
+        double total = row_rates(j, a.bounds, r, rows, w);
+        if (!dry) part.sum[RATE] += total;
+        for_runs(j, r, rows, [&](const Run& run) {
+            if (!j.resident) {
+                unit_update(j, tile, run, w);
+                move_means(j, tile, run, w);
+            }
+            const float* g = load_run(t.g, t.g_type, run.start, run.count, w.raw);
+            const float* m = plane + run.start;
+            const float* ds = j.ds + tile.k * j.n;
+            if (j.group) {
+                spread(w.row, rows, j.n, w.rf);
+                tile_rows(ds, rows, j.n, w.cf);
+                spread(w.inverse, rows, j.n, w.rate);
+                direct(m, g, w.rate, w.cf, a.signs, run.count, w.out);
+            } else {
+                fill(w.rf, w.row[0], run.count);
+                direct(m, g, w.inverse[0], ds + run.column, a.signs, run.count, w.out);
+            }
+            const float* rate = w.rf;
+            if (elements) {
+                const uint8_t* word = static_cast<const uint8_t*>(t.mask) + run.start;
+                float total = rates(word, w.rf, a.bounds, run.count, w.rate);
+                if (!dry) part.sum[RATE] += total;
+                rate = w.rate;
+            }
+            if (j.edges) {
+                const float* laplace = plane_of(j, w, LAPLACIAN) + run.start - tile.origin;
+                move_edges<false>(t.edge, laplace, edges, run.start, run.count, j.numel, edge_base, dry, w.x, w.out);
+            }
+            const float* p = load_run(t.p, t.p_type, run.start, run.count, w.p);
+            if (p != w.p) copy_run(p, run.count, w.p);
+            if (dry) part.sum[WEIGHT2] += sum_squares(w.p, run.count);
+            if (j.decays) {
+                if (j.numel < 2)
+                    w.p[0] -= w.p[0] * rate[0] * a.decay;
+                else
+                    decay_run(g, rate, a.average, a.slope, a.decay, run.count, w.p);
+            }
+            move_run(w.out, rate, run.count, w.p);
+            if (dry) {
+                part.sum[NEW2] += sum_squares(w.p, run.count);
+                return;
+            }
+            if (a.shrink != 1.0f) weigh(w.p, a.shrink, run.count, w.out);
+            store_run(a.shrink != 1.0f ? w.out : w.p, t.p, t.p_type, run.start, run.count, t.rounds, base);
+        });
+        r += rows;
+    }
+}
+
+// The new weights of a slab, or, where `dry`, only the sums of squares of the old and the new ones.
+inline void pass_weights(Job& j, int64_t slab, Local& w, bool dry) {
+    Part& part = j.parts[slab];
+    const Move factors = factors_of(j, dry);
     if (!dry) part.sum[RATE] = 0;
     part.sum[NEW2] = part.sum[WEIGHT2] = 0;
     int64_t done = slab * j.slab_rows * j.n;
     for_tiles(j, slab, [&](const Tile& tile) {
         if (!j.resident && (j.filtered || j.edges)) filter_tile(j, tile, w);
-        const float* plane = momentum_plane(j, w) - tile.origin;
-        for (int64_t r = tile.first; r < tile.end;) {
-            int64_t rows = rows_at_once(j, r, tile.end);
-            if (allora) {
-                if (!j.group) w.row[0] = 0.0f;
-                for_runs(j, r, rows, [&](const Run& run) {
-                    const float* p = load_run(t.p, t.p_type, run.start, run.count, w.p);
-                    if (j.group) {
-                        row_squares(p, rows, j.n, w.out, w.row);
-                    } else {
-                        w.row[0] += sum_squares(p, run.count);
-                    }
-                });
-            }
-            if (allora)
-                allora_rates(share, spread_eta, rows, w.row);
-            else
-                fill(w.row, share, rows);
-            if (o.mask >= 2) {
-                const int8_t* k = static_cast<const int8_t*>(t.mask);
-                row_masks(o.mask == 2 ? k + r : k, o.mask == 2, rows, w.row);
-            }
-            if (!elements) {
-                float total = bound_rows(bounds, rows, w.row);
-                if (!dry) part.sum[RATE] += static_cast<double>(total) * static_cast<double>(j.n);
-            }
-            weigh(j.rs + r, step, rows, w.inverse);
-            for_runs(j, r, rows, [&](const Run& run) {
-                if (!j.resident) {
-                    unit_update(j, tile, run, w);
-                    move_means(j, tile, run, w);
-                }
-                const float* g = load_run(t.g, t.g_type, run.start, run.count, w.raw);
-                const float* m = plane + run.start;
-                const float* ds = j.ds + tile.k * j.n;
-                if (j.group) {
-                    spread(w.row, rows, j.n, w.rf);
-                    tile_rows(ds, rows, j.n, w.cf);
-                    spread(w.inverse, rows, j.n, w.rate);
-                    direct(m, g, w.rate, w.cf, signs, run.count, w.out);
-                } else {
-                    fill(w.rf, w.row[0], run.count);
-                    direct(m, g, w.inverse[0], ds + run.column, signs, run.count, w.out);
-                }
-                const float* rate = w.rf;
-                if (elements) {
-                    const uint8_t* word = static_cast<const uint8_t*>(t.mask) + run.start;
-                    float total = rates(word, w.rf, bounds, run.count, w.rate);
-                    if (!dry) part.sum[RATE] += total;
-                    rate = w.rate;
-                }
-                if (j.edges) {
-                    const float* old = decode_run(t.edge, run.start, run.count, w.x);
-                    const float* laplace = plane_of(j, w, LAPLACIAN) + run.start - tile.origin;
-                    edge_gains(laplace, old, edge_scale, threshold, penalty, run.count,
-                               w.hits + run.start - tile.start, w.out);
-                }
-                const float* p = load_run(t.p, t.p_type, run.start, run.count, w.p);
-                if (p != w.p) copy_run(p, run.count, w.p);
-                if (dry) part.sum[WEIGHT2] += sum_squares(w.p, run.count);
-                if (j.decays) {
-                    if (j.numel < 2)
-                        w.p[0] -= w.p[0] * rate[0] * decay;
-                    else
-                        decay_run(g, rate, static_cast<float>(average), slope, decay, run.count, w.p);
-                }
-                move_run(w.out, rate, run.count, w.p);
-                if (dry) {
-                    part.sum[NEW2] += sum_squares(w.p, run.count);
-                    return;
-                }
-                if (scale != 1.0f) weigh(w.p, scale, run.count, w.out);
-                store_run(scale != 1.0f ? w.out : w.p, t.p, t.p_type, run.start, run.count, t.rounds, base);
-            });
-            r += rows;
-        }
+        if (moves_in_bands(j))
+            weight_bands(j, tile, part, factors, w);
+        else
+            weight_runs(j, tile, part, factors, dry, w);
         if (dry) return;
-        if (j.edges) encode_run(t.edge, w.hits, tile.start, tile.count, j.numel, edge_base);
         if (!j.resident) done = encode_means(j, tile, done, tile.start + tile.count, w);
     });
 }
