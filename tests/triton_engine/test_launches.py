@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import automagic_cameamp as A
+from automagic_cameamp.profiles import PROFILES
 from triton_drive import DEVICE, By, build, give, parameters, runner
 
 # Operations that only look at memory in another way, or make it.
@@ -104,6 +105,26 @@ def test_few_and_always_the_same(
     launches, operations = found[0]
     assert launches >= 7
     assert launches + len(operations) <= most, (launches, operations)
+
+
+EVERY = [(name, {}) for name in A.OPTIMIZERS]
+EVERY += [("Automagic_CameAMP_Improved_8Bit", {"profile": name, "verbose": False}) for name in PROFILES]
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY, ids=str)
+def test_no_default_goes_to_the_reference(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every class and profile, at steps that renew no basis: linear, narrow, kernel, embedding, vectors."""
+    seen_by(monkeypatch)
+    shapes = [(320, 4), (16, 320), (1024, 40), (64, 4, 3, 3), (500, 24), (320,), (3,), ()]
+    params = parameters(shapes, torch.bfloat16)
+    optimizer = build(A.OPTIMIZERS[name], params, "triton", **options)
+    for t in (1, 2):
+        give(params, t)
+        optimizer.step()
+    whole = runner(optimizer)
+    assert not whole.rest and len(whole.members) == len(params)
 
 
 def test_adaptive_blocks_are_one_plan(monkeypatch: pytest.MonkeyPatch) -> None:
