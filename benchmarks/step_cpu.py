@@ -149,7 +149,7 @@ def prepare(candidate: Candidate, params, pool: GradientPool, rounds: int) -> No
         usual = candidate.step()
     # Short steps are timed several times per round. Not in the middle phase, where steps are counted.
     candidate.repeat = 1 if candidate.phase == "middle" else min(50, max(1, int(0.01 / usual)))
-    if candidate.options.get("engine") == "native":
+    if is_ours(candidate.name) and candidate.options.get("engine") != "reference":
         row["bytes_moved_per_param"] = bytes_per_param(candidate.optimizer, candidate.phase)
     row["state_bytes_per_param"] = state_bytes(candidate.optimizer) / sum(p.numel() for p in params)
     pool.redraw(params)

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import ablation, claims, guide_tables, long_runs
+from benchmarks import ablation, claims, guide_tables, long_runs, native_tables
 from benchmarks.common import RESULTS, ROOT, argument_parser
 from benchmarks.rows import Rows
 
 PAGES = ["docs/claims.md", "docs/ablation.md", "docs/guide.md", "docs/guide.zh-TW.md", "docs/testing.md"]
+PAGES += ["docs/native.md"]
 REGION = re.compile(r"(<!-- rows: (?P<name>[\w ]+) -->\n).*?(<!-- end of rows -->)", re.S)
 
 REGIONS: dict[str, Callable[[Rows, str], str]] = {
@@ -37,6 +38,8 @@ REGIONS: dict[str, Callable[[Rows, str], str]] = {
     "fuzz": long_runs.fuzz,
     "soak": long_runs.soak,
     "mutation": long_runs.mutation,
+    "native speed": native_tables.speed,
+    "native thread": native_tables.thread,
 }
 
 

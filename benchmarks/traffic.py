@@ -2,7 +2,8 @@
 
 A tensor whose scratch fits into the L2 cache (``RESIDENT`` elements, kernels/cpu/job.h) is read and
 written once per step. A larger one is walked once per pass: the gradient in all three; the momentum
-in the second and again, with its write, in the third; the weights in the third. Row and column
+in the second and again, with its write, in the third (in fp32 and without neighbourhoods it is written
+in the second); the weights in the third. Row and column
 statistics are read and written once. Write-allocation and evictions are not counted.
 """
 
@@ -52,10 +53,12 @@ def passes_of(p: Tensor, state: dict[str, Any], early: bool, late: bool) -> dict
             "momentum": 2 * m + moved * mask,
             "weights": 2 * w + 2 * edge + vectors,
         }
+    # fp32 momentum without scratch planes is moved where it lies, in the second pass.
+    written = m if state["exp_avg"].dtype == torch.float32 and not edge and "exp_avg_2" not in state else 0
     return {
         "gradient": g + torque + vectors,
-        "momentum": g + m + moved * mask,
-        "weights": g + 2 * m + 2 * w + mask + 2 * edge + vectors,
+        "momentum": g + m + written + moved * mask,
+        "weights": g + 2 * m - written + 2 * w + mask + 2 * edge + vectors,
     }
 
 

@@ -1,0 +1,73 @@
+"""The table of docs/native.md: times of a step on the CPU, beside those of torch's fused AdamW."""
+
+from __future__ import annotations
+
+from benchmarks.common import label, markdown
+from benchmarks.rows import Rows, last, named
+
+CLASSES = [
+    "Automagic_CameAMP",
+    "Automagic_CameAMP8bit",
+    "Automagic_CameAMP_COptim",
+    "Automagic_CameAMP_COptim8bit",
+    "Automagic_CameAMP_Improved",
+    "Automagic_CameAMP_8Bit",
+    *(
+        f"Automagic_CameAMP_Improved_8Bit:profile={profile};verbose=False"
+        for profile in ("memory_optimized", "balanced", "quality_optimized")
+    ),
+]
+PEERS = ["adamw-fused", "adamw-foreach", "bnb-adamw8bit", "torchao-adamw8bit", "came", "adafactor8bit"]
+COLUMNS = [
+    ("lora-sdxl", "late"),
+    ("lora-sdxl", "early"),
+    ("full-124m", "late"),
+    ("one-big", "late"),
+    ("one-small", "late"),
+]
+
+
+def _cell(rows: Rows, candidate: str, workload: str, phase: str | None, threads: int) -> str | None:
+    wanted = {"workload": workload, "phase": phase, "chunk": None, "threads": threads, **named(candidate)}
+    row = last(rows.steps, wanted)
+    return row and f"{row['ratio']:.2f} ({row['ns_per_param']:.2f})"
+
+
+def _short(candidate: str) -> str:
+    found = named(candidate)
+    options = {name: value for name, value in found["options"].items() if name != "verbose"}
+    return label(found["optimizer"], options)
+
+
+def speed(rows: Rows, language: str) -> str:
+    """Times fused AdamW in the same rounds, and nanoseconds a parameter, on two threads."""
+    body = []
+    for candidate in (*PEERS, *CLASSES):
+        own = candidate in CLASSES
+        cells = [_cell(rows, candidate, work, phase if own else None, 2) for work, phase in COLUMNS]
+        if any(cells):
+            body.append([f"`{_short(candidate)}`", *cells])
+    return markdown(["optimizer", *(" ".join(column) for column in COLUMNS)], body)
+
+
+def thread(rows: Rows, language: str) -> str:
+    """The same on one thread, with the bytes of a step, its scratch memory and its first step."""
+    body = []
+    for candidate in ("adamw-fused", *CLASSES):
+        phase = "late" if candidate in CLASSES else None
+        wanted = {"workload": "lora-sdxl", "phase": phase, "chunk": None, "threads": 1, **named(candidate)}
+        row = last(rows.steps, wanted)
+        if row:
+            moved = row.get("bytes_moved_per_param")
+            body.append(
+                [
+                    f"`{_short(candidate)}`",
+                    f"{row['ratio']:.2f} ({row['ns_per_param']:.2f})",
+                    f"{moved['all']:.1f}" if moved else "28.0",
+                    f"{moved['bound']:.1f}" if moved else "28.0",
+                    f"{row['peak_rss_mib']:.1f}",
+                    f"{row['first_s']:.2f}",
+                ]
+            )
+    columns = ["optimizer", "x fused AdamW (ns/param)", "bytes/param", "bound", "scratch MiB", "first step s"]
+    return markdown(columns, body)
