@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from automagic_cameamp.kernels.native import flavour
 from native import lockstep
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -45,6 +46,23 @@ def test_one_step_from_the_same_state(kind: str, phase: str) -> None:
 def test_low_precision_weights(kind: str, phase: str, dtype: torch.dtype) -> None:
     name, options = CLASSES[kind]
     lockstep.check(name, dtype, BEFORE, warmup_steps=PHASES[phase], **options)
+
+
+@pytest.mark.parametrize("kind", ["base", "base dynamic", "balanced", "affine", "memory_optimized", "contextual"])
+@pytest.mark.parametrize("phase", ["early", "late"])
+@pytest.mark.parametrize("limit", ["base", "avx2"])
+def test_smaller_instruction_sets(kind: str, phase: str, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOMAGIC_CAMEAMP_ISA", limit)
+    assert flavour() in ("base", limit)
+    name, options = CLASSES[kind]
+    lockstep.check(name, FP32, BEFORE, warmup_steps=PHASES[phase], **options)
+    lockstep.check(name, BF16, BEFORE, warmup_steps=PHASES[phase], **options)
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOMAGIC_CAMEAMP_ISA", "sse9")
+    with pytest.raises(ValueError, match="AUTOMAGIC_CAMEAMP_ISA='sse9' is not one of base, avx2, avx512"):
+        lockstep.check("Automagic_CameAMP", FP32, 0)
 
 
 def test_nearest_rounding() -> None:

@@ -90,7 +90,7 @@ class Table:
             count=len(self.tasks),
             sketch=None,
             mask_mean=1.0,
-            flavour=-1,
+            flavour=native.limit(),
         )
         self.held: Any = None
 

@@ -1,7 +1,8 @@
 """The CPU kernels' library: found, checked and opened when a step first needs it.
 
 ``AUTOMAGIC_CAMEAMP_NATIVE=0`` keeps it closed; any other value is the path of a library to open
-instead of the one beside this file.
+instead of the one beside this file. ``AUTOMAGIC_CAMEAMP_ISA`` names an instruction set that is not to
+be exceeded: two machines that share it take the same steps bit for bit.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from . import layout
 from .build import LIBRARY
 
 SWITCH = "AUTOMAGIC_CAMEAMP_NATIVE"
+LIMIT = "AUTOMAGIC_CAMEAMP_ISA"
+FLAVOURS = ("base", "avx2", "avx512")
 
 
 class Unavailable(RuntimeError):
@@ -64,9 +67,22 @@ def why_not() -> str | None:
     return found if isinstance(found, str) else None
 
 
+def limit() -> int:
+    """Number of the instruction set that the user allows at most; -1 where nothing is said.
+
+    Raises:
+        ValueError: the environment names another one.
+    """
+    wanted = os.environ.get(LIMIT, "")
+    if wanted and wanted not in FLAVOURS:
+        raise ValueError(f"{LIMIT}={wanted!r} is not one of {', '.join(FLAVOURS)}: name one, or unset it.")
+    return FLAVOURS.index(wanted) if wanted else -1
+
+
 def flavour() -> str:
-    """Instruction set that this machine runs: 'base', 'avx2' or 'avx512'."""
-    return ("base", "avx2", "avx512")[library().automagic_abi(5)]
+    """Instruction set of the steps: 'base', 'avx2' or 'avx512'."""
+    best, most = library().automagic_abi(5), limit()
+    return FLAVOURS[best if most < 0 else min(best, most)]
 
 
 def switched_off() -> bool:

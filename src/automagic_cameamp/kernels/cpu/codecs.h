@@ -94,6 +94,7 @@ struct DynamicTables {
     alignas(64) uint32_t cell[CELLS];
 #if defined(AUTOMAGIC_TABLES512)
     alignas(64) float encoder[DynamicEncoder::tables + 1];
+    BytePlanes planes;
 #endif
 
     DynamicTables() {
@@ -118,6 +119,7 @@ struct DynamicTables {
         }
 #if defined(AUTOMAGIC_TABLES512)
         DynamicEncoder::fill(middle, encoder);
+        planes.fill(value);
 #endif
     }
 };
@@ -149,6 +151,7 @@ struct Dynamic8 {
     static inline void decode(const uint8_t* q, const float* scale, int64_t first, int64_t count, int64_t block,
                               float* out) {
 #if defined(AUTOMAGIC_TABLES512)
+        if (has_byte_tables()) return byte_decode(q, dynamic_tables().planes, scale, first, count, block, out);
         const OddTable table(dynamic_tables().value + 127);
         for_blocks(first, count, block, [=, &table](int64_t b, int64_t at, int64_t n) {
             odd_decode(q + first + at, 127, table, scale[b], n, out + at);
@@ -235,6 +238,9 @@ struct Affine8 {
 struct SoftsignTables {
     alignas(64) float value[256];
     alignas(64) float width[256];
+#if defined(AUTOMAGIC_TABLES512)
+    BytePlanes planes;
+#endif
 
     SoftsignTables() {
         for (int i = 0; i < 256; ++i) {
@@ -244,6 +250,9 @@ struct SoftsignTables {
             float edge = smaller((static_cast<float>(q < 0 ? -q : q) + 0.5f) / 127.0f, 1.0f);
             width[i] = 1.0f / ((2.0f - edge) * (2.0f - edge));
         }
+#if defined(AUTOMAGIC_TABLES512)
+        planes.fill(value);
+#endif
     }
 };
 
@@ -256,6 +265,9 @@ struct Softsign8 {
     // q: int8 codes; scale: fp32 max |x| of each block.
     static inline void decode(const uint8_t* q, const float* scale, int64_t first, int64_t count, int64_t block,
                               float* out) {
+#if defined(AUTOMAGIC_TABLES512)
+        if (has_byte_tables()) return byte_decode(q, softsign_tables().planes, scale, first, count, block, out);
+#endif
         const float* table = softsign_tables().value;
         for_blocks(first, count, block, [=](int64_t b, int64_t at, int64_t n) {
             table_decode(q + first + at, table, scale[b], n, out + at);

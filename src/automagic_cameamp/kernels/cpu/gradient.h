@@ -63,11 +63,11 @@ inline void clear_columns(const Job& j, int64_t slab, int count) {
 }
 
 // Sums over the raw gradient and the weights.
-inline void raw_sums(const Job& j, const Run& run, Part& part, Local& w) {
-    const float* g = load_run(j.t->g, j.t->g_type, run.start, run.count, w.raw);
-    if (j.decays || j.o->signals) part.sum[SQUARE] += sum_squares(g, run.count);
-    if (j.decays) part.sum[ABS] += sum_magnitudes(g, run.count);
-    if (j.along) part.sum[ALONG] += dot(g, load_run(j.t->p, j.t->p_type, run.start, run.count, w.p), run.count);
+inline void add_raw_sums(const Job& j, int64_t first, int64_t n, Part& part, Local& w) {
+    const float* g = load_run(j.t->g, j.t->g_type, first, n, w.raw);
+    const float* p = j.along ? load_run(j.t->p, j.t->p_type, first, n, w.p) : nullptr;
+    RawSums sums = raw_sums(g, p, n);
+    part.sum[SQUARE] += sums.squares, part.sum[ABS] += sums.magnitudes, part.sum[ALONG] += sums.along;
 }
 
 inline void clear_lines(const Job& j, int count, Local& w) {
@@ -98,13 +98,11 @@ struct Lines {
 inline void gradient_bands(Job& j, const Tile& tile, int64_t slab, Part& part, bool torque, Lines& lines, Local& w) {
     float weight = static_cast<float>(1 - j.o->beta[1]), eps = static_cast<float>(j.o->eps[0]);
     bool one = j.n == W;  // every piece is its rows one after the other, in place or not
-    if (j.sums_needed)
-        for (int64_t r = tile.first; r < tile.end;) {
-            int64_t rows = rows_at_once(j, r, tile.end);
-            for_runs(j, r, rows, [&](const Run& run) { raw_sums(j, run, part, w); });
-            r += rows;
-        }
     for_bands(j, tile, [&](const Band& band) {
+        if (j.sums_needed)
+            for_lines(j, band, [&](int64_t first, int64_t n, int64_t) {
+                for (int64_t i = 0; i < n; i += RUN) add_raw_sums(j, first + i, smaller(RUN, n - i), part, w);
+            });
         if (j.matrix) {
             clear_rows(band, w.row);
             for_pieces(j, band, [&](const Band& b) {
@@ -145,7 +143,7 @@ inline void pass_gradient(Job& j, int64_t slab, Local& w) {
             int64_t count = rows_at_once(j, r, tile.end);
             if (!j.group) w.row[0] = 0.0f;
             for_runs(j, r, count, [&](const Run& run) {
-                if (j.sums_needed) raw_sums(j, run, part, w);
+                if (j.sums_needed) add_raw_sums(j, run.start, run.count, part, w);
                 if (!rows) return;
                 const float* x = gradient(j, tile, run, w);
                 if (j.group) {

@@ -204,17 +204,15 @@ struct Local {
     float* plane[PLANES];                            // tile scratch where the tensor is not resident
     float *pad, *smooth;                             // stencils
     float *left, *right, *up, *down;                 // 1 where a neighbour exists
-    int8_t *sign, *last;
 
     bool prepare(const Job& j) {
         int64_t tile = rounded(smaller(j.tile_rows, larger(j.slab_rows, j.m)) * j.n), wide = rounded(larger(j.n, RUN));
         int64_t halo = rounded((smaller(j.tile_rows, j.rows) + 2) * j.n + 2 * j.n + 64);
         int planes = 0;
         for (int i = 0; i < PLANES; ++i) planes += !j.resident && uses(j, i);
-        bool bits = j.o->mask >= 2;
         int64_t floats = 10 * rounded(RUN) + 4 * rounded(BAND) + 4 * wide + planes * tile;
         if (j.picture) floats += 2 * halo + 4 * wide;
-        if (!arena.reserve(static_cast<size_t>(floats) * 4 + static_cast<size_t>(bits ? 2 * tile : 0) + 64 * 64))
+        if (!arena.reserve(static_cast<size_t>(floats) * 4 + 64 * 64))
             return false;
         float** runs[] = {&raw, &x, &rf, &cf, &u, &p, &out, &rate, &row, &inverse};
         for (float** v : runs) *v = arena.take<float>(rounded(RUN));
@@ -227,8 +225,6 @@ struct Local {
             float** masks[] = {&left, &right, &up, &down};
             for (float** v : masks) *v = arena.take<float>(wide);
         }
-        sign = bits ? arena.take<int8_t>(tile) : nullptr;
-        last = bits ? arena.take<int8_t>(tile) : nullptr;
         return true;
     }
 };

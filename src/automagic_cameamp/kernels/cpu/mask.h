@@ -1,7 +1,7 @@
 // The Automagic mask of the geometric rule (techniques/learning_rate.py), and the sketch of a controller.
 #pragma once
 
-#include "bands.h"
+#include "moves.h"
 
 namespace AUTOMAGIC_ISA {
 
@@ -10,8 +10,38 @@ AUTOMAGIC_INLINE int32_t stride(const Job& j) {
     return j.warm && j.now > 1 ? (j.grows ? j.o->d_coef : 1) : 0;
 }
 
+#if defined(AUTOMAGIC_TABLES512)
+// Sixty-four words in a register: signs are masks, and adding and subtracting saturates at an end of the range.
+inline int64_t move_words_512(const float* g, int64_t n, int32_t by, uint8_t* word) {
+    const __m512i step = _mm512_set1_epi8(static_cast<char>(smaller(by, MASK_HIGH - MASK_LOW)));
+    const __m512i highest = _mm512_set1_epi8(MASK_HIGH - MASK_LOW), one = _mm512_set1_epi8(1);
+    const __m512 zero = _mm512_setzero_ps();
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        __mmask64 negative = 0, positive = 0;
+        for (int k = 0; k < 4; ++k) {
+            __m512 x = _mm512_loadu_ps(g + i + 16 * k);
+            negative |= static_cast<__mmask64>(_mm512_cmp_ps_mask(x, zero, _CMP_LT_OQ)) << (16 * k);
+            positive |= static_cast<__mmask64>(_mm512_cmp_ps_mask(x, zero, _CMP_GT_OQ)) << (16 * k);
+        }
+        __m512i w = _mm512_loadu_si512(word + i);
+        __mmask64 last = _mm512_test_epi8_mask(w, one), moves = negative | positive, other = negative ^ last;
+        __m512i k = _mm512_and_si512(_mm512_srli_epi16(w, 1), _mm512_set1_epi8(127));
+        k = _mm512_mask_adds_epu8(k, moves & ~other, k, step);
+        k = _mm512_min_epu8(_mm512_mask_subs_epu8(k, moves & other, k, step), highest);
+        k = _mm512_add_epi8(k, k);
+        _mm512_storeu_si512(word + i, _mm512_mask_add_epi8(k, negative | (last & ~moves), k, one));
+    }
+    return i;
+}
+#endif
+
 inline void move_run(const float* AUTOMAGIC_RESTRICT g, int64_t n, int32_t by, uint8_t* AUTOMAGIC_RESTRICT word) {
-    for (int64_t i = 0; i < n; ++i) {
+    int64_t start = 0;
+#if defined(AUTOMAGIC_TABLES512)
+    start = move_words_512(g, n, by, word);
+#endif
+    for (int64_t i = start; i < n; ++i) {
         int32_t negative = g[i] < 0.0f, moves = (g[i] > 0.0f) | negative, last = word[i] & 1;
         int32_t bump = moves * by * (1 - 2 * (negative ^ last));
         int32_t k = smaller(larger((word[i] >> 1) + bump, 0), MASK_HIGH - MASK_LOW);
@@ -33,75 +63,101 @@ inline void move_words(const Job& j, const Run& run, const float* g, Part& part)
     part.sum[MASK] += sum_masks(word, run.count);
 }
 
-inline void keep_signs(const float* AUTOMAGIC_RESTRICT g, int64_t n, int8_t* AUTOMAGIC_RESTRICT sign) {
-    for (int64_t i = 0; i < n; ++i) sign[i] = static_cast<int8_t>((g[i] > 0.0f) - (g[i] < 0.0f));
-}
+// Signs of up to 64 elements, a bit each.
+struct SignBits {
+    uint64_t negative, moves;
+};
 
-inline void unpack_signs(const uint8_t* plane, int64_t first, int64_t n, int8_t* AUTOMAGIC_RESTRICT out) {
-    int64_t i = 0;
-    for (; i < n && ((first + i) & 7); ++i) out[i] = static_cast<int8_t>(1 - 2 * bit_at(plane, first + i));
-    const uint8_t* AUTOMAGIC_RESTRICT from = plane + ((first + i) >> 3);
-    int64_t whole = (n - i) >> 3;
-    int8_t* AUTOMAGIC_RESTRICT to = out + i;
-    for (int64_t b = 0; b < whole; ++b)
-        for (int s = 0; s < 8; ++s) to[8 * b + s] = static_cast<int8_t>(1 - 2 * ((from[b] >> s) & 1));
-    for (i += whole * 8; i < n; ++i) out[i] = static_cast<int8_t>(1 - 2 * bit_at(plane, first + i));
-}
-
-inline void set_bit(uint8_t* plane, int64_t i, bool on) {
-    uint8_t bit = static_cast<uint8_t>(1 << (i & 7));
-    plane[i >> 3] = static_cast<uint8_t>(on ? plane[i >> 3] | bit : plane[i >> 3] & ~bit);
-}
-
-inline void pack_signs(const int8_t* AUTOMAGIC_RESTRICT last, int64_t first, int64_t n, uint8_t* plane) {
-    int64_t i = 0;
-    for (; i < n && ((first + i) & 7); ++i) set_bit(plane, first + i, last[i] < 0);
-    uint8_t* AUTOMAGIC_RESTRICT to = plane + ((first + i) >> 3);
-    int64_t whole = (n - i) >> 3;
-    const int8_t* AUTOMAGIC_RESTRICT from = last + i;
-    for (int64_t b = 0; b < whole; ++b) {
-        uint32_t byte = 0;
-        for (int s = 0; s < 8; ++s) byte |= static_cast<uint32_t>(from[8 * b + s] < 0) << s;
-        to[b] = static_cast<uint8_t>(byte);
+inline SignBits sign_bits(const float* g, int64_t n) {
+    SignBits s{0, 0};
+    for (int64_t i = 0; i < n; i += W) {
+        V x = get<false>(g + i, n - i);
+        uint64_t negative = lanes_of(x < all(0.0f));
+        s.negative |= negative << i;
+        s.moves |= (negative | lanes_of(all(0.0f) < x)) << i;
     }
-    for (i += whole * 8; i < n; ++i) set_bit(plane, first + i, last[i] < 0);
-}
-
-// sign <- bump, last <- sign of the last gradient that was not 0.
-inline void agree_run(int8_t* AUTOMAGIC_RESTRICT sign, int8_t* AUTOMAGIC_RESTRICT last, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) {
-        int32_t s = sign[i], l = last[i];
-        sign[i] = static_cast<int8_t>(s * l);
-        last[i] = static_cast<int8_t>(s ? s : l);
-    }
-}
-
-inline int32_t count_votes(const int8_t* AUTOMAGIC_RESTRICT bump, int64_t n) {
-    int32_t s = 0;
-    for (int64_t i = 0; i < n; ++i) s += bump[i];
     return s;
 }
+
+// Bits [first, first + n) of a plane, n <= 64, wherever they begin.
+inline uint64_t read_bits(const uint8_t* plane, int64_t first, int64_t n) {
+    const uint8_t* from = plane + (first >> 3);
+    int64_t shift = first & 7, bytes = (shift + n + 7) >> 3;
+    uint64_t low = 0;
+    if (bytes >= 8)
+        std::memcpy(&low, from, 8);
+    else
+        for (int64_t i = 0; i < bytes; ++i) low |= static_cast<uint64_t>(from[i]) << (8 * i);
+    uint64_t x = low >> shift;
+    return bytes > 8 ? x | static_cast<uint64_t>(from[8]) << (64 - shift) : x;
+}
+
+// The same bits written; those around them stay.
+inline void write_bits(uint64_t x, int64_t first, int64_t n, uint8_t* plane) {
+    uint8_t* to = plane + (first >> 3);
+    int64_t shift = first & 7;
+    if (shift == 0 && n == 64) {
+        std::memcpy(to, &x, 8);
+        return;
+    }
+    for (int64_t i = 0, done = 0; done < n; ++i) {
+        int64_t from = i == 0 ? shift : 0, count = smaller(8 - from, n - done);
+        uint32_t ones = ((1u << count) - 1u) << from;
+        to[i] = static_cast<uint8_t>((to[i] & ~ones) | ((static_cast<uint32_t>(x >> done) << from) & ones));
+        done += count;
+    }
+}
+
+// Elements whose sign is that of their last gradient other than 0, and those whose sign is not, a bit each;
+// the signs are kept.
+struct Votes {
+    uint64_t with, against;
+};
+
+inline Votes cast_votes(const float* g, int64_t first, int64_t n, uint8_t* plane) {
+    SignBits s = sign_bits(g, n);
+    uint64_t last = read_bits(plane, first, n), other = s.negative ^ last;
+    write_bits(s.negative | (last & ~s.moves), first, n, plane);
+    return {s.moves & ~other, s.moves & other};
+}
+
+AUTOMAGIC_INLINE int32_t majority(Votes v) { return __builtin_popcountll(v.with) - __builtin_popcountll(v.against); }
 
 AUTOMAGIC_INLINE int8_t moved(int8_t k, int32_t by) {
     return static_cast<int8_t>(smaller(larger(static_cast<int32_t>(k) + by, MASK_LOW), MASK_HIGH));
 }
 
-// Votes of the rows of a tile: the counter of a row moves with the majority of its signs.
-inline void vote(const Job& j, const Tile& tile, Part& part, Local& w) {
-    unpack_signs(j.t->polarity, tile.start, tile.count, w.last);
-    agree_run(w.sign, w.last, tile.count);
-    pack_signs(w.last, tile.start, tile.count, j.t->polarity);
+// The votes of one row: its counter moves with the majority.
+inline void count_row(const Job& j, int64_t r, int64_t votes, Part& part) {
     if (j.o->mask == 3) {
-        for (int64_t i = 0; i < tile.count; i += TILE)
-            part.sum[VOTES] += count_votes(w.sign + i, smaller(TILE, tile.count - i));
+        part.sum[VOTES] += static_cast<double>(votes);
         return;
     }
-    int8_t* counter = static_cast<int8_t*>(j.t->mask);
-    int32_t by = stride(j);
+    int8_t* counter = static_cast<int8_t*>(j.t->mask) + r;
+    *counter = moved(*counter, stride(j) * ((votes > 0) - (votes < 0)));
+    part.sum[MASK] += exp2_small(static_cast<float>(*counter) * MASK_STEP);
+}
+
+inline void vote(const Job& j, const Tile& tile, Part& part, Local& w) {
+    int64_t n = j.n;
+    if (n < 64 && 64 % n == 0) {  // several rows in a word
+        uint64_t ones = (uint64_t(1) << n) - 1;
+        for (int64_t i = 0; i < tile.count; i += 64) {
+            int64_t first = tile.start + i, count = smaller(tile.count - i, int64_t(64));
+            Votes v = cast_votes(load_run(j.t->g, j.t->g_type, first, count, w.raw), first, count, j.t->polarity);
+            for (int64_t k = 0; k < count; k += n)
+                count_row(j, (first + k) / n, majority({v.with >> k & ones, v.against >> k & ones}), part);
+        }
+        return;
+    }
     for (int64_t r = tile.first; r < tile.end; ++r) {
-        int32_t votes = count_votes(w.sign + (r - tile.first) * j.n, j.n);
-        counter[r] = moved(counter[r], by * ((votes > 0) - (votes < 0)));
-        part.sum[MASK] += exp2_small(static_cast<float>(counter[r]) * MASK_STEP);
+        int64_t votes = 0;
+        for (int64_t c = 0; c < n; c += 64) {
+            int64_t first = r * n + c, count = smaller(int64_t(64), n - c);
+            votes += majority(
+                cast_votes(load_run(j.t->g, j.t->g_type, first, count, w.raw), first, count, j.t->polarity));
+        }
+        count_row(j, r, votes, part);
     }
 }
 

@@ -202,15 +202,11 @@ inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, L
         int64_t end = (band.row + band.rows) * j.n;  // coded while the cache holds it
         if (j.resident && end - done >= BAND) done = encode_means(j, tile, done, end, w);
     });
-    if (!j.warm || !o.mask) return;
+    if (!j.warm || o.mask != 1) return;
     for (int64_t r = tile.first; r < tile.end;) {
         int64_t count = rows_at_once(j, r, tile.end);
         for_runs(j, r, count, [&](const Run& run) {
-            const float* g = load_run(j.t->g, j.t->g_type, run.start, run.count, w.raw);
-            if (o.mask == 1)
-                move_words(j, run, g, part);
-            else
-                keep_signs(g, run.count, w.sign + run.start - tile.start);
+            move_words(j, run, load_run(j.t->g, j.t->g_type, run.start, run.count, w.raw), part);
         });
         r += count;
     }
@@ -264,7 +260,6 @@ inline void momentum_runs(Job& j, const Tile& tile, int64_t slab, Part& part, in
             }
             if (counted) part.sum[AGREE] += count_agreement(m, g, run.count);
             if (j.warm && o.mask == 1) move_words(j, run, g, part);
-            if (j.warm && o.mask >= 2) keep_signs(g, run.count, w.sign + run.start - tile.start);
         });
         r += count;
     }

@@ -40,6 +40,8 @@ AUTOMAGIC_INLINE V scaled(Mask m, V x, V f) { return {_mm512_mask_mul_ps(x.v, m.
 AUTOMAGIC_INLINE float total(V a) { return _mm512_reduce_add_ps(a.v); }
 AUTOMAGIC_INLINE V root(V a) { return {_mm512_sqrt_ps(a.v)}; }
 AUTOMAGIC_INLINE V guess_root(V a) { return {_mm512_rsqrt14_ps(a.v)}; }
+AUTOMAGIC_INLINE V guess_inverse(V a) { return {_mm512_rcp14_ps(a.v)}; }
+AUTOMAGIC_INLINE uint64_t lanes_of(Mask m) { return m.m; }
 // y 2^n for an integer n, |n| < 127.
 AUTOMAGIC_INLINE V times_power(V y, V n) { return {_mm512_scalef_ps(y.v, n.v)}; }
 
@@ -96,6 +98,8 @@ AUTOMAGIC_INLINE V choose(Mask m, V yes, V no) { return {_mm256_blendv_ps(no.v, 
 AUTOMAGIC_INLINE V scaled(Mask m, V x, V f) { return choose(m, x * f, x); }
 AUTOMAGIC_INLINE V root(V a) { return {_mm256_sqrt_ps(a.v)}; }
 AUTOMAGIC_INLINE V guess_root(V a) { return {_mm256_rsqrt_ps(a.v)}; }
+AUTOMAGIC_INLINE V guess_inverse(V a) { return {_mm256_rcp_ps(a.v)}; }
+AUTOMAGIC_INLINE uint64_t lanes_of(Mask m) { return static_cast<uint64_t>(_mm256_movemask_ps(m.m)); }
 AUTOMAGIC_INLINE float total(V a) {
     __m128 h = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     h = _mm_add_ps(h, _mm_movehl_ps(h, h));
@@ -179,6 +183,10 @@ AUTOMAGIC_INLINE V root(V a) {
     for (int i = 0; i < 4; ++i) a.v[i] = __builtin_sqrtf(a.v[i]);
     return a;
 }
+AUTOMAGIC_INLINE V guess_inverse(V a) { return all(1.0f) / a; }
+AUTOMAGIC_INLINE uint64_t lanes_of(Mask m) {
+    return static_cast<uint64_t>((m.m[0] & 1) | (m.m[1] & 2) | (m.m[2] & 4) | (m.m[3] & 8));
+}
 AUTOMAGIC_INLINE V guess_root(V a) {
     for (int i = 0; i < 4; ++i) a.v[i] = 1.0f / __builtin_sqrtf(a.v[i]);
     return a;
@@ -210,6 +218,12 @@ AUTOMAGIC_INLINE V get_bytes(const uint8_t* p, int64_t left) {
 AUTOMAGIC_INLINE V inverse_root(V x) {
     V y = guess_root(x), error = fused_minus(x * y, y, all(1.0f));
     return fused(y * all(0.5f), error, y);
+}
+
+// 1 / x of 2^-126 < x < 2^126, as exactly.
+AUTOMAGIC_INLINE V inverse(V x) {
+    V y = guess_inverse(x);
+    return fused(y, fused_minus(x, y, all(1.0f)), y);
 }
 
 // 2^x for |x| < 126, as in lanes.h.

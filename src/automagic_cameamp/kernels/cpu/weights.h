@@ -173,6 +173,7 @@ inline Move factors_of(const Job& j, bool dry) {
     a.slope = static_cast<float>(-4.0 / (deviation + 1e-4 * average + 1e-30));
     a.decay = j.decays ? static_cast<float>(o.lr * o.weight_decay) : 0.0f;
     a.shrink = dry ? 1.0f : j.shrink;
+    a.dry = dry;
     return a;
 }
 
@@ -195,7 +196,7 @@ inline double row_rates(const Job& j, const Bounds& bounds, int64_t r, int64_t r
 }
 
 template <class S, bool STRICT, bool EXTRA>
-AUTOMAGIC_INLINE float weigh_signed(S s, const Move& a, const Band& b) {
+AUTOMAGIC_INLINE Weighed weigh_signed(S s, const Move& a, const Band& b) {
     return a.word != nullptr ? weigh_piece<S, STRICT, true, EXTRA>(s, a, b.rows, b.count)
                              : weigh_piece<S, STRICT, false, EXTRA>(s, a, b.rows, b.count);
 }
@@ -204,7 +205,7 @@ AUTOMAGIC_INLINE float weigh_signed(S s, const Move& a, const Band& b) {
 inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w) {
     const Task& t = *j.t;
     bool allora = j.o->allora && j.matrix;
-    bool one = j.n == W, extra = j.edges || j.decays || a.shrink != 1.0f;
+    bool one = j.n == W, extra = j.edges || j.decays || a.shrink != 1.0f || a.dry;
     uint32_t base = j.noise(0), edge_base = j.noise(t.edge.salt);
     const EdgeRule edges = edge_rule(j);
     a.stride = j.n;
@@ -216,7 +217,8 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
                 shaped(b, one, [&](auto s) { add_row_squares(s, p, b.rows, b.count, w.row); });
             });
         }
-        part.sum[RATE] += row_rates(j, a.bounds, band.row, band.rows, w);
+        double rates = row_rates(j, a.bounds, band.row, band.rows, w);
+        if (!a.dry) part.sum[RATE] += rates;
         for_pieces(j, band, [&](const Band& b) {
             if (!j.resident) {
                 Means means = means_of(j, tile, b, w);
@@ -233,7 +235,7 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
             if (j.edges) {
                 const float* laplace = plane_of(j, w, LAPLACIAN) - tile.origin;
                 for_lines(j, b, [&](int64_t from, int64_t n, int64_t at) {
-                    move_edges<true>(t.edge, laplace + from, edges, from, n, j.numel, edge_base, false, w.band[1],
+                    move_edges<true>(t.edge, laplace + from, edges, from, n, j.numel, edge_base, a.dry, w.band[1],
                                      w.band[3] + at);
                 });
                 a.factor = {w.band[3], b.count};
@@ -241,12 +243,14 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
             shaped(b, one, [&](auto s) {
                 using S = decltype(s);
                 bool clear = strict(a.signs);
+                Weighed sums;
                 if (extra)
-                    part.sum[RATE] += clear ? weigh_signed<S, true, true>(s, a, b) : weigh_signed<S, false, true>(s, a, b);
+                    sums = clear ? weigh_signed<S, true, true>(s, a, b) : weigh_signed<S, false, true>(s, a, b);
                 else
-                    part.sum[RATE] += clear ? weigh_signed<S, true, false>(s, a, b) : weigh_signed<S, false, false>(s, a, b);
+                    sums = clear ? weigh_signed<S, true, false>(s, a, b) : weigh_signed<S, false, false>(s, a, b);
+                part.sum[RATE] += sums.rates, part.sum[WEIGHT2] += sums.before, part.sum[NEW2] += sums.after;
             });
-            if (t.p_type == F32) return;
+            if (t.p_type == F32 || a.dry) return;
             for_lines(j, b, [&](int64_t from, int64_t n, int64_t at) {
                 store_run(a.to + at, t.p, t.p_type, from, n, t.rounds, base);
             });
@@ -336,7 +340,7 @@ inline void pass_weights(Job& j, int64_t slab, Local& w, bool dry) {
     int64_t done = slab * j.slab_rows * j.n;
     for_tiles(j, slab, [&](const Tile& tile) {
         if (!j.resident && (j.filtered || j.edges)) filter_tile(j, tile, w);
-        if (moves_in_bands(j) && !dry)
+        if (moves_in_bands(j))
             weight_bands(j, tile, part, factors, w);
         else
             weight_runs(j, tile, part, factors, dry, w);
