@@ -67,8 +67,10 @@ def test_one_mask_of_a_group_whose_tensors_learned_different_ones() -> None:
     for i, entry in state["state"].items():
         entry["lr_mask"].fill_(2 * (84 - 10 * i))  # k = -10 i
     new, _ = fresh("base", lr_mask_granularity="group")
-    new.load_state_dict(convert_state(state, new, options="own"))
+    converted = convert_state(state, new, options="own")
     wanted = round(-sum(10 * i * n for i, n in enumerate(sizes)) / sum(sizes))
+    assert [int(entry["lr_mask"]) for entry in converted["state"].values()] == [wanted] * len(sizes)
+    new.load_state_dict(converted)
     assert [int(ours["lr_mask"]) for ours in values(new)] == [wanted] * len(sizes)
     # A state that is a group's already stays as it is.
     again, _ = fresh("base", lr_mask_granularity="group")

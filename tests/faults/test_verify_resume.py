@@ -153,6 +153,7 @@ def test_a_cast_state_a_refused_one_and_one_that_cannot_be_saved(monkeypatch: py
     optimizer.param_groups[0]["note"] = lambda: 0
     answer = optimizer.verify_resume()
     assert not answer and "cannot be saved" in str(answer)
+    assert (answer.saved_bytes, answer.steps, answer.parameters) == (0, 0, 1)
 
 
 def _cast(optimizer: Any, saved: dict[str, Any]) -> None:

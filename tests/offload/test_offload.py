@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from automagic_cameamp import release_gradients
+from automagic_cameamp import accumulate_in_fp32, release_gradients
 from automagic_cameamp.engine import offload
 from automagic_cameamp.optimizers import OPTIMIZERS
-from engine.helpers import differences, disk, parameters, snapshot, train
+from engine.helpers import differences, disk, draw, parameters, snapshot, train
 
 
 class Late(offload.Clones):
@@ -201,6 +201,33 @@ def test_sparse_gradients_are_refused_before_anything_is_copied(device: Late) ->
     with pytest.raises(RuntimeError, match=r"param_1 has a torch.sparse_coo gradient: only dense"):
         optimizer.step()
     assert device.fetched == device.bytes == 0 and not any(optimizer.state.values())
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.Tensor, "grad_dtype"), reason="this torch has no fp32 gradients of bf16"
+)
+def test_host_copies_are_made_once_and_anew_where_gradients_get_another_type(device: Late) -> None:
+    runs, made = [], []
+    for where in ("none", "cpu"):
+        model = torch.nn.Linear(9, 7)
+        with torch.no_grad():
+            for i, p in enumerate(model.parameters()):
+                p.copy_(draw(i, shape=tuple(p.shape)))
+        model.bfloat16()
+        optimizer = build("Automagic_CameAMP", model.parameters(), offload=where)
+        for t in range(4):
+            optimizer.zero_grad()
+            if t == 2:
+                accumulate_in_fp32(model)
+            for part in range(2):
+                model(draw(10 + t, part, shape=(5, 9)).bfloat16()).float().square().mean().backward()
+            optimizer.step()
+            made.append(device.bytes)
+        runs.append(optimizer)
+    assert equal(*runs) == []
+    assert made[:4] == [0] * 4
+    bf16, same, fp32, last = made[4:]
+    assert same == bf16 == 2 * 2 * 70 and last == fp32 == bf16 + 4 * 70
 
 
 def test_other_places_are_refused() -> None:

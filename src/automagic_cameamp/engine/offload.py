@@ -235,6 +235,8 @@ def on_host(optimizer: Any, stepping: bool = True) -> Iterator[None]:
     for p, twin in zip(params, twins, strict=True):
         for name, value in p.__dict__.items():  # marks of LoRA and embeddings
             setattr(twin.weight, name, value)
+        if hasattr(p, "grad_dtype"):  # fp32 gradients of bf16 weights
+            twin.weight.grad_dtype = p.grad_dtype  # type: ignore[attr-defined]
         twin.weight.grad = twin.grad if stepping and p.grad is not None else None
     owner = {id(twin.weight): p for p, twin in zip(params, twins, strict=True)}
     _rename(optimizer, {id(p): twin.weight for p, twin in zip(params, twins, strict=True)})
