@@ -53,8 +53,9 @@ def passes_of(p: Tensor, state: dict[str, Any], early: bool, late: bool) -> dict
             "momentum": 2 * m + moved * mask,
             "weights": 2 * w + 2 * edge + vectors,
         }
+    scales = any(name.startswith("momentum_scale_") for name in state)
     # fp32 momentum without scratch planes is moved where it lies, in the second pass.
-    written = m if state["exp_avg"].dtype == torch.float32 and not edge and "exp_avg_2" not in state else 0
+    written = m if state["exp_avg"].dtype == torch.float32 and not edge and not scales else 0
     return {
         "gradient": g + torque + vectors,
         "momentum": g + m + written + moved * mask,
