@@ -138,7 +138,7 @@ def test_midpoints_of_the_dynamic_map(lib, scale: float) -> None:
 
 
 def test_numbers_on_both_sides_of_where_the_line_is_trusted(lib) -> None:
-    """One encoder looks midpoints up only within 8 / 65536 of a code from one: 0 to 40 of them around each."""
+    """One encoder looks midpoints up only within 8 / 65536 of a code: 0 to 40 of them around each."""
     values = dynamic_map().double()
     middle, width = (values[:-1] + values[1:]) / 2, values[1:] - values[:-1]
     shifts = torch.arange(-40, 41, dtype=torch.float64) / 65536
