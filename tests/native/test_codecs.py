@@ -137,6 +137,17 @@ def test_midpoints_of_the_dynamic_map(lib, scale: float) -> None:
     assert theirs[0].unique().numel() == 256
 
 
+def test_numbers_on_both_sides_of_where_the_line_is_trusted(lib) -> None:
+    """One encoder looks midpoints up only within 8 / 65536 of a code: 0 to 40 of them around each."""
+    values = dynamic_map().double()
+    middle, width = (values[:-1] + values[1:]) / 2, values[1:] - values[:-1]
+    shifts = torch.arange(-40, 41, dtype=torch.float64) / 65536
+    x = (middle[:, None] + width[:, None] * shifts).flatten().float()
+    x = torch.cat([torch.ones(1), x.clamp(-1, 1)])
+    theirs = reference("dynamic", x, 1 << 20)
+    assert same(ours(lib, "dynamic", x, 1 << 20, theirs)[0], theirs[0])
+
+
 def test_cells_of_the_dynamic_encoder(lib) -> None:
     """The ends and the middle of each of the cells that numbers of size 2^-30 to 1 fall into."""
     starts = torch.arange((97 << 6) << 17, (127 << 6 << 17) + 1, 1 << 17, dtype=torch.int32)

@@ -84,11 +84,6 @@ struct Divider {
 
 // ---- bitsandbytes' dynamic map -----------------------------------------------------------------
 
-// A cell holds the numbers of equal sign, exponent and first six bits of the fraction; none holds two
-// midpoints of the map. Its entry is (midpoints below it) << 18 plus 0x3FFFF - (low 17 bits of the
-// midpoint inside it): adding the low bits of a number beyond the midpoint carries.
-constexpr int32_t CELL_BITS = 17, FIRST_CELL = (105 << 6) - 1, CELLS = (23 << 6) + 2;
-
 struct DynamicTables {
     alignas(64) float value[256];
     alignas(64) uint32_t cell[CELLS];
@@ -129,17 +124,6 @@ inline const DynamicTables& dynamic_tables() {
     return tables;
 }
 
-// Code of v in [-1, 1]: nearest value, the lower code on a tie.
-AUTOMAGIC_INLINE uint32_t dynamic_code(float v, const uint32_t* cell) {
-    uint32_t u = bits_of(v), negative = u >> 31, size = u & 0x7FFFFFFFu;
-    int32_t key = static_cast<int32_t>(size >> CELL_BITS) - FIRST_CELL;
-    key = smaller(larger(key, 0), CELLS - 1);
-    int32_t k = static_cast<int32_t>((cell[key] + (size & 0x1FFFFu) + negative) >> 18);
-    int32_t sign = -static_cast<int32_t>(negative);
-    k = smaller(k, 128 + sign);  // -1 has no code of its own
-    return static_cast<uint32_t>(127 + ((k ^ sign) - sign));
-}
-
 // out = table[q] * scale.
 inline void table_decode(const uint8_t* AUTOMAGIC_RESTRICT q, const float* AUTOMAGIC_RESTRICT table, float scale,
                          int64_t count, float* AUTOMAGIC_RESTRICT out) {
@@ -176,17 +160,16 @@ struct Dynamic8 {
             float top = absmax(x + at, n), inverse = 1.0f / (top > 0.0f ? top : 1.0f);
             scale[b] = top;
             if (inverse <= 0x1.fffffep127f)
-                encoder.run(x + at, inverse, n, q + first + at, [=](float v) { return dynamic_code(v, cell); });
+                encoder.run(x + at, inverse, n, q + first + at, cell);
             else  // a block below 2^-128: the reciprocal overflows, and the reference keeps only signs
                 for (int64_t i = at; i < at + n; ++i) q[first + i] = static_cast<uint8_t>(x[i] > 0.0f ? 128 : 127);
         });
     }
 
     struct Cells {
-        template <class F>
         inline void run(const float* AUTOMAGIC_RESTRICT x, float inverse, int64_t n, uint8_t* AUTOMAGIC_RESTRICT q,
-                        F exact) const {
-            for (int64_t i = 0; i < n; ++i) q[i] = static_cast<uint8_t>(exact(x[i] * inverse));
+                        const uint32_t* AUTOMAGIC_RESTRICT cell) const {
+            for (int64_t i = 0; i < n; ++i) q[i] = static_cast<uint8_t>(dynamic_code(x[i] * inverse, cell));
         }
     };
 };

@@ -29,4 +29,20 @@ constexpr uint32_t DYNAMIC_MAGNITUDES[128] = {
     0x3f650000u, 0x3f68999au, 0x3f6c3333u, 0x3f6fcccdu, 0x3f736666u, 0x3f770000u, 0x3f7a999au, 0x3f7e3333u,
 };
 
+// A cell holds the numbers of equal sign, exponent and first six bits of the fraction; none holds two
+// midpoints of the map. Its entry is (midpoints below it) << 18 plus 0x3FFFF - (low 17 bits of the
+// midpoint inside it): adding the low bits of a number beyond the midpoint carries.
+constexpr int32_t CELL_BITS = 17, FIRST_CELL = (105 << 6) - 1, CELLS = (23 << 6) + 2;
+
+// Code of v in [-1, 1]: nearest value, the lower code on a tie.
+AUTOMAGIC_INLINE uint32_t dynamic_code(float v, const uint32_t* cell) {
+    uint32_t u = bits_of(v), negative = u >> 31, size = u & 0x7FFFFFFFu;
+    int32_t key = static_cast<int32_t>(size >> CELL_BITS) - FIRST_CELL;
+    key = smaller(larger(key, 0), CELLS - 1);
+    int32_t k = static_cast<int32_t>((cell[key] + (size & 0x1FFFFu) + negative) >> 18);
+    int32_t sign = -static_cast<int32_t>(negative);
+    k = smaller(k, 128 + sign);  // -1 has no code of its own
+    return static_cast<uint32_t>(127 + ((k ^ sign) - sign));
+}
+
 }  // namespace AUTOMAGIC_ISA

@@ -4,6 +4,7 @@
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define AUTOMAGIC_TABLES512 1
 
+#include "dynamic_map.h"
 #include "rounding.h"
 
 namespace AUTOMAGIC_ISA {
@@ -124,7 +125,7 @@ AUTOMAGIC_BYTES512 inline void byte_decode(const uint8_t* q, const BytePlanes& t
 
 // The dynamic encoder. A number's octave names its decade but for one comparison, and in a decade codes are equally
 // spaced: a line gives the code and, in sixteen bits below it, how far the number is from the midpoints around it.
-// Numbers so close to one that the line's rounding matters (one of 4,000) are left to `exact`.
+// Numbers so close to one that the line's rounding matters (one of 4,000) are looked up in the cells.
 struct DynamicEncoder {
     static constexpr int32_t first_octave = 104, unit = 65536;
     static constexpr int32_t unsure = 8;  // units; the line is off by three at most
@@ -182,8 +183,7 @@ struct DynamicEncoder {
         return _mm512_testn_epi32_mask(y, _mm512_set1_epi32(unit - 2 * unsure));
     }
 
-    template <class F>
-    inline void run(const float* x, float inverse, int64_t count, uint8_t* q, F exact) const {
+    inline void run(const float* x, float inverse, int64_t count, uint8_t* q, const uint32_t* cell) const {
         const __m512 factor = _mm512_set1_ps(inverse);
         const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         const __m512i zero = _mm512_set1_epi8(127);
@@ -211,7 +211,7 @@ struct DynamicEncoder {
             if (__builtin_expect((doubt[0] | doubt[1] | doubt[2] | doubt[3]) == 0, 1)) continue;
             for (uint64_t rest = joined(doubt); rest != 0; rest &= rest - 1) {
                 int64_t at = i + __builtin_ctzll(rest);
-                if (at < count) q[at] = static_cast<uint8_t>(exact(x[at] * inverse));
+                if (at < count) q[at] = static_cast<uint8_t>(dynamic_code(x[at] * inverse, cell));
             }
         }
     }
