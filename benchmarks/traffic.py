@@ -55,7 +55,8 @@ def passes_of(p: Tensor, state: dict[str, Any], early: bool, late: bool) -> dict
         }
     scales = any(name.startswith("momentum_scale_") for name in state)
     # fp32 momentum without scratch planes is moved where it lies, in the second pass.
-    written = m if state["exp_avg"].dtype == torch.float32 and not edge and not scales else 0
+    plain = "exp_avg" in state and state["exp_avg"].dtype == torch.float32
+    written = m if plain and not edge and not scales else 0
     return {
         "gradient": g + torque + vectors,
         "momentum": g + m + written + moved * mask,

@@ -41,6 +41,7 @@ COVERED: dict[str, list[str]] = {
     "engine/importers.py": [IMPORT, AFTER],
     "engine/landing.py": [LOADING, CONVERT, *RESUME],
     "engine/memory.py": ["tests/contextual/test_checkpoint.py", VERIFY, CONVERT],
+    "engine/directions.py": ["tests/faults/test_directions.py"],
     "engine/offload.py": [OFFLOAD],
     "engine/optimizer.py": [
         OPTIONS,

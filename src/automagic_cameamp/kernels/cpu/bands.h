@@ -292,6 +292,17 @@ inline void move_surprised(S s, const Means& a, int64_t rows, int64_t n, float* 
     add_totals(s, acc, rows, row);
 }
 
+// The unit update of a piece, rows `count` apart.
+inline void write_updates(const Means& a, const Band& b, float* out) {
+    for (int64_t r = 0; r < b.rows; ++r)
+        for (int64_t c = 0; c < b.count; c += W) {
+            const int64_t left = b.count - c;
+            V u = get<false>(a.x.p + r * a.x.stride + c, left);
+            u = a.turned ? u * all(a.turn) : u * get<false>(a.cf + c, left) * all(a.rf[r]);
+            put<false>(u, out + r * b.count + c, left);
+        }
+}
+
 // Sums of the update and its squares, over the rows and over the columns of a piece; either may be null.
 template <class S>
 inline void add_moments(S s, const Means& a, int64_t rows, int64_t n, float* first, float* second, float* row_first,

@@ -195,8 +195,9 @@ inline void add_cyclic(const float* x, int64_t first, int64_t offset, int64_t n,
     }
 }
 
-inline void add_sketch(const Job& j, int64_t slab, const Run& run, const Local& w) {
-    add_cyclic(w.u, run.start, 0, run.count, j.sketches + slab * smaller(j.numel, SKETCH));
+// Updates of elements [first, first + n) into the sketch of their slab.
+inline void add_sketch(const Job& j, int64_t slab, const float* u, int64_t first, int64_t n) {
+    add_cyclic(u, first, 0, n, j.sketches + slab * smaller(j.numel, SKETCH));
 }
 
 // Sketch of the tensor into that of the model.

@@ -151,7 +151,7 @@ inline Means means_of(const Job& j, const Tile& tile, const Band& b, Local& w) {
 }
 
 AUTOMAGIC_INLINE bool moves_in_bands(const Job& j) {
-    return in_bands(j) && !j.o->mixed && j.sketches == nullptr;
+    return in_bands(j) && !j.o->mixed;
 }
 
 // Pass B over the bands of a tile.
@@ -170,6 +170,12 @@ inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, L
         for_pieces(j, band, [&](const Band& b) {
             Means a = means_of(j, tile, b, w);
             float* column = w.sums[0] + b.column;
+            if (j.sketches) {  // before the momentum moves: band 1 may hold it
+                write_updates(a, b, w.band[2]);
+                for_lines(j, b, [&](int64_t start, int64_t n, int64_t at) {
+                    add_sketch(j, slab, w.band[2] + at, start, n);
+                });
+            }
             if (variance) {
                 float *p = by_column ? w.sums[2] + b.column : nullptr, *q = w.sums[3] + b.column;
                 shaped(b, one, [&](auto s) { add_moments(s, a, b.rows, b.count, p, q, by_row ? first : nullptr, second); });
@@ -228,7 +234,7 @@ inline void momentum_runs(Job& j, const Tile& tile, int64_t slab, Part& part, in
         for_runs(j, r, count, [&](const Run& run) {
             unit_update(j, tile, run, w);
             const float* m = move_means(j, tile, run, w);
-            if (j.sketches) add_sketch(j, slab, run, w);
+            if (j.sketches) add_sketch(j, slab, w.u, run.start, run.count);
             if (by_column) add_moments(w.u, run.count, w.sums[2] + run.column, w.sums[3] + run.column);
             if (by_row && j.group) {
                 row_sums(w.u, count, j.n, first);
