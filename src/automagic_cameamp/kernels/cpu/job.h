@@ -102,13 +102,16 @@ inline int64_t gcd(int64_t a, int64_t b) {
 
 inline bool has(const Coded& c) { return c.q != nullptr; }
 
+// Whether a field is cut into blocks; four bits of [0, 1] have no scale and need none.
+inline bool in_blocks(const Coded& c) { return has(c) && c.code != PLAIN && c.code != UNIT4 && c.block > 0; }
+
 // Rows after which every coded plane starts a new block and a new byte.
 inline int64_t aligned_rows(const Task& t, int scales, int64_t n) {
     int64_t unit = 8;
     const Coded* coded[2 + MAX_SCALES] = {&t.exp_avg, &t.edge};
     for (int i = 0; i < scales; ++i) coded[2 + i] = &t.scale[i];
     for (int i = 0; i < 2 + scales; ++i)
-        if (has(*coded[i]) && coded[i]->code != PLAIN && coded[i]->block > 0) {
+        if (in_blocks(*coded[i])) {
             int64_t block = coded[i]->block;
             unit = unit / gcd(unit, block) * block;
         }
