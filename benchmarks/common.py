@@ -46,7 +46,7 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "flash-adamw": ("flashoptim.FlashAdamW", {}),
     "came": ("came_pytorch.CAME", {}),
     "ao-adamw8bit": ("torchao.optim.AdamW8bit", {}),
-    "adafactor8bit": ("adafactor8bit.Adafactor8bit", {}),
+    "adafactor8bit": ("adafactor8bit.Adafactor8Bit", {}),
 }
 
 # One candidate for each class of the family, and for each profile of the class that has profiles.

@@ -19,8 +19,9 @@ from benchmarks.claims import (
 )
 from benchmarks.common import FAMILY, markdown, parse_candidate
 from benchmarks.models import TRAININGS
+from benchmarks.native_tables import CLASSES
 from benchmarks.quality import spread
-from benchmarks.rows import Rows
+from benchmarks.rows import Rows, last, named
 
 LORAS = [name for name in TRAININGS if "full" not in name]
 FULL = [name for name in TRAININGS if "full" in name]
@@ -44,7 +45,6 @@ WORDS = {
     "not run": "未執行",
     "times fused AdamW": "相對於 fused AdamW 的倍數",
     "ns a parameter": "每個參數的奈秒數",
-    "threads": "執行緒",
     "held-out loss, mean (range), seeds": "保留資料損失，平均（範圍），種子數",
     "setting": "設定",
     "lr": "學習率",
@@ -201,14 +201,13 @@ def settings(rows: Rows, language: str) -> str:
 
 
 def time(rows: Rows, language: str) -> str:
-    """Step time on the CPU, newest rows."""
+    """Step time on the CPU, two threads, newest rows."""
     body = []
-    for candidate in ("adamw-fused", "bnb-adamw8bit", *FAMILY):
-        phase = None if candidate in ("adamw-fused", "bnb-adamw8bit") else "late"
-        row = rows.step(candidate, phase)
+    for candidate in ("adamw-fused", "bnb-adamw8bit", *CLASSES):
+        phase = "late" if candidate in CLASSES else None
+        wanted = {"workload": "lora-sdxl", "phase": phase, "chunk": None, "threads": 2, **named(candidate)}
+        row = last(rows.steps, wanted)
         if row:
-            body.append(
-                [name_of(candidate), f"{row['ns_per_param']:.1f}", f"{row['ratio']:.1f}", row["threads"]]
-            )
-    columns = ("optimizer", "ns a parameter", "times fused AdamW", "threads")
+            body.append([name_of(candidate), f"{row['ns_per_param']:.1f}", f"{row['ratio']:.2f}"])
+    columns = ("optimizer", "ns a parameter", "times fused AdamW")
     return markdown([say(c, language) for c in columns], body)

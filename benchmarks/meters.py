@@ -54,10 +54,19 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     held: dict[int, int] = {}
     packages = (type(optimizer).__module__.partition(".")[0], "automagic_cameamp")
     for tensor in iter_tensors([optimizer.state, vars(optimizer)], packages):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in foreign:
-            held[storage.data_ptr()] = storage.nbytes()
+        for part in _parts(tensor):
+            storage = part.untyped_storage()
+            if storage.data_ptr() not in foreign:
+                held[storage.data_ptr()] = storage.nbytes()
     return sum(held.values())
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """The tensors that a wrapper, such as a quantised one, consists of; a plain tensor itself."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _parts(getattr(tensor, name))]
 
 
 class OpMeter(TorchDispatchMode):
