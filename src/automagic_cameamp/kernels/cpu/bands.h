@@ -1,8 +1,7 @@
 // Bands: a few rows of a tensor that a pass takes together, piece by piece, with every value in a register.
 //
 // Short rows come W at a time, so that the sums over them end in the lanes of one register; of longer rows
-// four share each load and store of a column's sums. Rows below one register, and what only some options
-// need, are left to the loops over runs.
+// four share each load and store of a column's sums. Rows below one register are left to the loops over runs.
 #pragma once
 
 #include "stencil.h"
@@ -265,7 +264,7 @@ AUTOMAGIC_INLINE void each_mean(S, const Means& a, int64_t rows, int64_t n, Open
             AUTOMAGIC_PREFETCH(from + r * stride + AHEAD);
             V m = fused(u, weight, get<S::whole>(before + r * apart, columns - c) * kept);
             put<S::whole>(m, now + r * step, columns - c);
-            see(r, u, m);
+            see(r, c, u, m);
         });
         close(c);
     }
@@ -273,7 +272,7 @@ AUTOMAGIC_INLINE void each_mean(S, const Means& a, int64_t rows, int64_t n, Open
 
 template <class S>
 inline void move_means(S s, const Means& a, int64_t rows, int64_t n) {
-    each_mean(s, a, rows, n, [](int64_t) {}, [](int64_t, V, V) {}, [](int64_t) {});
+    each_mean(s, a, rows, n, [](int64_t) {}, [](int64_t, int64_t, V, V) {}, [](int64_t) {});
 }
 
 // The same, and the squares of the surprise into column and row sums.
@@ -283,13 +282,55 @@ inline void move_surprised(S s, const Means& a, int64_t rows, int64_t n, float* 
     S::each(rows, AUTOMAGIC_EACH { acc[r] = all(0.0f); });
     each_mean(
         s, a, rows, n, [&](int64_t c) { sum = load(column + c); },
-        [&](int64_t r, V u, V m) __attribute__((always_inline)) {
+        [&](int64_t r, int64_t, V u, V m) __attribute__((always_inline)) {
             V d = u - m;
             sum = fused(d, d, sum);
             acc[r] = fused(d, d, acc[r]);
         },
         [&](int64_t c) { store(sum, column + c); });
     add_totals(s, acc, rows, row);
+}
+
+// Further means of a piece, and what the momentum is mixed of.
+struct Mixture {
+    int scales;
+    float own, update;          // shares of the momentum itself and of the update
+    float share[MAX_SCALES], rate[MAX_SCALES];
+    Rows old[MAX_SCALES];
+    float* mean[MAX_SCALES];    // rows `stride` apart, like the mixture
+    float* mixture;
+    int64_t stride;
+};
+
+// The same as move_surprised with the mixture in place of the momentum; `column` may be null.
+template <class S>
+inline void move_mixed(S s, const Means& a, const Mixture& given, int64_t rows, int64_t n, float* column, float* row) {
+    const Mixture x = given;
+    V acc[S::most], sum = all(0.0f);
+    S::each(rows, AUTOMAGIC_EACH { acc[r] = all(0.0f); });
+    each_mean(
+        s, a, rows, n,
+        [&](int64_t c) {
+            if (column != nullptr) sum = load(column + c);
+        },
+        [&](int64_t r, int64_t c, V u, V m) __attribute__((always_inline)) {
+            const int64_t left = n - c;
+            V mix = fused(u, all(x.update), m * all(x.own));
+            for (int k = 0; k < x.scales; ++k) {
+                V old = get<S::whole>(x.old[k].p + r * x.old[k].stride + c, left);
+                V mean = fused(u, all(x.rate[k]), old * all(1.0f - x.rate[k]));
+                put<S::whole>(mean, x.mean[k] + r * x.stride + c, left);
+                mix = fused(mean, all(x.share[k]), mix);
+            }
+            put<S::whole>(mix, x.mixture + r * x.stride + c, left);
+            V d = u - mix;
+            sum = fused(d, d, sum);
+            acc[r] = fused(d, d, acc[r]);
+        },
+        [&](int64_t c) {
+            if (column != nullptr) store(sum, column + c);
+        });
+    if (column != nullptr) add_totals(s, acc, rows, row);
 }
 
 // The unit update of a piece, rows `count` apart.

@@ -15,15 +15,6 @@ AUTOMAGIC_INLINE const float* gradient(const Job& j, const Tile& tile, const Run
     return load_run(j.t->g, j.t->g_type, run.start, run.count, w.raw);
 }
 
-inline void add_squares(const float* AUTOMAGIC_RESTRICT x, float inverse, int64_t n, float* AUTOMAGIC_RESTRICT a,
-                        float* AUTOMAGIC_RESTRICT b) {
-    for (int64_t i = 0; i < n; ++i) {
-        float q = x[i] * x[i];
-        a[i] += q;
-        b[i] = fused(q, inverse, b[i]);
-    }
-}
-
 inline void add_squares(const float* AUTOMAGIC_RESTRICT x, const float* AUTOMAGIC_RESTRICT inverse, int64_t n,
                         float* AUTOMAGIC_RESTRICT a, float* AUTOMAGIC_RESTRICT b) {
     for (int64_t i = 0; i < n; ++i) {
@@ -138,19 +129,13 @@ inline void pass_gradient(Job& j, int64_t slab, Local& w) {
     for_tiles(j, slab, [&](const Tile& tile) {
         if (j.filtered || j.edges) part.sum[EDGES] += filter_tile(j, tile, w);
         if (in_bands(j)) return gradient_bands(j, tile, slab, part, torque, lines, w);
+        // Short rows: runs of many, summed line by line.
         clear_sums(j, torque ? 3 : 2, w);
         for (int64_t r = tile.first; r < tile.end;) {
             int64_t count = rows_at_once(j, r, tile.end);
-            if (!j.group) w.row[0] = 0.0f;
             for_runs(j, r, count, [&](const Run& run) {
                 if (j.sums_needed) add_raw_sums(j, run.start, run.count, part, w);
-                if (!rows) return;
-                const float* x = gradient(j, tile, run, w);
-                if (j.group) {
-                    row_squares(x, count, j.n, w.out, w.row);
-                } else {
-                    w.row[0] += sum_squares(x, run.count);
-                }
+                if (rows) row_squares(gradient(j, tile, run, w), count, j.n, w.out, w.row);
             });
             if (rows)
                 move_row_means(w.row, static_cast<float>(j.n), eps, weight, count, j.R + r, w.inverse);
@@ -158,26 +143,19 @@ inline void pass_gradient(Job& j, int64_t slab, Local& w) {
                 fill(w.inverse, 1.0f, count);
             for_runs(j, r, count, [&](const Run& run) {
                 const float* x = gradient(j, tile, run, w);
-                if (j.group) {
-                    spread(w.inverse, count, j.n, w.rf);
-                    add_squares(x, w.rf, run.count, w.sums[0], w.sums[1]);
-                } else {
-                    add_squares(x, w.inverse[0], run.count, w.sums[0] + run.column, w.sums[1] + run.column);
-                }
+                spread(w.inverse, count, j.n, w.rf);
+                add_squares(x, w.rf, run.count, w.sums[0], w.sums[1]);
                 if (!torque) return;
                 const float* m = decode_run(j.t->exp_avg, run.start, run.count, w.u);
                 part.sum[MEAN2] += sum_squares(m, run.count);
                 float root[RUN];
                 for (int64_t i = 0; i < count; ++i) root[i] = sqrtf(w.inverse[i]);
-                if (j.group)
-                    spread(root, count, j.n, w.rf);
-                else
-                    fill(w.rf, root[0], run.count);
-                add_products(x, m, w.rf, run.count, w.sums[2] + run.column);
+                spread(root, count, j.n, w.rf);
+                add_products(x, m, w.rf, run.count, w.sums[2]);
             });
             r += count;
         }
-        flush_columns(j, tile, slab, torque ? 3 : 2, j.group ? smaller(j.group, tile.end - tile.first) : 1, w);
+        flush_columns(j, tile, slab, torque ? 3 : 2, smaller(j.group, tile.end - tile.first), w);
     });
 }
 

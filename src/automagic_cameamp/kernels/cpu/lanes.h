@@ -68,56 +68,15 @@ inline void short_rows(const float* AUTOMAGIC_RESTRICT x, int64_t rows, float* A
     }
 }
 
-#if defined(AUTOMAGIC_TABLES512)
-// Sixteen rows at a time: each row folded into one register, the registers added while they are transposed.
-template <bool SQUARES>
-inline void rows_512(const float* x, int64_t rows, int64_t n, float* out) {
-    for (int64_t r = 0; r < rows; r += 16) {
-        __m512 a[16];
-        int64_t there = smaller(rows - r, int64_t(16));
-        for (int64_t i = 0; i < 16; ++i) {
-            const float* row = x + (r + i) * n;
-            __m512 s = _mm512_setzero_ps();
-            for (int64_t c = 0; i < there && c < n; c += 16) {
-                __m512 v = _mm512_loadu_ps(row + c);
-                s = SQUARES ? _mm512_fmadd_ps(v, v, s) : _mm512_add_ps(s, v);
-            }
-            a[i] = s;
-        }
-        __m512 b[8], c[4];
-        for (int i = 0; i < 8; ++i)
-            b[i] = _mm512_add_ps(_mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]), _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]));
-        for (int i = 0; i < 4; ++i) {
-            __m512d p = _mm512_castps_pd(b[2 * i]), q = _mm512_castps_pd(b[2 * i + 1]);
-            c[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)), _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)));
-        }
-        for (int i = 0; i < 2; ++i)
-            c[i] = _mm512_add_ps(_mm512_shuffle_f32x4(c[2 * i], c[2 * i + 1], 0x88),
-                                 _mm512_shuffle_f32x4(c[2 * i], c[2 * i + 1], 0xDD));
-        __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xDD));
-        _mm512_mask_storeu_ps(out + r, lanes(there), all);
-    }
-}
-#endif
-
 // Sums of consecutive rows of n elements.
 inline void row_sums(const float* x, int64_t rows, int64_t n, float* out) {
-#if defined(AUTOMAGIC_TABLES512)
-    if (n % 16 == 0) return rows_512<false>(x, rows, n, out);
-#endif
-    if (n == 16) return short_rows<16>(x, rows, out);
     if (n == 8) return short_rows<8>(x, rows, out);
     if (n == 4) return short_rows<4>(x, rows, out);
-    if (n == 32) return short_rows<32>(x, rows, out);
-    if (n == 64) return short_rows<64>(x, rows, out);
     for (int64_t r = 0; r < rows; ++r) out[r] = sum(x + r * n, n);
 }
 
 // Sums of the squares of consecutive rows; ``held`` is scratch of that size.
 inline void row_squares(const float* x, int64_t rows, int64_t n, float* held, float* out) {
-#if defined(AUTOMAGIC_TABLES512)
-    if (n % 16 == 0) return rows_512<true>(x, rows, n, out);
-#endif
     square(x, rows * n, held);
     row_sums(held, rows, n, out);
 }
@@ -130,9 +89,7 @@ inline void short_spread(const float* AUTOMAGIC_RESTRICT v, int64_t rows, float*
 
 // One value per row -> one per element.
 inline void spread(const float* v, int64_t rows, int64_t n, float* out) {
-    if (n == 16) return short_spread<16>(v, rows, out);
     if (n == 8) return short_spread<8>(v, rows, out);
-    if (n == 32) return short_spread<32>(v, rows, out);
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t i = 0; i < n; ++i) out[r * n + i] = v[r];
 }

@@ -98,11 +98,7 @@ inline void scale_run(const float* x, const float* AUTOMAGIC_RESTRICT rf, const 
     for (int64_t i = 0; i < n; ++i) out[i] = x[i] * rf[i] * cf[i];
 }
 
-inline void scale_row(const float* x, float rf, const float* AUTOMAGIC_RESTRICT cf, int64_t n, float* out) {
-    for (int64_t i = 0; i < n; ++i) out[i] = x[i] * rf * cf[i];
-}
-
-// The same; returns `squares` plus those of the products.
+// out = x rf cf; returns `squares` plus those of the products.
 inline V scale_wide(const float* x, float rf, const float* AUTOMAGIC_RESTRICT cf, int64_t n, float* out, V squares) {
     V row = all(rf);
     int64_t i = 0;

@@ -29,17 +29,13 @@ inline void unit_update(const Job& j, const Tile& tile, const Run& run, Local& w
     if (j.low_rank) return weigh(j.full[FILTERED] + run.start, j.turn, run.count, w.u);
     const float* x = gradient(j, tile, run, w);
     const float* cf = j.cf + tile.k * j.n;
-    if (j.group) {
-        spread(j.rf + run.row, run.rows, j.n, w.rf);
-        tile_rows(cf, run.rows, j.n, w.cf);
-        scale_run(x, w.rf, w.cf, run.count, w.u);
-    } else {
-        scale_row(x, j.rf[run.row], cf + run.column, run.count, w.u);
-    }
+    spread(j.rf + run.row, run.rows, j.n, w.rf);
+    tile_rows(cf, run.rows, j.n, w.cf);
+    scale_run(x, w.rf, w.cf, run.count, w.u);
 }
 
 // New means of a run into their planes; returns the momentum that the direction is made of.
-inline const float* move_means(const Job& j, const Tile& tile, const Run& run, Local& w) {
+inline const float* move_run_means(const Job& j, const Tile& tile, const Run& run, Local& w) {
     int64_t at = run.start - tile.origin;
     float* own = plane_of(j, w, MOMENTUM) + at;
     const float* old = decode_run(j.t->exp_avg, run.start, run.count, w.x);
@@ -93,14 +89,6 @@ AUTOMAGIC_INLINE float sign_weight(float m, float g, const Signs& s) {
     return product < 0.0f ? s.against : product > 0.0f ? s.with : s.none;
 }
 
-inline void add_direction(const float* AUTOMAGIC_RESTRICT m, const float* AUTOMAGIC_RESTRICT g, float inverse, Signs s,
-                          int64_t n, float* AUTOMAGIC_RESTRICT column) {
-    for (int64_t i = 0; i < n; ++i) {
-        float d = m[i] * sign_weight(m[i], g[i], s);
-        column[i] = fused(d * d, inverse, column[i]);
-    }
-}
-
 inline void add_direction(const float* AUTOMAGIC_RESTRICT m, const float* AUTOMAGIC_RESTRICT g,
                           const float* AUTOMAGIC_RESTRICT inverse, Signs s, int64_t n,
                           float* AUTOMAGIC_RESTRICT column) {
@@ -150,9 +138,30 @@ inline Means means_of(const Job& j, const Tile& tile, const Band& b, Local& w) {
     return a;
 }
 
-AUTOMAGIC_INLINE bool moves_in_bands(const Job& j) {
-    return in_bands(j) && !j.o->mixed;
+// A mean of a piece in fp32: in place where it is that, else decoded into its plane.
+inline Rows held_mean(const Coded& c, const Job& j, const Tile& tile, const Band& b, const Local& w, int plane) {
+    if (c.code == PLAIN) return {static_cast<const float*>(c.q) + b.row * j.n + b.column, j.n};
+    float* to = plane_of(j, w, plane) - tile.origin;
+    for_lines(j, b, [&](int64_t first, int64_t n, int64_t) { decode_run(c, first, n, to + first); });
+    return {plane_piece(j, tile, b, w, plane), j.n};
 }
+
+inline Mixture mixture_of(const Job& j, const Tile& tile, const Band& b, const Local& w) {
+    Mixture x{};
+    x.scales = j.o->scales;
+    x.own = static_cast<float>(j.o->own_share), x.update = static_cast<float>(j.o->update_share);
+    for (int s = 0; s < x.scales; ++s) {
+        x.share[s] = static_cast<float>(j.o->share[s]), x.rate[s] = static_cast<float>(j.o->scale_rate[s]);
+        x.old[s] = held_mean(j.t->scale[s], j, tile, b, w, FIRST_SCALE + s);
+        x.mean[s] = plane_piece(j, tile, b, w, FIRST_SCALE + s);
+    }
+    x.mixture = plane_piece(j, tile, b, w, MIXTURE);
+    x.stride = j.n;
+    return x;
+}
+
+// The momentum that directions are made of.
+AUTOMAGIC_INLINE int used_plane(const Job& j) { return j.o->mixed ? MIXTURE : MOMENTUM; }
 
 // Pass B over the bands of a tile.
 inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, Lines& lines, int64_t& done, Local& w) {
@@ -180,8 +189,12 @@ inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, L
                 float *p = by_column ? w.sums[2] + b.column : nullptr, *q = w.sums[3] + b.column;
                 shaped(b, one, [&](auto s) { add_moments(s, a, b.rows, b.count, p, q, by_row ? first : nullptr, second); });
             }
+            Mixture mixture{};
+            if (o.mixed) mixture = mixture_of(j, tile, b, w);
             shaped(b, one, [&](auto s) {
-                if (j.confidence)
+                if (o.mixed)
+                    move_mixed(s, a, mixture, b.rows, b.count, j.confidence ? column : nullptr, w.row);
+                else if (j.confidence)
                     move_surprised(s, a, b.rows, b.count, column, w.row);
                 else
                     move_means(s, a, b.rows, b.count);
@@ -194,7 +207,7 @@ inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, L
         if (by_row) move_variance(first, second, static_cast<float>(j.n), band.rows, j.row_var + band.row);
         for_pieces(j, band, [&](const Band& b) {
             Rows g = piece_of(j.t->g, j.t->g_type, j, b, w.band[0]);
-            Rows m{plane_piece(j, tile, b, w, MOMENTUM), j.n};
+            Rows m{plane_piece(j, tile, b, w, used_plane(j)), j.n};
             float* column = w.sums[1] + b.column;
             shaped(b, one, [&](auto s) {
                 using S = decltype(s);
@@ -218,7 +231,7 @@ inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, L
     }
 }
 
-// Pass B over the runs of a tile: short rows, and what only some options need.
+// Pass B over the runs of a tile: rows shorter than a register.
 inline void momentum_runs(Job& j, const Tile& tile, int64_t slab, Part& part, int count_columns, Local& w) {
     const Options& o = *j.o;
     bool variance = has(j.t->spatial), by_row = variance && j.per_row, by_column = variance && !j.per_row;
@@ -230,25 +243,18 @@ inline void momentum_runs(Job& j, const Tile& tile, int64_t slab, Part& part, in
     for (int64_t r = tile.first; r < tile.end;) {
         int64_t count = rows_at_once(j, r, tile.end);
         float first[RUN], second[RUN];
-        if (!j.group) w.row[0] = first[0] = second[0] = 0.0f;
         for_runs(j, r, count, [&](const Run& run) {
             unit_update(j, tile, run, w);
-            const float* m = move_means(j, tile, run, w);
+            const float* m = move_run_means(j, tile, run, w);
             if (j.sketches) add_sketch(j, slab, w.u, run.start, run.count);
-            if (by_column) add_moments(w.u, run.count, w.sums[2] + run.column, w.sums[3] + run.column);
-            if (by_row && j.group) {
+            if (by_column) add_moments(w.u, run.count, w.sums[2], w.sums[3]);
+            if (by_row) {
                 row_sums(w.u, count, j.n, first);
                 row_squares(w.u, count, j.n, w.out, second);
-            } else if (by_row) {
-                first[0] += sum(w.u, run.count);
-                second[0] += sum_squares(w.u, run.count);
             }
             if (!j.confidence) return;
-            surprise(w.u, m, run.count, w.sums[0] + run.column, w.out);
-            if (j.group)
-                row_sums(w.out, count, j.n, w.row);
-            else
-                w.row[0] += sum(w.out, run.count);
+            surprise(w.u, m, run.count, w.sums[0], w.out);
+            row_sums(w.out, count, j.n, w.row);
         });
         if (rows)
             move_row_means(w.row, static_cast<float>(j.n), eps, weight, count, j.S + r, w.inverse);
@@ -258,18 +264,14 @@ inline void momentum_runs(Job& j, const Tile& tile, int64_t slab, Part& part, in
         for_runs(j, r, count, [&](const Run& run) {
             const float* g = load_run(j.t->g, j.t->g_type, run.start, run.count, w.raw);
             const float* m = plane + run.start;
-            if (j.group) {
-                spread(w.inverse, count, j.n, w.rf);
-                add_direction(m, g, w.rf, signs, run.count, w.sums[1]);
-            } else {
-                add_direction(m, g, w.inverse[0], signs, run.count, w.sums[1] + run.column);
-            }
+            spread(w.inverse, count, j.n, w.rf);
+            add_direction(m, g, w.rf, signs, run.count, w.sums[1]);
             if (counted) part.sum[AGREE] += count_agreement(m, g, run.count);
             if (j.warm && o.mask == 1) move_words(j, run, g, part);
         });
         r += count;
     }
-    flush_columns(j, tile, slab, count_columns, j.group ? smaller(j.group, tile.end - tile.first) : 1, w);
+    flush_columns(j, tile, slab, count_columns, smaller(j.group, tile.end - tile.first), w);
 }
 
 inline void pass_momentum(Job& j, int64_t slab, Local& w) {
@@ -282,7 +284,7 @@ inline void pass_momentum(Job& j, int64_t slab, Local& w) {
     Lines lines(j, slab, count_columns, w);
     for_tiles(j, slab, [&](const Tile& tile) {
         if (!j.resident && j.filtered) filter_tile(j, tile, w);
-        if (moves_in_bands(j))
+        if (in_bands(j))
             momentum_bands(j, tile, slab, part, lines, done, w);
         else
             momentum_runs(j, tile, slab, part, count_columns, w);

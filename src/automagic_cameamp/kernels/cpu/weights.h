@@ -89,11 +89,6 @@ inline void finish_momentum(Job& j) {
     }
 }
 
-inline void direct(const float* AUTOMAGIC_RESTRICT m, const float* AUTOMAGIC_RESTRICT g, float row,
-                   const float* AUTOMAGIC_RESTRICT col, Signs s, int64_t n, float* AUTOMAGIC_RESTRICT out) {
-    for (int64_t i = 0; i < n; ++i) out[i] = m[i] * row * col[i] * sign_weight(m[i], g[i], s);
-}
-
 inline void direct(const float* AUTOMAGIC_RESTRICT m, const float* AUTOMAGIC_RESTRICT g,
                    const float* AUTOMAGIC_RESTRICT row, const float* AUTOMAGIC_RESTRICT col, Signs s, int64_t n,
                    float* AUTOMAGIC_RESTRICT out) {
@@ -222,11 +217,18 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
         for_pieces(j, band, [&](const Band& b) {
             if (!j.resident) {
                 Means means = means_of(j, tile, b, w);
-                shaped(b, one, [&](auto s) { move_means(s, means, b.rows, b.count); });
+                Mixture mixture{};
+                if (j.o->mixed) mixture = mixture_of(j, tile, b, w);
+                shaped(b, one, [&](auto s) {
+                    if (j.o->mixed)
+                        move_mixed(s, means, mixture, b.rows, b.count, nullptr, nullptr);
+                    else
+                        move_means(s, means, b.rows, b.count);
+                });
             }
             int64_t first = b.row * j.n + b.column;
             a.g = piece_of(t.g, t.g_type, j, b, w.band[0]);
-            a.m = {plane_piece(j, tile, b, w, MOMENTUM), j.n};
+            a.m = {plane_piece(j, tile, b, w, used_plane(j)), j.n};
             a.p = piece_of(t.p, t.p_type, j, b, w.band[2]);
             a.to = const_cast<float*>(a.p.p);
             a.gain = w.inverse, a.rate = w.row;
@@ -258,7 +260,7 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
     });
 }
 
-// Pass C over the runs of a tile: short rows, and what only some options need. Where `dry`, only the sums of
+// Pass C over the runs of a tile: rows shorter than a register. Where `dry`, only the sums of
 // squares of the old and the new weights.
 inline void weight_runs(Job& j, const Tile& tile, Part& part, const Move& a, bool dry, Local& w) {
     const Options& o = *j.o;
@@ -270,14 +272,8 @@ inline void weight_runs(Job& j, const Tile& tile, Part& part, const Move& a, boo
     for (int64_t r = tile.first; r < tile.end;) {
         int64_t rows = rows_at_once(j, r, tile.end);
         if (allora) {
-            if (!j.group) w.row[0] = 0.0f;
             for_runs(j, r, rows, [&](const Run& run) {
-                const float* p = load_run(t.p, t.p_type, run.start, run.count, w.p);
-                if (j.group) {
-                    row_squares(p, rows, j.n, w.out, w.row);
-                } else {
-                    w.row[0] += sum_squares(p, run.count);
-                }
+                row_squares(load_run(t.p, t.p_type, run.start, run.count, w.p), rows, j.n, w.out, w.row);
             });
         }
         double total = row_rates(j, a.bounds, r, rows, w);
@@ -285,20 +281,15 @@ inline void weight_runs(Job& j, const Tile& tile, Part& part, const Move& a, boo
         for_runs(j, r, rows, [&](const Run& run) {
             if (!j.resident) {
                 unit_update(j, tile, run, w);
-                move_means(j, tile, run, w);
+                move_run_means(j, tile, run, w);
             }
             const float* g = load_run(t.g, t.g_type, run.start, run.count, w.raw);
             const float* m = plane + run.start;
             const float* ds = j.ds + tile.k * j.n;
-            if (j.group) {
-                spread(w.row, rows, j.n, w.rf);
-                tile_rows(ds, rows, j.n, w.cf);
-                spread(w.inverse, rows, j.n, w.rate);
-                direct(m, g, w.rate, w.cf, a.signs, run.count, w.out);
-            } else {
-                fill(w.rf, w.row[0], run.count);
-                direct(m, g, w.inverse[0], ds + run.column, a.signs, run.count, w.out);
-            }
+            spread(w.row, rows, j.n, w.rf);
+            tile_rows(ds, rows, j.n, w.cf);
+            spread(w.inverse, rows, j.n, w.rate);
+            direct(m, g, w.rate, w.cf, a.signs, run.count, w.out);
             const float* rate = w.rf;
             if (elements) {
                 const uint8_t* word = static_cast<const uint8_t*>(t.mask) + run.start;
@@ -340,7 +331,7 @@ inline void pass_weights(Job& j, int64_t slab, Local& w, bool dry) {
     int64_t done = slab * j.slab_rows * j.n;
     for_tiles(j, slab, [&](const Tile& tile) {
         if (!j.resident && (j.filtered || j.edges)) filter_tile(j, tile, w);
-        if (moves_in_bands(j))
+        if (in_bands(j))
             weight_bands(j, tile, part, factors, w);
         else
             weight_runs(j, tile, part, factors, dry, w);
