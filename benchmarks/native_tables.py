@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from benchmarks.common import label, markdown
 from benchmarks.rows import Rows, last, named
+from benchmarks.step_cpu import FAMILY as CLASSES
 
-CLASSES = [
-    "Automagic_CameAMP",
-    "Automagic_CameAMP8bit",
-    "Automagic_CameAMP_COptim",
-    "Automagic_CameAMP_COptim8bit",
-    "Automagic_CameAMP_Improved",
-    "Automagic_CameAMP_8Bit",
-    *(
-        f"Automagic_CameAMP_Improved_8Bit:profile={profile};verbose=False"
-        for profile in ("memory_optimized", "balanced", "quality_optimized")
-    ),
-]
 PEERS = ["adamw-fused", "adamw-foreach", "bnb-adamw8bit", "torchao-adamw8bit", "came", "adafactor8bit"]
 COLUMNS = [
     ("lora-sdxl", "late"),
