@@ -1,7 +1,7 @@
 // Pass C in bands: the values of mask words, and the new weights of a piece.
 #pragma once
 
-#include "bands.h"
+#include "means.h"
 
 namespace AUTOMAGIC_ISA {
 
