@@ -61,6 +61,15 @@ def test_smaller_instruction_sets(kind: str, phase: str, limit: str, monkeypatch
     lockstep.check(name, BF16, BEFORE, warmup_steps=PHASES[phase], **options)
 
 
+@pytest.mark.parametrize(("limit", "number"), [("", -1), ("base", 0), ("avx2", 1), ("avx512", 2)])
+def test_a_step_is_told_the_limit(limit: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOMAGIC_CAMEAMP_ISA", limit)
+    optimizer, params = lockstep.make("Automagic_CameAMP", [(20, 20)], FP32, "native")
+    lockstep.take(optimizer, params, 0)
+    lockstep.take(optimizer, params, 1)
+    assert optimizer._plan.table.step.flavour == number
+
+
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOMAGIC_CAMEAMP_ISA", "sse9")
     with pytest.raises(ValueError, match="AUTOMAGIC_CAMEAMP_ISA='sse9' is not one of base, avx2, avx512"):

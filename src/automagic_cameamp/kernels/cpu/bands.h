@@ -221,11 +221,12 @@ inline RawSums raw_sums(const float* g, const float* p, int64_t n) {
             int64_t left = n - i - k * W;
             if (left <= 0) break;
             AUTOMAGIC_PREFETCH(g + i + k * W + AHEAD);
-            AUTOMAGIC_PREFETCH(p + i + k * W + AHEAD);
             V x = get<false>(g + i + k * W, left);
             one[k] = fused(x, x, one[k]);
             two[k] = two[k] + magnitude(x);
-            if (p != nullptr) three[k] = fused(x, get<false>(p + i + k * W, left), three[k]);
+            if (p == nullptr) continue;
+            AUTOMAGIC_PREFETCH(p + i + k * W + AHEAD);
+            three[k] = fused(x, get<false>(p + i + k * W, left), three[k]);
         }
     return {total(one[0] + one[1]), total(two[0] + two[1]), total(three[0] + three[1])};
 }

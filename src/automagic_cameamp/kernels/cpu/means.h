@@ -161,7 +161,8 @@ AUTOMAGIC_INLINE V signed_by(V x, V product, V ratio) {
 
 AUTOMAGIC_INLINE bool strict(const Signs& s) { return s.none != s.with; }
 
-// column += (direction)^2 inverse, of a direction in which signs.with is 1; returns how many elements agree with the gradient, where COUNTED.
+// column += (direction)^2 inverse, of a direction in which signs.with is 1; returns how many elements agree with
+// the gradient, where COUNTED.
 template <class S, bool STRICT, bool COUNTED>
 inline float add_directions(S, Rows m, Rows g, const float* inverse, const Signs& signs, int64_t rows, int64_t n,
                             float* column) {

@@ -85,7 +85,7 @@ inline Weighed weigh_piece(S, const Move& a, int64_t given, int64_t n) {
     for (int64_t r = 0; r < rows; ++r) {
         const V gain = all(gains[r]) * with, row_rate = all(rates[r]);
         const float *m = means.p + r * means.stride, *g = gradients.p + r * gradients.stride, *p = old.p + r * old.stride;
-        const uint8_t* word = words + r * step;
+        const uint8_t* word = WORDS ? words + r * step : nullptr;
         float* to = out + r * old.stride;
         for (int64_t c = 0; c < columns; c += W) {
             const int64_t left = columns - c;
