@@ -27,7 +27,8 @@ FLAGS = [
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 AVX512 = [*AVX2, *(f"-mavx512{x}" for x in ("f", "bw", "dq", "vl")), "-mprefer-vector-width=512"]
 FLAVOURS = {"isa_base": [], "isa_avx2": AVX2, "isa_avx512": AVX512}
-NEEDS = {"isa_base": "DEFAULT", "isa_avx2": "AVX2", "isa_avx512": "AVX512"}
+FLAVOURS["isa_avx512_words"] = [*AVX512, "-DAUTOMAGIC_NO_BYTE_TABLES"]  # Skylake, Cascade Lake
+NEEDS = {"isa_base": "DEFAULT", "isa_avx2": "AVX2", "isa_avx512": "AVX512", "isa_avx512_words": "AVX512"}
 
 F32, BF16, F16 = 0, 1, 2
 TYPES = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
