@@ -3,7 +3,7 @@
 PYTHON      ?= python3
 TORCH       ?= torch==2.13.0
 TORCH_INDEX ?=
-EXTRAS      ?= demo,bnb,bench,dev,triton
+EXTRAS      ?= demo,bnb,bench,dev
 VENV        := .venv
 JOBS        ?= $(shell nproc 2>/dev/null || echo 2)
 ARGS        ?=
@@ -44,8 +44,8 @@ types: $(READY) ## pyright
 tests: $(READY)
 	@$(RUN) -m pytest -n $(JOBS) $(ARGS)
 
-test-gpu: $(READY) ## the tests that need a CUDA device, and the Triton engine's on it
-	@$(RUN) -m pytest tests/gpu tests/triton_engine $(ARGS)
+test-gpu: $(READY) ## the tests that need a CUDA device
+	@$(RUN) -m pytest tests/gpu $(ARGS)
 
 gpu: $(READY) ## everything that needs a GPU: tests, benchmark rows, memory checks (ARGS=--list says what)
 	@$(RUN) scripts/gpu.py $(ARGS)

@@ -34,11 +34,10 @@ class Part(NamedTuple):
 
 PARTS = {
     "tests": Part([*TESTS, "tests/gpu"], "no waiting, graphs, streams, repeated runs, scaler"),
-    "lockstep": Part([*TESTS, "tests/triton_engine"], "every kernel against the reference"),
     "rows": Part(ROWS, "milliseconds, ratio to fused AdamW, launches, peak memory"),
     "bytes": Part([*ROWS, "--workload", "one-big-bf16", "--dram"], "DRAM bytes per parameter", "ncu"),
     "memcheck": Part(
-        [*CHECKED, "--error-exitcode", "9", *TESTS, "tests/gpu/test_triton_gpu.py", "-k", "repeats"],
+        [*CHECKED, "--error-exitcode", "9", *TESTS, "tests/gpu", "-k", "repeats"],
         "every memory access of the kernels",
         "compute-sanitizer",
         # Every tensor gets memory of its own, so that an access past its end is seen.

@@ -29,7 +29,7 @@ SAVED = ["tests/distributed/test_saved.py", "-k", "not four"]
 SHARDED = ["tests/distributed/test_sharded.py", "tests/distributed/test_saved.py", "-k", "not four"]
 LOOP, BLOCKS = "tests/storage/test_in_the_loop.py", "tests/storage/test_blocks.py"
 
-# Not covered: the engines of whole steps (fused*, native*), whose tests hold them in lock-step with these.
+# Not covered: the engines of whole steps (native*), whose tests hold them in lock-step with these.
 COVERED: dict[str, list[str]] = {
     "engine/arena.py": [LOADING, STACKS, *FEW],
     "engine/backends.py": [ROUNDING, LOADING, "tests/native/test_plan.py"],

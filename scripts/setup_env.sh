@@ -6,7 +6,7 @@
 # Environment: PYTHON       interpreter to build with          (default: python3)
 #              TORCH        what pip installs as torch         (default: torch==2.13.0)
 #              TORCH_INDEX  an extra package index for torch   (default: none)
-#              EXTRAS       extras of this package             (default: demo,bnb,bench,dev,triton)
+#              EXTRAS       extras of this package             (default: demo,bnb,bench,dev)
 #
 # It runs one stage per line, keeps what pip says in VENV/setup.log, and does nothing at all
 # when the environment already fits what is asked for.
@@ -16,7 +16,7 @@ VENV=${1:?usage: scripts/setup_env.sh VENV}
 PYTHON=${PYTHON:-python3}
 TORCH=${TORCH:-torch==2.13.0}
 TORCH_INDEX=${TORCH_INDEX:-}
-EXTRAS=${EXTRAS:-demo,bnb,bench,dev,triton}
+EXTRAS=${EXTRAS:-demo,bnb,bench,dev}
 cd "$(dirname "$0")/.."
 
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
@@ -108,12 +108,7 @@ fi
 "$VENV/bin/python" -c 'from importlib.metadata import version as v; print("torch==" + v("torch").split("+")[0])' \
     >"$VENV/torch.txt"
 
-# A torch for GPUs needs the very Triton that came with it, whatever constraints.txt says.
-if "$VENV/bin/python" -c 'from importlib.metadata import version; version("triton")' 2>/dev/null; then
-    grep -v '^triton==' constraints.txt >"$VENV/constraints.txt"
-else
-    cp constraints.txt "$VENV/constraints.txt"
-fi
+cp constraints.txt "$VENV/constraints.txt"
 
 step "this package in editable form, with [$EXTRAS]"
 install --constraint "$VENV/constraints.txt" --constraint "$VENV/torch.txt" --editable ".[$EXTRAS]"

@@ -25,10 +25,6 @@ import torch
 torch.set_num_threads(1)
 torch.set_num_interop_threads(1)
 
-# Triton reads it when it is imported; without a GPU its kernels run in its interpreter.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
 # The same examples on every run: a red CI can be repeated, and no example is lost to a slow machine.
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("project")

@@ -97,7 +97,7 @@ def test_licences_travel_with_the_wheel(wheel: zipfile.ZipFile) -> None:
 def test_core_needs_only_torch_and_numpy(wheel: zipfile.ZipFile) -> None:
     required = [r for r in metadata(wheel)["Requires-Dist"] if "extra ==" not in r]
     assert sorted(re.split(r"[^\w-]", r)[0] for r in required) == ["numpy", "torch"]
-    assert set(metadata(wheel)["Provides-Extra"]) == {"demo", "bnb", "bench", "dev", "triton"}
+    assert set(metadata(wheel)["Provides-Extra"]) == {"demo", "bnb", "bench", "dev"}
     assert metadata(wheel)["Requires-Python"] == [">=3.10"]
 
 

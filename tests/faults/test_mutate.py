@@ -84,7 +84,7 @@ def test_the_map_names_modules_and_tests_that_are_there() -> None:
         for folder in ("engine", "storage")
         for path in (package / folder).glob("*.py")
     }
-    left_out = {name for name in there if name.startswith(("engine/fused", "engine/native"))}
+    left_out = {name for name in there if name.startswith("engine/native")}
     empty = {n for n in there if not mutate.mutants_of(n, (package / n).read_text("utf-8"))}
     assert covered.keys() == there - left_out - empty
     for tests in covered.values():

@@ -31,7 +31,7 @@ from .resume import Recording, Resume
 from .rounding import parameter_key
 
 if TYPE_CHECKING:
-    from . import fused, native
+    from . import native
 
 logger = logging.getLogger("automagic_cameamp")
 LOG_EVERY = 100
@@ -188,9 +188,9 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
             self._check_gradients()
         if self.controller is not None:
             self.controller.begin(loss)
-        works, whole = ([], None) if plan is not None else self._works()
+        works = [] if plan is not None else self._works()
         cut = [work for work in works if work.chunk.shard is not None]
-        if plan is None and whole is None and not cut:
+        if plan is None and not cut:
             from . import native  # here, so that an import of the package stays light
 
             plan = self._plan = native.planned(self, works)
@@ -201,17 +201,14 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
             outcomes = (sharded.run(cut, self.controller), backends.run(self.config.engine, rest))
             for work, ok, signals in chain(*outcomes):
                 self._note(work, ok, signals)
-        self._end_step(whole)
+        self._end_step()
 
-    def _end_step(self, whole: fused.Whole | None = None) -> None:
+    def _end_step(self) -> None:
         """Count a step whose updates are all done."""
         for group in self.param_groups:
             group["clock"] += 1
         if self.controller is not None:
-            if whole is None:
-                self.controller.finish(self.param_groups)
-            else:
-                whole.observe(self)
+            self.controller.finish(self.param_groups)
             params = chain.from_iterable(group["params"] for group in self.param_groups)
             memory.keep(self.state, params, self.controller.memory)
         self._steps += 1
@@ -219,25 +216,18 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
             rates = ", ".join(f"{float(g['lr']):.3g}" for g in self.param_groups)
             logger.info("%s: step %d, scheduler lr %s", type(self).__name__, self._steps, rates)
 
-    def _works(self) -> tuple[list[backends.Work], fused.Whole | None]:
-        """The updates of this step that are not done at once on a device, and who does those."""
-        from . import fused
-
-        whole = fused.prepare(self)
-        lagged = self._lagged() if whole is None else whole.lagged
-        plan = list(self._chunks()) if whole is None else whole.rest
+    def _works(self) -> list[backends.Work]:
+        """The updates of this step."""
+        plan = list(self._chunks())
         self._create_states(plan)
         # All groups look at the model as the last step left it, so before any of them moves.
-        groups = enumerate(self.param_groups) if plan else ()
-        shared = [self._share(number, group, lagged) for number, group in groups]
-        if whole is not None:
-            whole.run(self)
-        works = [
+        lagged = self._lagged()
+        shared = [self._share(number, group, lagged) for number, group in enumerate(self.param_groups)]
+        return [
             self._work(group, chunk, active, shared[chunk.key[0]])
             for group, chunk in plan
             if (active := [i for i, p in enumerate(chunk.params) if p.grad is not None])
         ]
-        return works, whole
 
     def _create_states(self, plan: list[tuple[dict[str, Any], Chunk]]) -> None:
         """State of every parameter that has its first gradient: first all storage, then all values."""

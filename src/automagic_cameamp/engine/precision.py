@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..validate import callers_depth
+from ..validate import callers_depth, fail
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -20,13 +20,10 @@ class ScalerAdvice:
 
     param_groups: list[dict[str, Any]]
     _advised: bool = False
-    _unscales: bool = False
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """What GradScaler asks before it unscales: absent unless it was set; the moment to warn."""
-        if self._unscales:
-            return True
+        """What GradScaler asks before it unscales: absent, so that it does; the moment to warn."""
         grads = (p.grad for group in self.param_groups for p in group["params"])
         if not self._advised and any(g is not None and g.dtype == torch.float16 for g in grads):
             self._advised = True
@@ -41,11 +38,8 @@ class ScalerAdvice:
 
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, value: bool) -> None:
-        self._unscales = bool(value)
-
-    @_step_supports_amp_scaling.deleter
-    def _step_supports_amp_scaling(self) -> None:
-        self._unscales = False
+        if value:
+            raise fail("_step_supports_amp_scaling", value, "only False", "GradScaler unscales the gradients.")
 
 
 def accumulate_in_fp32(model: nn.Module | Iterable[Tensor]) -> list[Tensor]:
