@@ -109,12 +109,12 @@ def fresh(p: Tensor, hp: improved.Hyper, layout: Layout) -> improved.State:
     return improved.make_state(state)
 
 
-def shared(hp: improved.Hyper, t: int, dtype: torch.dtype = torch.float32, sync: int = 3) -> improved.Shared:
-    """Scalars over a model that is larger than the stack; they move with t."""
+def shared(hp: improved.Hyper, t: int, dtype: torch.dtype = torch.float32, size: int = 2) -> improved.Shared:
+    """Scalars over a model that is larger than a stack of this size; they move with t."""
     level = 1.0 + 0.1 * t if hp.lr_level == "distance" else 0.03 * t
     numbers = (torch.tensor(x, dtype=dtype) for x in (1.0 + 0.01 * t, (-1.0) ** t * 3, level))
     first = improved.Shared(*numbers, level_start=hp.base_lr, clock=torch.tensor(t - 1.0))
-    return first._replace(refresh=(t - 1) % sync == 0)
+    return first._replace(refresh=tuple(range(size)) if t % 3 == 1 else ())
 
 
 def flatten(result: improved.Result) -> dict[str, Tensor]:
@@ -134,7 +134,7 @@ def run(
     state = fresh(p, hp, layout)
     for t, g in enumerate(gradients, start=1):
         now = phase_of(t, hp.warmup_steps) if phase is None else phase(t)
-        result = improved.update(p, g, state, shared(hp, t, p.dtype), hp, now, layout)
+        result = improved.update(p, g, state, shared(hp, t, p.dtype, len(p)), hp, now, layout)
         p, state = result.p, result.state
         yield flatten(result)
 

@@ -1,4 +1,4 @@
-"""Steps of the kernels that end with a search for new low-rank directions (``sync_frequency``).
+"""Who searches for new low-rank directions (``sync_frequency``), and how a step of the kernels ends with it.
 
 The kernels do the whole step, with the directions they have; what remains is small, and done by the recipe.
 The reference shrinks weights before it rounds them, so parameters of less than fp32 take such a step as fp32
@@ -7,10 +7,12 @@ copies.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..recipes import improved
 from . import execute
@@ -23,37 +25,85 @@ def name_of(fields: list[execute.Field]) -> str | None:
     return next((spec.name for spec, _ in fields if spec.name in FIELDS), None)
 
 
-def due(group: dict[str, Any]) -> bool:
-    """Whether the step that comes searches in this group."""
-    return group["clock"] % group["sync_frequency"] == 0
+class Counts:
+    """Which parameters search: those whose own number of updates so far is a multiple of the interval.
+
+    The number is in their state. Where reading it would wait for a device, the host counts gradients in its
+    place. That is never less than the truth, for a gradient that is not finite is no update; so at a multiple
+    the truth is read (a search waits for the device anyway), and the count is set right before it could pass
+    a multiple that the parameter has yet to reach.
+    """
+
+    def __init__(self) -> None:
+        # The tensor with the number -> the most that it can be, and the interval this holds for.
+        self._most: Any = WeakIdKeyDictionary()
+
+    def clear(self) -> None:
+        """Forget all; the next step reads every number."""
+        self._most = WeakIdKeyDictionary()
+
+    def due(self, states: list[dict[str, Any]], every: int) -> tuple[int, ...]:
+        """Places of the states that search at the update that comes; called once for each update.
+
+        Args:
+            states: those of a stack.
+            every: updates from one search to the next.
+        """
+        steps = [state["step"] for state in states]
+        if not waits(steps[0].device):
+            return tuple(i for i, count in enumerate(read(steps)) if count % every == 0)
+        most = []
+        for step in steps:
+            count, interval = self._most.get(step, (0, every))
+            most.append(count if interval == every else 0)
+        unsure = [i for i, count in enumerate(most) if count % every == 0]
+        if unsure:
+            for i, count in zip(unsure, read([steps[i] for i in unsure]), strict=True):
+                most[i] = count
+        due = tuple(i for i in unsure if most[i] % every == 0)
+        for i, step in enumerate(steps):
+            # Whether one that is due makes this update shows at its next.
+            self._most[step] = (most[i] if i in due else most[i] + 1, every)
+        return due
+
+
+def waits(device: torch.device) -> bool:
+    """Whether the host has to wait before it can read a number of this device."""
+    return device.type != "cpu"
+
+
+def read(steps: list[Tensor]) -> list[int]:
+    """Numbers of updates, from the states."""
+    return [int(count) for count in torch.stack(steps).flatten().tolist()]
 
 
 class Search:
-    """The search for the members of a chunk.
+    """The search for some members of a chunk.
 
     Args:
         member: the chunk, as the kernels know it.
         params: its parameters.
         rows: [B] of the kernels' table.
+        due: places of those that search.
     """
 
-    def __init__(self, member: Any, params: list[Tensor], rows: Any) -> None:
-        self.member, self.params, self.rows = member, params, rows
+    def __init__(self, member: Any, params: list[Tensor], rows: Any, due: Sequence[int]) -> None:
+        self.member, self.params, self.rows, self.due = member, params, rows, list(due)
         self.usual: Any = None
-        self.weights = [p.detach() for p in params]
+        self.weights = {i: params[i].detach() for i in self.due}
         if params[0].dtype != torch.float32:
-            self.weights = [w.float() for w in self.weights]
-            self.usual = rows.copy()
-            rows["p"] = [w.data_ptr() for w in self.weights]
-            rows["p_type"], rows["rounds"] = 0, 0
+            self.weights = {i: w.float() for i, w in self.weights.items()}
+            self.usual = rows[self.due]
+            rows["p"][self.due] = [w.data_ptr() for w in self.weights.values()]
+            rows["p_type"][self.due], rows["rounds"][self.due] = 0, 0
 
     def finish(self) -> None:
         """Search, shrink and write, after the step: only where the gradient was usable."""
         m = self.member
-        done = [i for i, ok in enumerate((self.rows["ok"] == 1).tolist()) if ok]
+        done = [i for i in self.due if self.rows["ok"][i] == 1]
         if self.usual is not None:
             for name in ("p", "p_type", "rounds"):
-                self.rows[name] = self.usual[name]
+                self.rows[name][self.due] = self.usual[name]
         if not done:
             return
         states, params = [m.states[i] for i in done], [self.params[i] for i in done]

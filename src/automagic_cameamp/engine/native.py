@@ -158,15 +158,57 @@ class Native:
         held.tasks["g"] = [g.data_ptr() for g in grads]
         held.tasks["g_type"] = [TYPES[g.dtype] for g in grads]
         searches = [
-            directions.Search(member, member.chunk.params, held.tasks[part])
+            directions.Search(member, member.chunk.params, held.tasks[part], work.shared.refresh)
             for work, member, part in zip(works, held.members, held.slices, strict=True)
-            if work.shared.refresh and directions.name_of(work.fields)
+            if work.shared.refresh
         ]
         held.call(grads)
         for search in searches:
             search.finish()
         for work, (_, ok, folded) in zip(works, held.outcomes(), strict=True):
             yield work, ok, folded
+
+
+class _Due:
+    """How many updates each parameter with low-rank directions has had: from one step to the next, no state is read.
+
+    Args:
+        works: those of the plan.
+        table: its table.
+        groups: the optimizer's.
+    """
+
+    def __init__(self, works: list[Any], table: Table, groups: list[dict[str, Any]]) -> None:
+        self.states, self.home = table.states, []
+        places, every = [], []
+        for number, (work, part) in enumerate(zip(works, table.slices, strict=True)):
+            if directions.name_of(work.fields):
+                places += range(part.start, part.stop)
+                every += len(work.states) * [groups[work.chunk.key[0]]["sync_frequency"]]
+                self.home += [(number, i) for i in range(len(work.states))]
+        self.places: Any = np.array(places, dtype=np.intp)
+        self.every: Any = np.array(every, dtype=np.int64)
+        self.counts: Any = np.array(self._read(places), dtype=np.int64)
+
+    def _read(self, places: list[int]) -> list[int]:
+        return directions.read([self.states[i]["step"] for i in places]) if places else []
+
+    def now(self) -> list[tuple[int, list[int]]]:
+        """Works that search at the step that comes, with the places of their members that do."""
+        maybe = np.flatnonzero(self.counts % self.every == 0)
+        if not len(maybe):
+            return []
+        # The state has the last word: a program may have written it.
+        self.counts[maybe] = self._read(self.places[maybe].tolist())
+        found: dict[int, list[int]] = {}
+        for i in maybe[self.counts[maybe] % self.every[maybe] == 0].tolist():
+            number, place = self.home[i]
+            found.setdefault(number, []).append(place)
+        return list(found.items())
+
+    def count(self, ok: Any) -> None:
+        """Note the updates of a step, which gradients that are not finite did not get."""
+        self.counts += ok[self.places] == 1
 
 
 class Plan:
@@ -181,7 +223,6 @@ class Plan:
         self.config = dict(vars(optimizer.config))
         self.options = [_options_of(group) for group in groups]
         self.flags = _flags(params)
-        self.searching = [number for number, work in enumerate(works) if directions.name_of(work.fields)]
         self.table = Table([_member(work) for work in works], optimizer.controller is not None)
         self.table.members = [m._replace(chunk=m.chunk._replace(params=[])) for m in self.table.members]
         place = {id(p): i for i, p in enumerate(params)}
@@ -205,6 +246,7 @@ class Plan:
         step.mask_sums, step.mask_count = self.mask_sums.ctypes.data, len(sums)
         step.masked = float(sum(n for _, n in sums))
         self.grads: list[Tensor] = []
+        self.due = _Due(works, self.table, groups)
 
     def _values(self) -> Iterator[Any]:
         """All state but the controller's memory, a new tensor at every step that the kernels never see."""
@@ -263,12 +305,11 @@ class Plan:
         self.grads = grads
         return True
 
-    def _searches(self, groups: list[dict[str, Any]]) -> Iterator[directions.Search]:
-        for number in self.searching:
+    def _searches(self) -> Iterator[directions.Search]:
+        for number, places in self.due.now():
             member, part = self.table.members[number], self.table.slices[number]
-            if directions.due(groups[member.chunk.key[0]]):
-                params = [p for p in (self.params[i]() for i in self.order[part]) if p is not None]
-                yield directions.Search(member, params, self.table.tasks[part])
+            params = [p for p in (self.params[i]() for i in self.order[part]) if p is not None]
+            yield directions.Search(member, params, self.table.tasks[part], places)
 
     def run(self, optimizer: Any) -> None:
         """One step of all parameters, after ``fits``; and what the rest of the engine wants to know of it."""
@@ -278,8 +319,11 @@ class Plan:
         for number, (group, low, hard) in enumerate(self.rates):
             lr = float(optimizer.param_groups[group]["lr"])
             table.renew(self.table.options[number], lr, low, hard, multiplier)
-        searches = list(self._searches(optimizer.param_groups))
-        self.table.call(self.grads)
+        searches = list(self._searches())
+        try:
+            self.table.call(self.grads)
+        finally:
+            self.due.count(self.table.tasks["ok"])
         self.grads = []
         for search in searches:
             search.finish()

@@ -20,7 +20,7 @@ from .. import configs
 from ..storage import CORRECTION, Policy
 from ..types import Layout
 from ..validate import checked, fail
-from . import backends, checkpoint, execute, memory, offload, sharded, shards
+from . import backends, checkpoint, directions, execute, memory, offload, sharded, shards
 from .buckets import Chunk, chunks
 from .checks import check_parameter, check_rate
 from .contract import Controller
@@ -80,6 +80,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
         self._offload: offload.Offload | None = None
         self._device_lists: dict[tuple[Any, ...], Tensor] = {}
         self._skipped: dict[torch.device, Tensor] = {}
+        self._counts = directions.Counts()
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle("copying")
@@ -89,6 +90,8 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
         super().__setstate__(state)
         if "_steps" not in self.__dict__:
             self._reset_transient()
+        self._plan = None  # what it and the counts know of the old state may not hold
+        self._counts.clear()
 
     # ---------------------------------------------------------------- groups
 
@@ -183,7 +186,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
         """One step of all parameters that have a gradient."""
         plan = self._plan
         if plan is not None and not plan.fits(self):
-            plan = None
+            plan = self._plan = None
         if plan is None:
             self._check_gradients()
         if self.controller is not None:
@@ -267,6 +270,8 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
             if state["step"].device != device:  # the parameter was moved after its last step
                 state.update({k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()})
         execute.check_complete(states, fields, chunk.layout)
+        if directions.name_of(fields):
+            shared = shared._replace(refresh=self._counts.due(states, group["sync_frequency"]))
         rounds = part.params[0].dtype in LOW_PRECISION and self.config.stochastic_rounding is not False
         coded = any(f.codec is not None and f.codec.random for f in fields)
         keys = self._keys(part) if rounds or coded else None
@@ -324,7 +329,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
                 state = self.state.get(p)
                 if state:
                     for name in self.recipe.LAGGED:
-                        if name in state:
+                        if name in state and (name != "lr_mask" or "lr_mask_vote" in state):
                             found.setdefault(name, []).append((state[name], p.numel()))
             result.append(found)
         return result
@@ -351,7 +356,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
         shared = self.recipe.share(every, own, masked, group["clock"], hp, max(self.base_lrs), like)
         if self.controller is not None:
             shared = shared._replace(multiplier=self.controller.multiplier(like))
-        return shared._replace(refresh=group["clock"] % group.get("sync_frequency", 1) == 0)
+        return shared
 
     # ---------------------------------------------------------------- checkpoints
 

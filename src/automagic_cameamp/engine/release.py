@@ -33,6 +33,7 @@ class OpenStep:
 
     def __init__(self, optimizer: CameAMPOptimizer) -> None:
         self.optimizer = optimizer
+        optimizer._plan = None  # it would not know of this step's updates
         self.plan = list(optimizer._chunks())
         self.places: dict[int, Place] = {
             id(p): (group, chunk, i) for group, chunk in self.plan for i, p in enumerate(chunk.params)

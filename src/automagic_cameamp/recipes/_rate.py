@@ -20,8 +20,8 @@ from ..types import Layout, Phase, Scalars
 if TYPE_CHECKING:
     from ._stages import Hyper, State
 
-# One number per parameter, gathered over all parameters before each step.
-LAGGED = ("lr_mask_sum", "lr_mask_vote", "lr_level", "level_r", "level_norm", "vote_clock")
+# One number per parameter, gathered over all parameters before each step; ``lr_mask`` where a group shares it.
+LAGGED = ("lr_mask_sum", "lr_mask_vote", "lr_mask", "lr_level", "level_r", "level_norm", "vote_clock")
 
 
 class Shared(NamedTuple):
@@ -30,12 +30,14 @@ class Shared(NamedTuple):
     Args:
         mask_mean: mean of the mask over all parameters.
         mask_vote: sum of the sign agreements of the group (granularity 'group').
+        mask_count: the group's counter, as those that moved it last left it, or None.
         level: d / d0 (lr_level 'distance') or the logarithm of the level ('vote').
         level_start: d0, the base rate that the level multiplies.
         multiplier: factor of a controller over the whole model, or None.
         clock: number of steps that the group has taken before this one, as a tensor: a number
             would be traced anew at every step.
-        refresh: whether this step renews what is only renewed every ``sync_frequency`` steps.
+        refresh: places in the stack of those whose own count makes them renew, at this step, what is
+            only renewed every ``sync_frequency`` updates.
     """
 
     mask_mean: Tensor
@@ -43,8 +45,9 @@ class Shared(NamedTuple):
     level: Tensor
     level_start: float
     multiplier: Tensor | None = None
+    mask_count: Tensor | None = None
     clock: Tensor | None = None
-    refresh: bool = False
+    refresh: tuple[int, ...] = ()
 
 
 def mask_code(hp: Hyper) -> T.MaskCode:
@@ -121,15 +124,20 @@ def share(
         like: a tensor of the wanted device and type.
     """
     one = torch.ones((), dtype=like.dtype, device=like.device)
+    count: Tensor | None = None
     mean, vote, level = one, one * 0, one if hp.lr_level == "distance" else one * 0
     if "lr_mask_sum" in every:
         sums = every["lr_mask_sum"]
         # In doubles no engine's order of summation shows; MPS has none.
         sums = sums if sums.device.type == "mps" else sums.double()
         mean = (sums.sum() / masked).to(like.dtype)
-    fresh = (group["vote_clock"] == clock - 1).float() if "vote_clock" in group else one
+    fresh = one
+    if "vote_clock" in group:
+        # Votes of the group's last update, whose clock may have gone on without it since.
+        fresh = (group["vote_clock"] == group["vote_clock"].max()).float()
     if "lr_mask_vote" in group:
         vote = (group["lr_mask_vote"] * fresh).sum().to(like.dtype)
+        count = group["lr_mask"].index_select(0, fresh.argmax().view(1)).view(())  # [index] would wait for it
     if hp.lr_level == "distance" and "lr_level" in every:
         r, norm = every["level_r"].sum(), every["level_norm"].sum()
         level = T.distance_level(every["lr_level"].max(), r, norm, start).to(like.dtype)
@@ -137,10 +145,9 @@ def share(
         norm = (group["level_norm"] * fresh).sum()
         step = torch.where(norm > 0, (group["level_r"] * fresh).sum() / norm, 0.0)
         # Every parameter keeps the level of its own last step; the latest one counts.
-        latest = (group["vote_clock"] == group["vote_clock"].max()).float()
-        level = ((group["lr_level"] * latest).sum() / latest.sum() + step).to(like.dtype)
+        level = ((group["lr_level"] * fresh).sum() / fresh.sum() + step).to(like.dtype)
     now = torch.full((), float(clock), dtype=torch.float32, device=like.device)
-    return Shared(mean, vote, level, start, clock=now)
+    return Shared(mean, vote, level, start, mask_count=count, clock=now)
 
 
 def anchor(params: list[Tensor], layout: Layout) -> Tensor:
@@ -257,6 +264,8 @@ def _count(
     if hp.lr_mask_granularity == "group":
         total = _boost(total, g, p, k, hp)
         move = shared.mask_vote.sign().to(code.counter) * k.warm.to(code.counter)
+        if shared.mask_count is not None:  # who had no part in the group's last update takes its counter over
+            counter = torch.where(k.warm, shared.mask_count.to(code.counter), counter)
         assert state.lr_mask_vote is not None and state.vote_clock is not None
         assert shared.clock is not None
         now = shared.clock.expand_as(state.vote_clock)

@@ -211,16 +211,26 @@ def _gains(
 
 
 def _shrink_rank(p: Tensor, state: State, shared: Shared, mean_rate: Tensor, hp: Any) -> tuple[Tensor, State]:
-    """Every ``sync_frequency`` steps: find the strongest directions anew, shrink the others."""
+    """Every ``sync_frequency`` updates of a parameter: its strongest directions anew, the others shrunk."""
     if state.lowrank_rate is None:
         return p, state
     owed = state.lowrank_rate + mean_rate.float() * hp.rank_penalty_strength
     if not shared.refresh:
         return p, state._replace(lowrank_rate=owed)
     tail = state.lowrank_tail is not None
-    p, basis = renew_directions(p, owed, hp, tail)
-    state = state._replace(lowrank_rate=torch.zeros_like(owed))
-    return p, state._replace(**{"lowrank_tail" if tail else "lowrank_basis": basis})
+    name = "lowrank_tail" if tail else "lowrank_basis"
+    if len(shared.refresh) == p.shape[0]:
+        new, basis = renew_directions(p, owed, hp, tail)
+        return new, state._replace(lowrank_rate=torch.zeros_like(owed), **{name: basis})
+    # A search costs more than all the rest: only of those that are due.
+    stacks = [list(x.unbind(0)) for x in (p, getattr(state, name), owed)]
+    chosen = [torch.stack([stack[i] for i in shared.refresh]) for stack in (stacks[0], stacks[2])]
+    found = (*renew_directions(*chosen, hp, tail), torch.zeros_like(chosen[1]))
+    for stack, new in zip(stacks, found, strict=True):
+        for i, row in zip(shared.refresh, new.unbind(0), strict=True):
+            stack[i] = row
+    p, basis, owed = (torch.stack(stack) for stack in stacks)
+    return p, state._replace(lowrank_rate=owed, **{name: basis})
 
 
 def renew_directions(p: Tensor, owed: Tensor, hp: Any, tail: bool) -> tuple[Tensor, Tensor]:
