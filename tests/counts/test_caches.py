@@ -1,4 +1,4 @@
-"""What is kept from step to step (a plan, counts on the host) never shows, whatever a program does between."""
+"""What is kept from step to step (a plan, counts on the host) never shows, whatever a program does."""
 
 from __future__ import annotations
 
@@ -191,11 +191,14 @@ def test_a_plan_asks_only_who_may_be_due(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @EVERY
-@pytest.mark.parametrize("change", [load, convert, go_back, deep, pickled, verified], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("change", [load, convert, go_back, deep, pickled, verified])
 @pytest.mark.parametrize("name", ["Automagic_CameAMP_8Bit", "Automagic_CameAMP_Improved_8Bit"])
 def test_resume_is_bitwise(name: str, change: Callable[[Run], Run], engine: str) -> None:
     """A run in which parameters have had different numbers of updates goes on as if nothing had been."""
-    pattern = [(GOOD, BAD if t == 4 else GOOD, NONE if t % 3 else GOOD, NONE if t < 5 else GOOD, GOOD) for t in range(12)]
+    pattern = [
+        (GOOD, BAD if t == 4 else GOOD, NONE if t % 3 else GOOD, NONE if t < 5 else GOOD, GOOD)
+        for t in range(12)
+    ]
     program: list[Any] = [("step", kinds) for kinds in pattern]
     whole = play(engine, program, False, name)
     for at in (4, 6, 7):
@@ -215,3 +218,18 @@ def paused(engine: str, program: list[Any], name: str) -> list[Any]:
         run[0].step()
         number += 1
     return held(*run)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_offload_is_no_other_run(engine: str) -> None:
+    results = []
+    for offload in ("none", "cpu"):
+        params = weights()
+        optimizer = build("Automagic_CameAMP_Improved_8Bit", params, engine, offload=offload)
+        for step in range(14):
+            give(params, step, ALL if step % 2 else (GOOD, NONE, BAD, NONE, GOOD))
+            optimizer.step()
+            if step == 6:
+                load((optimizer, params))
+        results.append(held(optimizer, params))
+    assert same(*results)

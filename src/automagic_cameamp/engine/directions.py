@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
@@ -65,6 +66,57 @@ class Counts:
             # Whether one that is due makes this update shows at its next.
             self._most[step] = (most[i] if i in due else most[i] + 1, every)
         return due
+
+
+class Schedule:
+    """The same for a plan: numbers of updates that need no look at a thousand states before every step.
+
+    Args:
+        works: those of the plan.
+        slices: their rows of its table.
+        states: of all rows.
+        groups: the optimizer's.
+    """
+
+    def __init__(
+        self,
+        works: Sequence[Any],
+        slices: Sequence[slice],
+        states: Sequence[dict[str, Any]],
+        groups: Sequence[dict[str, Any]],
+    ) -> None:
+        self.states = states
+        self.home: list[tuple[int, int]] = []
+        places: list[int] = []
+        every: list[int] = []
+        for number, (work, part) in enumerate(zip(works, slices, strict=True)):
+            if name_of(work.fields):
+                places += range(part.start, part.stop)
+                every += len(work.states) * [groups[work.chunk.key[0]]["sync_frequency"]]
+                self.home += [(number, i) for i in range(len(work.states))]
+        self.places: Any = np.array(places, dtype=np.intp)
+        self.every: Any = np.array(every, dtype=np.int64)
+        self.counts: Any = np.array(self._read(places), dtype=np.int64)
+
+    def _read(self, places: list[int]) -> list[int]:
+        return read([self.states[i]["step"] for i in places]) if places else []
+
+    def now(self) -> list[tuple[int, list[int]]]:
+        """Works that search at the step that comes, with the places of their members that do."""
+        maybe = np.flatnonzero(self.counts % self.every == 0)
+        if not len(maybe):
+            return []
+        # The state has the last word: a program may have written it.
+        self.counts[maybe] = self._read(self.places[maybe].tolist())
+        found: dict[int, list[int]] = {}
+        for i in maybe[self.counts[maybe] % self.every[maybe] == 0].tolist():
+            number, place = self.home[i]
+            found.setdefault(number, []).append(place)
+        return list(found.items())
+
+    def count(self, ok: Any) -> None:
+        """Note the updates of a step, which gradients that are not finite did not get."""
+        self.counts += ok[self.places] == 1
 
 
 def waits(device: torch.device) -> bool:

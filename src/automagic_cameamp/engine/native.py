@@ -169,48 +169,6 @@ class Native:
             yield work, ok, folded
 
 
-class _Due:
-    """How many updates each parameter with low-rank directions has had: from one step to the next, no state is read.
-
-    Args:
-        works: those of the plan.
-        table: its table.
-        groups: the optimizer's.
-    """
-
-    def __init__(self, works: list[Any], table: Table, groups: list[dict[str, Any]]) -> None:
-        self.states, self.home = table.states, []
-        places, every = [], []
-        for number, (work, part) in enumerate(zip(works, table.slices, strict=True)):
-            if directions.name_of(work.fields):
-                places += range(part.start, part.stop)
-                every += len(work.states) * [groups[work.chunk.key[0]]["sync_frequency"]]
-                self.home += [(number, i) for i in range(len(work.states))]
-        self.places: Any = np.array(places, dtype=np.intp)
-        self.every: Any = np.array(every, dtype=np.int64)
-        self.counts: Any = np.array(self._read(places), dtype=np.int64)
-
-    def _read(self, places: list[int]) -> list[int]:
-        return directions.read([self.states[i]["step"] for i in places]) if places else []
-
-    def now(self) -> list[tuple[int, list[int]]]:
-        """Works that search at the step that comes, with the places of their members that do."""
-        maybe = np.flatnonzero(self.counts % self.every == 0)
-        if not len(maybe):
-            return []
-        # The state has the last word: a program may have written it.
-        self.counts[maybe] = self._read(self.places[maybe].tolist())
-        found: dict[int, list[int]] = {}
-        for i in maybe[self.counts[maybe] % self.every[maybe] == 0].tolist():
-            number, place = self.home[i]
-            found.setdefault(number, []).append(place)
-        return list(found.items())
-
-    def count(self, ok: Any) -> None:
-        """Note the updates of a step, which gradients that are not finite did not get."""
-        self.counts += ok[self.places] == 1
-
-
 class Plan:
     """Everything about a step that stays from one to the next, where all works are native."""
 
@@ -246,7 +204,7 @@ class Plan:
         step.mask_sums, step.mask_count = self.mask_sums.ctypes.data, len(sums)
         step.masked = float(sum(n for _, n in sums))
         self.grads: list[Tensor] = []
-        self.due = _Due(works, self.table, groups)
+        self.due = directions.Schedule(works, self.table.slices, self.table.states, groups)
 
     def _values(self) -> Iterator[Any]:
         """All state but the controller's memory, a new tensor at every step that the kernels never see."""

@@ -39,7 +39,9 @@ class ScalerAdvice:
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, value: bool) -> None:
         if value:
-            raise fail("_step_supports_amp_scaling", value, "only False", "GradScaler unscales the gradients.")
+            raise fail(
+                "_step_supports_amp_scaling", value, "only False", "GradScaler unscales the gradients."
+            )
 
 
 def accumulate_in_fp32(model: nn.Module | Iterable[Tensor]) -> list[Tensor]:

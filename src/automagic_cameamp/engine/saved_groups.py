@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import configs
 from ..types import Layout
 from ..validate import checked
+from . import saved_pairs
 from .saved import ADVICE, CheckpointError
 
 FORMAT_VERSION = 1
@@ -41,25 +42,29 @@ def structure(
     if not isinstance(state, Mapping) or not isinstance(groups, (list, tuple)):
         raise CheckpointError(f"'state' must be a dict and 'param_groups' a list of dicts. {ADVICE}")
     own = optimizer.param_groups
-    if len(groups) != len(own):
-        raise CheckpointError(
-            f"the state dict has a different number of parameter groups: {len(groups)} saved, "
-            f"{len(own)} here. {ADVICE}"
-        )
-    ids: list[Any] = []
-    for number, (here, saved) in enumerate(zip(own, groups, strict=True)):
+    for number, saved in enumerate(groups):
         if not isinstance(saved, Mapping) or not isinstance(saved.get("params"), (list, tuple)):
             raise CheckpointError(
                 f"group {number} of the state dict is no dict with a list 'params'. {ADVICE}"
             )
+    ids = [i for saved in groups for i in saved["params"]]
+    if not all(isinstance(i, (int, str)) for i in ids) or len(set(ids)) < len(ids):
+        raise CheckpointError(f"the parameters of the state dict are not numbered one by one. {ADVICE}")
+    theirs, ours = saved_pairs.saved(groups, state), saved_pairs.here(own)
+    if len(groups) != len(own):
+        raise CheckpointError(
+            f"the state dict has a different number of parameter groups: {len(groups)} saved, "
+            f"{len(own)} here. {saved_pairs.unpaired(theirs, ours)} {ADVICE}"
+        )
+    for number, (here, saved) in enumerate(zip(own, groups, strict=True)):
         if len(here["params"]) != len(saved["params"]):
             raise CheckpointError(
                 f"group {number} has {len(saved['params'])} parameters in the state dict and "
-                f"{len(here['params'])} here: its size doesn't match. {ADVICE}"
+                f"{len(here['params'])} here: its size doesn't match. "
+                f"{saved_pairs.unpaired(theirs, ours)} {ADVICE}"
             )
-        ids += saved["params"]
-    if not all(isinstance(i, (int, str)) for i in ids) or len(set(ids)) < len(ids):
-        raise CheckpointError(f"the parameters of the state dict are not numbered one by one. {ADVICE}")
+    if found := saved_pairs.exchanged(theirs, ours):
+        raise CheckpointError(f"the state dict has the same parameters in another order: {found}. {ADVICE}")
     entries: dict[int, Mapping[str, Any]] = {}
     for i, key in enumerate(ids):
         entry = state.get(key, {})

@@ -20,7 +20,7 @@ from ..types import Layout, Phase, Scalars
 if TYPE_CHECKING:
     from ._stages import Hyper, State
 
-# One number per parameter, gathered over all parameters before each step; ``lr_mask`` where a group shares it.
+# One number per parameter, gathered over all of them before each step; ``lr_mask`` where a group shares it.
 LAGGED = ("lr_mask_sum", "lr_mask_vote", "lr_mask", "lr_level", "level_r", "level_norm", "vote_clock")
 
 

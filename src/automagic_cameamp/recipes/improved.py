@@ -224,8 +224,8 @@ def _shrink_rank(p: Tensor, state: State, shared: Shared, mean_rate: Tensor, hp:
         return new, state._replace(lowrank_rate=torch.zeros_like(owed), **{name: basis})
     # A search costs more than all the rest: only of those that are due.
     stacks = [list(x.unbind(0)) for x in (p, getattr(state, name), owed)]
-    chosen = [torch.stack([stack[i] for i in shared.refresh]) for stack in (stacks[0], stacks[2])]
-    found = (*renew_directions(*chosen, hp, tail), torch.zeros_like(chosen[1]))
+    weights, due = (torch.stack([stack[i] for i in shared.refresh]) for stack in (stacks[0], stacks[2]))
+    found = (*renew_directions(weights, due, hp, tail), torch.zeros_like(due))
     for stack, new in zip(stacks, found, strict=True):
         for i, row in zip(shared.refresh, new.unbind(0), strict=True):
             stack[i] = row
