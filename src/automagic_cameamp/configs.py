@@ -166,7 +166,7 @@ class RegularizedConfig(SharedConfig):
     )
     use_cautious: bool = option(True, flag, "Cautious signs after the early phase")
     use_spd: bool = option(True, flag, "Selective Projection Decay in the warm-up")
-    sync_frequency: int = option(100, integer(1), "updates of a parameter between two searches for directions")
+    sync_frequency: int = option(100, integer(1), "updates of a weight between two searches for directions")
 
 
 @dataclass
