@@ -3,7 +3,7 @@
 PYTHON      ?= python3
 TORCH       ?= torch==2.13.0
 TORCH_INDEX ?=
-EXTRAS      ?= demo,bnb,bench,dev
+EXTRAS      ?= bnb,bench,dev
 VENV        := .venv
 JOBS        ?= $(shell nproc 2>/dev/null || echo 2)
 ARGS        ?=
@@ -15,6 +15,9 @@ READY := setup
 else
 READY :=
 endif
+
+# The sources of both packages, for targets that also run where neither is installed.
+SOURCES := PYTHONPATH=src:trainer/src
 
 # One thread per process: results repeat, and two runs on a small machine do not fight for cores.
 RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY)
@@ -31,7 +34,7 @@ setup: ## build .venv (does nothing when it is up to date)
 	    scripts/setup_env.sh "$(VENV)"
 
 demo: $(READY) ## teach a diffusion model to draw cat faces; results in runs/demo
-	@PYTHONPATH=src $(PY) -m automagic_cameamp demo $(ARGS)
+	@$(SOURCES) $(PY) -m automagic_cameamp demo $(ARGS)
 
 test: lint types tests ## everything CI runs: lint, type check, tests, README code blocks
 
@@ -51,11 +54,12 @@ gpu: $(READY) ## everything that needs a GPU: tests, benchmark rows, memory chec
 	@$(RUN) scripts/gpu.py $(ARGS)
 
 bench: $(READY) ## every benchmark, briefly (ARGS=--full: the rows that the documentation quotes)
-	@PYTHONPATH=src $(PY) benchmarks/run_all.py $(ARGS)
+	@$(SOURCES) $(PY) benchmarks/run_all.py $(ARGS)
 
 sanitize: $(READY) ## the CPU kernels under the address, undefined-behaviour and thread sanitizers (gcc)
 	@PYTHONPATH=src $(PY) scripts/sanitize.py $(ARGS)
 
 clean: ## remove .venv, caches, builds and runs
 	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf trainer/build trainer/dist trainer/src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,8 +19,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 
-if importlib.util.find_spec("automagic_cameamp") is None:  # run from a checkout that is not installed
-    sys.path.insert(0, str(ROOT / "src"))
+for package, folder in (("automagic_cameamp", "src"), ("automagic_trainer", "trainer/src")):
+    if importlib.util.find_spec(package) is None:  # run from a checkout that is not installed
+        sys.path.insert(0, str(ROOT / folder))
 
 import torch  # noqa: E402  (after the path is set, so that workers see the same one)
 
@@ -170,7 +171,8 @@ def git_commit() -> str | None:
         head = subprocess.run([*command, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
         if head.returncode:
             return None
-        dirty = subprocess.run([*command, "status", "--porcelain", "src"], capture_output=True, text=True)
+        status = [*command, "status", "--porcelain", "src", "trainer/src"]
+        dirty = subprocess.run(status, capture_output=True, text=True)
     except OSError:
         return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

@@ -106,7 +106,7 @@ class Job:
 
 def make_task(job: Job):
     if job.task == "cat_lora":
-        from automagic_cameamp.trainer.tasks import cat_lora
+        from automagic_trainer.tasks import cat_lora
 
         return cat_lora(job.seed, job.device, text_cache=Path(job.text_cache) if job.text_cache else None)
     from benchmarks.charlm import CharLM
@@ -124,11 +124,10 @@ def ours_defaults(job: Job, steps: int) -> dict[str, Any]:
 def source_digest(task: str, optimizer: str) -> str:
     """Digest of the code that a run's result depends on, so rows of older code are never reused."""
     files = [ROOT / "benchmarks" / "charlm.py"] if task.startswith("charlm") else []
-    package = ROOT / "src" / "automagic_cameamp"
-    for path in sorted(package.rglob("*.py")):
-        in_trainer = "trainer" in path.relative_to(package).parts
-        if (in_trainer and task == "cat_lora") or (is_ours(optimizer) and not in_trainer):
-            files.append(path)
+    if is_ours(optimizer):
+        files += sorted((ROOT / "src" / "automagic_cameamp").rglob("*.py"))
+    if task == "cat_lora":
+        files += sorted((ROOT / "trainer" / "src" / "automagic_trainer").rglob("*.py"))
     return sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 

@@ -69,7 +69,8 @@ def main() -> int:
         parser.error("--quick and --full exclude each other")
     default = ROOT / "benchmarks" / "results" if args.full else Path(tempfile.mkdtemp(prefix="bench-"))
     out = args.out or default
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    folders = [str(ROOT / name) for name in (".", "src", "trainer/src")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     failed, summary = [], []
     for name, arguments in commands(args.full, args.threads, args.jobs, out):
         if args.only and name not in args.only:

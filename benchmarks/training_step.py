@@ -50,7 +50,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    from automagic_cameamp.trainer.tasks import cat_lora
+    from automagic_trainer.tasks import cat_lora
 
     parser = argument_parser(__doc__)
     parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS, help=CANDIDATE_HELP)

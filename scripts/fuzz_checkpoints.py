@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "src"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / name) for name in (".", "src", "trainer/src", "tests")]
 
 from benchmarks.common import RESULTS, append_row, environment  # noqa: E402
 

@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
 
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device here, nothing was run. --list says what would be.")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    folders = [str(ROOT / name) for name in (".", "src", "trainer/src")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     summary = {}
     for name in args.only:
         part = PARTS[name]

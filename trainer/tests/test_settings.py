@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from automagic_cameamp.trainer.errors import UserError
-from automagic_cameamp.trainer.settings import HELP, TrainSettings, build, lr_factor, read_toml
+from automagic_trainer.errors import UserError
+from automagic_trainer.settings import HELP, TrainSettings, build, lr_factor, read_toml
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from automagic_cameamp.trainer import tasks
-from automagic_cameamp.trainer.data import load_folder
-from automagic_cameamp.trainer.loop import Run, RunResult, train
-from automagic_cameamp.trainer.metrics import MetricsFile
-from automagic_cameamp.trainer.presets import filled
-from automagic_cameamp.trainer.settings import build
+from automagic_trainer import tasks
+from automagic_trainer.data import load_folder
+from automagic_trainer.loop import Run, RunResult, train
+from automagic_trainer.metrics import MetricsFile
+from automagic_trainer.presets import filled
+from automagic_trainer.settings import build
 
 CAPTIONS = {"red": "a red square", "blue": "a blue square"}
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from automagic_cameamp.trainer import diffusion, tasks, text
-from automagic_cameamp.trainer.data import load_folder, load_shipped
-from automagic_cameamp.trainer.errors import UserError
-from automagic_cameamp.trainer.model import add_lora, load_base
-from automagic_cameamp.trainer.rng import generator
+from automagic_trainer import diffusion, tasks, text
+from automagic_trainer.data import load_folder, load_shipped
+from automagic_trainer.errors import UserError
+from automagic_trainer.model import add_lora, load_base
+from automagic_trainer.rng import generator
 
 
 @pytest.fixture(scope="module")

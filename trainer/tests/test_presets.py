@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from automagic_cameamp.trainer.presets import DEFAULT_LR, LEARNING_RATES, OUR_LR, filled
-from automagic_cameamp.trainer.settings import build
+from automagic_trainer.presets import DEFAULT_LR, LEARNING_RATES, OUR_LR, filled
+from automagic_trainer.settings import build
 
 
 def test_known_optimizers_get_a_rate() -> None:

@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from automagic_cameamp.trainer import checkpoint, durable
+from automagic_trainer import checkpoint, durable
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve()
+SOURCES = [HERE.parents[2] / "src", HERE.parents[1] / "src"]
 PARTS = {name: 0 for name in checkpoint.PARTS}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
 def test_killed_runs_end_with_the_bits_of_the_run_that_was_not(tmp_path: Path) -> None:
     """SIGKILL inside a checkpoint write, around its fsyncs and renames, and at random moments."""
-    command = [sys.executable, str(ROOT / "tests" / "faults" / "killed.py"), str(tmp_path), "1", "0"]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, str(HERE.with_name("killed.py")), str(tmp_path), "1", "0"]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, SOURCES))}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])

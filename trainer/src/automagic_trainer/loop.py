@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from ..factory import OptimizerArgumentError, build_optimizer, resolve_optimizer
+from automagic_cameamp.factory import OptimizerArgumentError, build_optimizer, resolve_optimizer
+
 from . import checkpoint
 from .data import PictureSet
 from .errors import TrainingFailed, UserError

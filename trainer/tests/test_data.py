@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from automagic_cameamp.trainer.data import load, load_folder, load_shipped, read_picture
-from automagic_cameamp.trainer.diffusion import to_latents, to_pictures
-from automagic_cameamp.trainer.errors import UserError
-from automagic_cameamp.trainer.model import asset
+from automagic_trainer.data import load, load_folder, load_shipped, read_picture
+from automagic_trainer.diffusion import to_latents, to_pictures
+from automagic_trainer.errors import UserError
+from automagic_trainer.model import asset
 
 
 def test_shipped_sets() -> None:

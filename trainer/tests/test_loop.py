@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from automagic_cameamp.trainer import checkpoint, loop
-from automagic_cameamp.trainer.data import load_folder
-from automagic_cameamp.trainer.errors import TrainingFailed, UserError
-from automagic_cameamp.trainer.loop import Run, Stopped, preflight
-from automagic_cameamp.trainer.metrics import MetricsFile, Row, state_bytes
-from automagic_cameamp.trainer.settings import build
-from automagic_cameamp.trainer.tasks import LoraTask
+from automagic_trainer import checkpoint, loop
+from automagic_trainer.data import load_folder
+from automagic_trainer.errors import TrainingFailed, UserError
+from automagic_trainer.loop import Run, Stopped, preflight
+from automagic_trainer.metrics import MetricsFile, Row, state_bytes
+from automagic_trainer.settings import build
+from automagic_trainer.tasks import LoraTask
 
 TIMES = ("seconds", "optimizer_ms")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Both at once: where the optimizers are not installed yet, an index has no package of their name.
+INSTALL = "pip install . ./trainer"
+
 
 class UserError(Exception):
     """Bad input: the message is one line that says what is wrong and what to do. The CLI exits with 2."""

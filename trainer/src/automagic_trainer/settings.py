@@ -131,7 +131,7 @@ def _number(name: str, value: Any, whole: bool, source: str) -> int | float:
 
 
 def _optimizer_args(value: Any, source: str) -> dict[str, Any]:
-    from ..factory import OptimizerArgumentError, parse_optimizer_args
+    from automagic_cameamp.factory import OptimizerArgumentError, parse_optimizer_args
 
     if isinstance(value, Mapping):
         return {str(k): tuple(v) if isinstance(v, list) else v for k, v in value.items()}

@@ -2,5 +2,8 @@
 
 Reading order: settings (what decides a run), data and text (what goes in), diffusion and model (what learns),
 tasks (loss and held-out loss), loop (steps, checkpoints, resume), session (a finished folder), gallery,
-plots and report (what comes out). It needs the extra ``automagic-cameamp[demo]``.
+plots and report (what comes out), commands (the command line). It sees of the optimizers what
+`import automagic_cameamp` and `automagic_cameamp.factory` show, like any user of theirs.
 """
+
+__version__ = "0.1.0"

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from automagic_cameamp.trainer.data import PictureSet, load_shipped
-from automagic_cameamp.trainer.model import BASE_CONFIG, new_unet
+from automagic_trainer.data import PictureSet, load_shipped
+from automagic_trainer.model import BASE_CONFIG, new_unet
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:

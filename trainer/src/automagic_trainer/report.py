@@ -26,7 +26,7 @@ def write_report(
     path: Path, title: str, gallery: Gallery, results: Sequence[RunResult], how: dict[str, str]
 ) -> None:
     """Fill the page's template and write it."""
-    template = resources.files("automagic_cameamp.trainer") / "assets" / "report.html"
+    template = resources.files("automagic_trainer") / "assets" / "report.html"
     parts = {
         "TITLE": html.escape(title),
         "LEAD": _lead(results),
@@ -150,7 +150,7 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     if "automagic-cameamp" not in found:  # run from a checkout that is not installed
-        from .._version import __version__
+        from automagic_cameamp import __version__
 
         found["automagic-cameamp"] = __version__
     found["torch threads"] = str(torch.get_num_threads())

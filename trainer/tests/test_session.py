@@ -16,13 +16,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from automagic_cameamp import cli
-from automagic_cameamp.trainer import diffusion, gallery, text
-from automagic_cameamp.trainer.data import load_shipped
-from automagic_cameamp.trainer.demo import demo_session
-from automagic_cameamp.trainer.errors import UserError
-from automagic_cameamp.trainer.gallery import Drawing, Gallery, draw, write_grid, write_sheet
-from automagic_cameamp.trainer.model import add_lora, load_adapter, load_base, save_adapter
-from automagic_cameamp.trainer.presets import DEMO_OPTIMIZERS, QUICK_OPTIMIZERS
+from automagic_trainer import diffusion, gallery, text
+from automagic_trainer.data import load_shipped
+from automagic_trainer.demo import demo_session
+from automagic_trainer.errors import UserError
+from automagic_trainer.gallery import Drawing, Gallery, draw, write_grid, write_sheet
+from automagic_trainer.model import add_lora, load_adapter, load_base, save_adapter
+from automagic_trainer.presets import DEMO_OPTIMIZERS, QUICK_OPTIMIZERS
 
 PROMPT = "cat face with sunglasses"
 
@@ -157,7 +157,7 @@ def test_the_report_is_one_whole_page_that_needs_no_network(demo: Path) -> None:
 
 
 def test_words_of_the_user_are_escaped_in_the_report(demo: Path, tmp_path: Path) -> None:
-    from automagic_cameamp.trainer.report import _card
+    from automagic_trainer.report import _card
 
     pictures = np.zeros((1, 32, 32, 3), dtype=np.uint8)
     card = _card(Gallery(['<b>"x" & y'], [None], [("before", pictures)]), 0)

@@ -1,6 +1,6 @@
 """Render the small picture set that the trainer ships, from the Noto Color Emoji font.
 
-Writes into src/automagic_cameamp/trainer/assets:
+Writes into trainer/src/automagic_trainer/assets:
 
 * ``emoji.png``    one contact sheet, 32 tiles of 32x32 pixels a row, lossless;
 * ``emoji.jsonl``  one line a tile, in the sheet's order: index, split, character, caption;
@@ -11,7 +11,7 @@ what ``train_base.py`` learns to draw; "cats" are the nine cat faces of the demo
 "base", so a LoRA really has something to learn.
 
 Users never need this script, nor the font. To run it: ``apt-get install fonts-noto-color-emoji``, then
-``python scripts/make_emoji.py``.
+``python trainer/scripts/make_emoji.py``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-ASSETS = Path(__file__).resolve().parents[1] / "src" / "automagic_cameamp" / "trainer" / "assets"
+ASSETS = Path(__file__).resolve().parents[1] / "src" / "automagic_trainer" / "assets"
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 COPYRIGHT = Path("/usr/share/doc/fonts-noto-color-emoji/copyright")
 TILE, COLUMNS = 32, 32

@@ -121,6 +121,6 @@ def cat_lora(
         seed: decides the LoRA's first matrices, the order of the pictures and the noise.
         device: where to train.
         batch: pictures in one step.
-        text_cache: embeddings written by ``scripts/train_base.py --embed``, where MiniLM is not installed.
+        text_cache: embeddings written by ``train_base.py --embed``, where MiniLM is not installed.
     """
     return LoraTask(load_shipped("cats"), seed=seed, device=device, batch=batch, text_cache=text_cache)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ..factory import OptimizerArgumentError, our_optimizers, resolve_optimizer
+from automagic_cameamp.factory import OptimizerArgumentError, our_optimizers, resolve_optimizer
+
 from .settings import TrainSettings
 
 # For a LoRA of rank 8 on a few pictures: the best of a grid of powers of two by held-out loss after 150 steps

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..factory import OptimizerArgumentError, resolve_optimizer
+from automagic_cameamp.factory import OptimizerArgumentError, resolve_optimizer
+
 from . import durable
 from .data import PictureSet, load
 from .errors import TrainingFailed, UserError

@@ -1,8 +1,8 @@
 """Train the small base model that the demo adapts, on the shipped emoji (not on the cats).
 
-    python scripts/train_base.py              # about half an hour on one CPU core
-    python scripts/train_base.py --embed captions.safetensors       # only write the captions' embeddings
-    python scripts/train_base.py --embeddings captions.safetensors  # train where MiniLM is not installed
+    python trainer/scripts/train_base.py      # about half an hour on one CPU core
+    python trainer/scripts/train_base.py --embed captions.safetensors      # only embed the captions
+    python trainer/scripts/train_base.py --embeddings captions.safetensors # train where MiniLM is missing
 
 Faces are drawn more often than the other pictures (--face-share), because the demo turns faces into cats.
 The weights kept are an exponential moving average; they are written in half precision, with the settings and
@@ -22,14 +22,14 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT.parent / "src")]
 
-from automagic_cameamp.trainer import diffusion, text  # noqa: E402
-from automagic_cameamp.trainer.data import PictureSet, load_shipped  # noqa: E402
-from automagic_cameamp.trainer.model import BASE_CONFIG, BASE_NAME, new_unet  # noqa: E402
-from automagic_cameamp.trainer.rng import generator  # noqa: E402
+from automagic_trainer import diffusion, text  # noqa: E402
+from automagic_trainer.data import PictureSet, load_shipped  # noqa: E402
+from automagic_trainer.model import BASE_CONFIG, BASE_NAME, new_unet  # noqa: E402
+from automagic_trainer.rng import generator  # noqa: E402
 
-ASSETS = ROOT / "src" / "automagic_cameamp" / "trainer" / "assets"
+ASSETS = ROOT / "src" / "automagic_trainer" / "assets"
 
 
 def arguments() -> argparse.Namespace:
