@@ -18,6 +18,7 @@ PAGES = [
     TWIN,
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "trainer" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 FENCE = re.compile(r"^(?P<mark>`{3,})(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=mark)[ \t]*$", re.M | re.S)
@@ -126,7 +127,7 @@ def test_make_lines_exist(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", named("pip"))
-def test_pip_lines_name_extras_that_exist(words: list[str]) -> None:
+def test_pip_lines_name_projects_and_extras_that_exist(words: list[str]) -> None:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -135,6 +136,8 @@ def test_pip_lines_name_extras_that_exist(words: list[str]) -> None:
     for word in words:
         for group in re.findall(r"^(?:\.|automagic-cameamp)\[([\w,-]+)\]", word):
             assert set(group.split(",")) <= set(extras), f"{word}: extras are {sorted(extras)}"
+        if word.startswith("."):
+            assert (ROOT / word.partition("[")[0] / "pyproject.toml").is_file(), word
 
 
 def test_scripts_named_exist() -> None:

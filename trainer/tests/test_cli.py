@@ -1,4 +1,4 @@
-"""The commands `automagic demo`, `train`, `sample`: help, exit codes, one line for a mistake, Ctrl-C and the way on."""
+"""The commands `automagic demo`, `train`, `sample`: help, exit codes, one line for mistakes, Ctrl-C."""
 
 from __future__ import annotations
 
