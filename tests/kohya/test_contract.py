@@ -9,6 +9,7 @@ import torch
 
 import automagic_cameamp
 from automagic_cameamp.kohya import register
+from automagic_cameamp.profiles import PROFILES
 
 FULL = "automagic_cameamp.Automagic_CameAMP_Improved_8Bit"
 BARE = "Automagic_CameAMP_Improved_8Bit"
@@ -78,7 +79,7 @@ def test_registered_bare_name_of_32bit_works_without(plain: Any, no_bitsandbytes
 # ------------------------------------------------------- names that need neither bitsandbytes nor quotes
 
 
-@pytest.mark.parametrize("profile", ["memory_optimized", "balanced", "quality_optimized"])
+@pytest.mark.parametrize("profile", PROFILES)
 def test_preset_module_needs_neither(plain: Any, no_bitsandbytes: None, profile: str) -> None:
     name = f"automagic_cameamp.{profile}.Automagic_CameAMP_Improved_Q8"
     result = plain(f"--optimizer_type={name}", "--learning_rate=1e-4", "--optimizer_args", "warmup_steps=10")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import pickle
 
@@ -10,20 +11,9 @@ import pytest
 import torch
 
 import automagic_cameamp
-from automagic_cameamp import (
-    OPTIMIZERS,
-    OptimizationProfiles,
-    balanced,
-    memory_optimized,
-    presets,
-    quality_optimized,
-)
+from automagic_cameamp import OPTIMIZERS, OptimizationProfiles, balanced, memory_optimized, presets
 
-MODULES = {
-    "memory_optimized": memory_optimized,
-    "balanced": balanced,
-    "quality_optimized": quality_optimized,
-}
+MODULES = {name: importlib.import_module(f"automagic_cameamp.{name}") for name in presets.PROFILES}
 CLASSES = [name for name, cls in OPTIMIZERS.items() if presets.has_profiles(cls)]
 
 

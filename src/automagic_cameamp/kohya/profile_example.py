@@ -15,8 +15,7 @@ from automagic_cameamp import (
     OptimizationProfiles,
     create_improved_8bit_optimizer,
 )
-
-PROFILES = ("memory_optimized", "balanced", "quality_optimized")
+from automagic_cameamp.presets import PROFILES
 
 
 def train_a_little(profile: str, steps: int = 5) -> Automagic_CameAMP_Improved_8Bit:
