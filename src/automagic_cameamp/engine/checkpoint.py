@@ -12,7 +12,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,7 +24,16 @@ from ..validate import fail
 from . import execute, landing, memory, sharded
 from .buckets import Chunk
 from .execute import Field
-from .saved import ADVICE, CheckpointError, SavedState, check_family, check_values, refuse_foreign, split_key
+from .saved import (
+    ADVICE,
+    CheckpointError,
+    SavedState,
+    apart,
+    check_family,
+    check_values,
+    refuse_foreign,
+    split_key,
+)
 from .saved_groups import FORMAT_VERSION, merged, structure
 from .shards import is_distributed, local_of
 
@@ -48,6 +57,7 @@ class Fitted(NamedTuple):
         home: index of the parameter beside whose state the controller's memory was kept.
         memory: that memory.
         landed: keys of the chunks whose states are rows of tensors made for them.
+        beside: index of the parameter -> entries of the program's own beside its state.
     """
 
     groups: list[dict[str, Any]]
@@ -59,6 +69,7 @@ class Fitted(NamedTuple):
     home: int | None = None
     memory: Tensor | None = None
     landed: frozenset[tuple[int, int]] = frozenset()
+    beside: Mapping[int, dict[Any, Any]] = MappingProxyType({})
 
 
 def fit(
@@ -100,7 +111,8 @@ def fit(
     work.share_group_masks(groups)
     fresh, dropped = sorted(work.fresh), sorted(work.dropped | lost)
     landed = frozenset(work.landed)
-    return Fitted(groups, work.states, work.converted, fresh, dropped, extra, home, remembered, landed)
+    taken = home, remembered, landed, work.beside
+    return Fitted(groups, work.states, work.converted, fresh, dropped, extra, *taken)
 
 
 def commit(optimizer: Any, fitted: Fitted) -> None:
@@ -133,6 +145,8 @@ def commit(optimizer: Any, fitted: Fitted) -> None:
         for row, entry in zip(rows, saved, strict=True):
             landing.fill(row, entry)
         state.update(zip(params, rows, strict=True))
+    for i, entries in fitted.beside.items():
+        state[owners[i]].update({key: landing.copied(value, owners[i]) for key, value in entries.items()})
     optimizer.__setstate__(
         {"state": defaultdict(dict, {**state, **fitted.extra}), "param_groups": fitted.groups}
     )
@@ -182,7 +196,7 @@ def convert_state(
         first += count
     other = {k: v for k, v in state_dict.items() if k not in ("state", "param_groups")}
     extra = {k: v for k, v in fitted.extra.items() if k not in range(first)}
-    states: dict[Any, Any] = {**fitted.states, **extra}
+    states: dict[Any, Any] = {**{i: {**s, **fitted.beside[i]} for i, s in fitted.states.items()}, **extra}
     if fitted.home is not None and fitted.memory is not None:
         states[fitted.home] = {**states[fitted.home], memory.KEY: fitted.memory}
     return {**other, "state": states, "param_groups": groups, "magic_version": FORMAT_VERSION}
@@ -243,6 +257,7 @@ class _Conversion:
         self.new_masks: set[int] = set()  # parameters whose mask is of another granularity or rule
         self.landed: set[tuple[int, int]] = set()  # chunks that are in rows of their own already
         self.own: set[int] = set()  # parameters in them
+        self.beside: dict[int, dict[Any, Any]] = {}  # what the program keeps there itself
 
     def add(self, group: dict[str, Any], chunk: Chunk, before: Any) -> None:
         """The saved members of a chunk."""
@@ -254,11 +269,12 @@ class _Conversion:
         rows: list[dict[str, Tensor]] | None = None
         for place, (i, p) in enumerate(members):
             name, state = self.names[i], self.entries[i]
+            compute = execute.compute_dtype(p)
+            wanted = {key: form for field in fields for key, form in _forms(field, chunk.layout, compute)}
+            state, self.beside[i] = apart(state, wanted.keys())
             cut = any(is_distributed(value) for value in state.values())
             if cut and chunk.shard is None:
                 raise CheckpointError(f"state of {name} is sharded, the parameter is not. {WHOLE} {ADVICE}")
-            compute = execute.compute_dtype(p)
-            wanted = {key: form for field in fields for key, form in _forms(field, chunk.layout, compute)}
             check_family(name, state, list(wanted))
             if (
                 state.keys() == wanted.keys()

@@ -7,6 +7,7 @@ anything is written, so that a lack of memory leaves the optimizer as it was.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -71,6 +72,11 @@ def fill(row: State, saved: Mapping[str, Tensor]) -> None:
     for key, own in row.items():
         if not _same(own, saved[key]):
             own.copy_(saved[key].detach())
+
+
+def copied(value: Any, p: Tensor) -> Any:
+    """A program's own entry beside the state of p: a tensor keeps its type and moves to p."""
+    return value.detach().to(p.device, copy=True) if isinstance(value, Tensor) else deepcopy(value)
 
 
 def overlaps(saved: Mapping[Any, Mapping[str, Tensor]], held: Mapping[Any, Mapping[str, Any]]) -> bool:

@@ -269,8 +269,14 @@ class Plan:
             params = [p for p in (self.params[i]() for i in self.order[part]) if p is not None]
             yield directions.Search(member, params, self.table.tasks[part], places)
 
-    def run(self, optimizer: Any) -> None:
-        """One step of all parameters, after ``fits``; and what the rest of the engine wants to know of it."""
+    def run(self, optimizer: Any, works: list[Any]) -> None:
+        """One step of all parameters, after ``fits``; and what the rest of the engine wants to know of it.
+
+        Args:
+            optimizer: the plan's.
+            works: those that the plan was just made from, if it was: what they share is without parameters
+                that have had no update yet.
+        """
         multiplier = 1.0
         if optimizer.controller is not None:
             multiplier = float(optimizer.controller.multiplier(torch.zeros((), dtype=torch.float32)))
@@ -278,10 +284,15 @@ class Plan:
             lr = float(optimizer.param_groups[group]["lr"])
             table.renew(self.table.options[number], lr, low, hard, multiplier)
         searches = list(self._searches())
+        step = self.table.step
+        masks = step.mask_count
+        if works:
+            step.mask_mean, step.mask_count = float(works[0].shared.mask_mean), 0
         try:
             self.table.call(self.grads)
         finally:
             self.due.count(self.table.tasks["ok"])
+            step.mask_count = masks
         self.grads = []
         for search in searches:
             search.finish()

@@ -198,7 +198,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
 
             plan = self._plan = native.planned(self, works)
         if plan is not None:
-            plan.run(self)
+            plan.run(self, works)
         else:
             rest = [work for work in works if work.chunk.shard is None]
             outcomes = (sharded.run(cut, self.controller), backends.run(self.config.engine, rest))
@@ -222,9 +222,10 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
     def _works(self) -> list[backends.Work]:
         """The updates of this step."""
         plan = list(self._chunks())
-        self._create_states(plan)
-        # All groups look at the model as the last step left it, so before any of them moves.
+        # All groups look at the model as the last step left it: before any of them moves, and without those
+        # that have their first gradient, as where gradients are released nobody knows yet who will.
         lagged = self._lagged()
+        self._create_states(plan)
         shared = [self._share(number, group, lagged) for number, group in enumerate(self.param_groups)]
         return [
             self._work(group, chunk, active, shared[chunk.key[0]])

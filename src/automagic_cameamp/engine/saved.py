@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +63,20 @@ def refuse_foreign(name: str, state: Mapping[Any, Any]) -> None:
             f"state of {name} looks like that of {KINDS[kind]}, not of this family: "
             f"automagic_cameamp.import_state(optimizer, state_dict) can take it. {ADVICE}"
         )
+
+
+def apart(state: Mapping[Any, Any], wanted: Collection[str]) -> tuple[Mapping[Any, Any], dict[Any, Any]]:
+    """A saved state, and what a program keeps beside it under names of its own.
+
+    Args:
+        state: saved for one parameter.
+        wanted: keys that this optimizer keeps; where one is missing, nothing is set apart, for a strange
+            name may be that of another optimizer.
+    """
+    if len(state) == len(wanted) or not state.keys() >= set(wanted):
+        return state, {}
+    own = {k: v for k, v in state.items() if not _carry.in_family(split_key(str(k))[0])}
+    return {k: v for k, v in state.items() if k not in own}, own
 
 
 def check_family(name: str, state: Mapping[Any, Any], wanted: Sequence[str]) -> None:
