@@ -110,6 +110,7 @@ programs = st.lists(st.one_of(whole, whole, steps, st.sampled_from(BETWEEN)), mi
 def play(engine: str, program: list[Any], forget: bool, name: str, **options: Any) -> list[Any]:
     params = weights()
     run: Run = (build(name, params, engine, use_lr_mask=True, **options), params)
+    part: Any
     for number, part in enumerate(program):
         if callable(part):
             run = part(run)

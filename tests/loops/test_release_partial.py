@@ -1,4 +1,4 @@
-"""Gradient release where a backward pass reaches some parameters only: experts, adapters in turn, unused heads."""
+"""Gradient release where a backward pass reaches some parameters only: experts, adapters in turn."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def pair(name: str, engine: str) -> list[tuple[Experts, Any]]:
 
 NO_SHRINKING = (Phase.explicit, Phase.generate)
 PROGRAM = [({t % 4}, t % 3 == 0) for t in range(16)]
+LATE = [({0}, False)] * 5 + [({0, 1}, True)] * 3 + [({2}, False)] * 2
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -53,6 +54,7 @@ PROGRAM = [({t % 4}, t % 3 == 0) for t in range(16)]
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=5, phases=NO_SHRINKING)
 @example(PROGRAM)
+@example(LATE)
 @given(st.lists(passes, min_size=4, max_size=14))
 def test_equals_the_plain_step(
     name: str, accumulation: int, engine: str, program: list[tuple[set[int], bool]]
@@ -71,6 +73,7 @@ def test_equals_the_plain_step(
 @pytest.mark.parametrize("engine", ENGINES)
 @settings(max_examples=5, phases=NO_SHRINKING)
 @example(PROGRAM)
+@example(LATE)
 @given(st.lists(passes, min_size=4, max_size=14))
 def test_hooks_of_a_trainer(engine: str, program: list[tuple[set[int], bool]]) -> None:
     """``step_parameter`` by hand, and plain steps between."""
