@@ -305,7 +305,9 @@ def test_one_call_per_step(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     original = native.Table.call
     monkeypatch.setattr(
-        native.Table, "call", lambda self, grads: (calls.append(len(grads)), original(self, grads))[1]
+        native.Table,
+        "call",
+        lambda self, grads, params: (calls.append(len(grads)), original(self, grads, params))[1],
     )
     params = [torch.nn.Parameter(torch.randn(8, 16)) for _ in range(50)] + [
         torch.nn.Parameter(torch.randn(30))

@@ -6,7 +6,7 @@ reference. Other backends may be faster, never different: tests hold them in loc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
@@ -45,6 +45,32 @@ class Work(NamedTuple):
     rounds: bool
 
 
+class Left(NamedTuple):
+    """A work, or part of one, that a backend does not take; and why, in words."""
+
+    work: Work
+    reason: str
+
+
+def part(work: Work, places: Sequence[int]) -> Work:
+    """The update of some members of a work."""
+    if len(places) == len(work.states):
+        return work
+    chunk, shared = work.chunk, work.shared
+    if shared is not None:
+        due = set(shared.refresh)
+        shared = shared._replace(refresh=tuple(new for new, old in enumerate(places) if old in due))
+    return work._replace(
+        shared=shared,
+        chunk=chunk._replace(
+            params=[chunk.params[i] for i in places], indices=[chunk.indices[i] for i in places]
+        ),
+        active=[work.active[i] for i in places],
+        states=[work.states[i] for i in places],
+        keys=None if work.keys is None else work.keys[list(places)],
+    )
+
+
 Outcome = tuple[Work, Tensor, Any]  # the work, [B] bool usable gradient, the recipe's signals
 
 
@@ -72,8 +98,8 @@ class Backend(Protocol):
 
     name: str
 
-    def takes(self, work: Work) -> bool:
-        """Whether this backend can execute the work exactly as the reference would."""
+    def divide(self, work: Work) -> tuple[Work | None, list[Left]]:
+        """The part that this backend can execute as the reference would, and what is left."""
         ...
 
     def run(self, works: list[Work]) -> Iterator[Outcome]:
@@ -86,9 +112,9 @@ class Reference:
 
     name = "reference"
 
-    def takes(self, work: Work) -> bool:
+    def divide(self, work: Work) -> tuple[Work | None, list[Left]]:
         """Everything."""
-        return True
+        return work, []
 
     def run(self, works: list[Work]) -> Iterator[Outcome]:
         """One chunk after the other."""
@@ -110,11 +136,20 @@ def available(engine: str, works: list[Work]) -> tuple[Backend, ...]:
 
 
 def run(engine: str, works: list[Work]) -> Iterator[Outcome]:
-    """Give every work to the first backend that takes it, and run them."""
-    backends = available(engine, works)
-    parts: list[list[Work]] = [[] for _ in backends]
-    for work in works:
-        parts[next(i for i, backend in enumerate(backends) if backend.takes(work))].append(work)
-    for backend, part in zip(backends, parts, strict=True):
-        if part:
-            yield from backend.run(part)
+    """Give what each backend takes of every work to it, and run them."""
+    for _, outcome in ranked(engine, works):
+        yield outcome
+
+
+def ranked(engine: str, works: list[Work]) -> Iterator[tuple[int, Outcome]]:
+    """The same, with the place of the backend among those available."""
+    for rank, backend in enumerate(available(engine, works)):
+        taken: list[Work] = []
+        waiting: list[Work] = []
+        for work in works:
+            mine, left = backend.divide(work)
+            taken += [] if mine is None else [mine]
+            waiting += [rest for rest, _ in left]
+        works = waiting
+        for outcome in backend.run(taken) if taken else ():
+            yield rank, outcome

@@ -19,6 +19,7 @@ from ..recipes import improved
 from . import execute
 
 FIELDS = ("lowrank_basis", "lowrank_tail")
+STRAIGHT = torch.contiguous_format
 
 
 def name_of(fields: list[execute.Field]) -> str | None:
@@ -139,12 +140,12 @@ class Search:
         due: places of those that search.
     """
 
-    def __init__(self, member: Any, params: list[Tensor], rows: Any, due: Sequence[int]) -> None:
+    def __init__(self, member: Any, params: Sequence[Tensor], rows: Any, due: Sequence[int]) -> None:
         self.member, self.params, self.rows, self.due = member, params, rows, list(due)
         self.usual: Any = None
         self.weights = {i: params[i].detach() for i in self.due}
         if params[0].dtype != torch.float32:
-            self.weights = {i: w.float() for i, w in self.weights.items()}
+            self.weights = {i: w.to(torch.float32, memory_format=STRAIGHT) for i, w in self.weights.items()}
             self.usual = rows[self.due]
             rows["p"][self.due] = [w.data_ptr() for w in self.weights.values()]
             rows["p_type"][self.due], rows["rounds"][self.due] = 0, 0

@@ -10,9 +10,9 @@ from __future__ import annotations
 import ctypes
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,11 @@ from torch import Tensor
 from ..kernels import layout as abi
 from ..kernels import native
 from ..validate import callers_depth
-from . import directions
+from . import copies, directions, versions
 from . import native_table as table
-from .backends import Folded
-from .native_table import TYPES, Member, unsupported
+from .backends import REFERENCE, Folded, Left, Outcome, Work
+from .native_table import TYPES, Member
+from .rest import Rest, divide
 
 WITHOUT = (
     "the CPU kernels of automagic_cameamp cannot be used ({}). Steps on CPU run in plain torch and "
@@ -67,10 +68,15 @@ class Table:
     def __init__(self, members: list[Member], signals: bool) -> None:
         self.members = members
         self.tasks: Any = np.zeros(sum(len(m.states) for m in members), dtype=table.TASK)
+        self._raw: Any = self.tasks.view(
+            f"V{table.TASK.itemsize}"
+        )  # numpy copies fields one by one otherwise
         self.states: list[dict[str, Any]] = []
         self.slices: list[slice] = []
         self.options: Any = np.zeros(len(members), dtype=table.OPTIONS)
-        self.signals, self.sketch = signals, None  # the sketch lives during a step only
+        self.signals = signals
+        self.folded: Folded | None = None  # lives during a step only
+        self.sums: list[Tensor] = []
         start = 0
         for number, member in enumerate(members):
             self.options[number] = table.options(member.hp, member.recipe, signals)
@@ -84,6 +90,10 @@ class Table:
             self.tasks["sketch_offset"][part] = 40_503 * group + 24_593 * position
             self.states += member.states
             start = part.stop
+        params = [p for member in members for p in member.chunk.params]
+        self.sizes = [p.numel() for p in params]
+        self.strided = [i for i, p in enumerate(params) if not copies.plain(p)]
+        self.counters = versions.counters(self.states)
         self.step = abi.Step(
             tasks=self.tasks.ctypes.data,
             options=self.options.ctypes.data,
@@ -92,36 +102,99 @@ class Table:
             mask_mean=1.0,
             flavour=native.limit(),
         )
-        self.held: Any = None
 
-    def call(self, grads: list[Tensor]) -> None:
-        """Run all works with these gradients.
+    def watch(self, sums: list[tuple[Tensor, int]]) -> None:
+        """Let the kernels form the mean of the mask from these sums and numbers of elements."""
+        self.sums = [x for x, _ in sums]
+        self._places: Any = np.array([x.data_ptr() for x in self.sums], dtype=np.uint64)
+        self.step.mask_sums, self.step.mask_count = self._places.ctypes.data, len(sums)
+        self.step.masked = float(sum(n for _, n in sums))
+
+    def call(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> int:
+        """Run all works.
+
+        Args:
+            grads: gradient of each task; those that are not contiguous are copied batch by batch.
+            params: parameter of each task; the tables hold addresses only.
+
+        Returns:
+            The number of tensors whose gradient was not usable.
 
         Raises:
             MemoryError: a tensor was not updated, because there was no memory for it.
         """
         self.step.threads = torch.get_num_threads()
-        if self.signals:
-            self.sketch = torch.zeros(abi.SKETCH, dtype=torch.float64)
-            self.step.sketch = self.sketch.data_ptr()
-        native.library().automagic_step(ctypes.byref(self.step))
-        if self.step.bad and (self.tasks["ok"] < 0).any():
+        if all(map(Tensor.is_contiguous, grads)) and not any(map(Tensor.is_neg, grads)):
+            odd = self.strided
+        else:
+            odd = sorted({*self.strided, *(i for i, g in enumerate(grads) if not copies.plain(g))})
+        tasks = self.tasks
+        tasks["g"] = list(map(Tensor.data_ptr, grads))
+        if not odd:
+            folded = self._run(tasks)
+        else:
+            folded = self._run_in_parts(odd, grads, params)
+        versions.moved(params)
+        versions.moved(self.counters)
+        if folded.bad and (tasks["ok"] < 0).any():
             raise MemoryError("no memory for the scratch of a step: some tensors were not updated.")
+        self.folded = folded if self.signals else None
+        return folded.bad
+
+    def _run(self, tasks: Any) -> Folded:
+        """Run these rows, and nothing else; they lie in one piece."""
+        step = self.step
+        step.tasks, step.count = tasks.ctypes.data, len(tasks)
+        sketch = torch.zeros(abi.SKETCH if self.signals else 0, dtype=torch.float64)
+        step.sketch = sketch.data_ptr() if self.signals else None
+        native.library().automagic_step(ctypes.byref(step))
+        return Folded(sketch, step.square, step.bad)
+
+    def _run_in_parts(self, odd: list[int], grads: Sequence[Tensor], params: Sequence[Tensor]) -> Folded:
+        """Run what lies straight at once, and the rest batch by batch."""
+        step, count = self.step, self.step.mask_count
+        if count:  # the mean as it was before the first part; as the recipe rounds it
+            step.mask_mean = float((torch.stack(self.sums).double().sum() / step.masked).float())
+            step.mask_count = 0
+        straight = np.ones(len(self.tasks), dtype=bool)
+        straight[odd] = False
+        parts = [self._run_some(np.flatnonzero(straight))] if straight.any() else []
+        for batch in copies.batches(odd, [self.sizes[i] for i in odd]):
+            parts.append(self._through_copies(batch, grads, params))
+        step.mask_count = count
+        return Folded.of(parts)
+
+    def _run_some(self, places: Any) -> Folded:
+        """Run some rows of the table."""
+        rows = self._raw[places].view(table.TASK)
+        folded = self._run(rows)
+        self.tasks["ok"][places] = rows["ok"]
+        return folded
+
+    def _through_copies(self, batch: list[int], grads: Sequence[Tensor], params: Sequence[Tensor]) -> Folded:
+        """Run a batch of rows whose weights or gradients the kernels cannot read where they lie."""
+        rows = self.tasks["p"]
+        g_rows = self.tasks["g"]
+        scratch = copies.own.scratch
+        scratch.begin()
+        held = [grads[i] if copies.plain(grads[i]) else scratch.copy(grads[i]) for i in batch]
+        g_rows[batch] = list(map(Tensor.data_ptr, held))
+        # A search for directions may have put a copy in the weights' place.
+        odd = [i for i in batch if rows[i] == params[i].data_ptr() and not copies.plain(params[i])]
+        usual, weights = rows[odd], [scratch.copy(params[i]) for i in odd]
+        rows[odd] = list(map(Tensor.data_ptr, weights))
+        folded = self._run_some(batch)
+        rows[odd] = usual
+        for i, weight in zip(odd, weights, strict=True):
+            copies.give_back(weight, params[i])
+        return folded
 
     def outcomes(self) -> Iterator[tuple[Member, Tensor, Any]]:
         """Per work: which gradients were usable; the signals of all come with the first."""
-        folded: Any = None
-        if self.sketch is not None:
-            folded = Folded(self.sketch, self.step.square, self.step.bad)
-            self.sketch = None
+        folded, self.folded = self.folded, None
         for member, part in zip(self.members, self.slices, strict=True):
             yield member, torch.from_numpy(self.tasks["ok"][part] == 1), folded
             folded = None
-
-
-def contiguous(grads: list[Tensor]) -> list[Tensor]:
-    """The gradients as the kernels read them, copied where they are not."""
-    return [g if g.is_contiguous() and not (g.is_conj() or g.is_neg()) else g.contiguous() for g in grads]
 
 
 def _member(work: Any) -> Member:
@@ -138,14 +211,15 @@ class Native:
     def __init__(self, engine: str) -> None:
         self.engine = engine
 
-    def takes(self, work: Any) -> bool:
-        """Whether the kernels can do all of this work; ``engine='native'`` warns once where not."""
-        reason = unsupported(work)
-        if reason is not None and self.engine == "native":
-            say(f"engine='native' cannot do {reason}: such parameters are updated in plain torch.")
-        return reason is None
+    def divide(self, work: Work) -> tuple[Work | None, list[Left]]:
+        """What of a work the kernels take, and the rest; ``engine='native'`` warns once of each reason."""
+        taken, left = divide(work)
+        if self.engine == "native":
+            for _, reason in left:
+                say(f"engine='native' cannot do {reason}: such parameters are updated in plain torch.")
+        return taken, left
 
-    def run(self, works: list[Any]) -> Iterator[tuple[Any, Tensor, Any]]:
+    def run(self, works: list[Work]) -> Iterator[Outcome]:
         """One call for all works."""
         signals = getattr(works[0].recipe, "Signals", None) is not None
         held = Table([_member(work) for work in works], signals)
@@ -153,16 +227,17 @@ class Native:
             hp, shared = work.hp, work.shared
             multiplier = 1.0 if shared.multiplier is None else float(shared.multiplier)
             table.renew(held.options[number], float(hp.lr), hp.min_lr, hp.hard_min_lr, multiplier)
-            held.step.mask_mean = float(shared.mask_mean)
-        grads = contiguous([p.grad for work in works for p in work.chunk.params])
-        held.tasks["g"] = [g.data_ptr() for g in grads]
+            # Rounded as the kernels and the reference do it, also beside weights of fp64.
+            held.step.mask_mean = float(shared.mask_mean.float())
+        params = [p for work in works for p in work.chunk.params]
+        grads: list[Any] = [p.grad for p in params]
         held.tasks["g_type"] = [TYPES[g.dtype] for g in grads]
         searches = [
             directions.Search(member, member.chunk.params, held.tasks[part], work.shared.refresh)
             for work, member, part in zip(works, held.members, held.slices, strict=True)
             if work.shared.refresh
         ]
-        held.call(grads)
+        held.call(grads, params)
         for search in searches:
             search.finish()
         for work, (_, ok, folded) in zip(works, held.outcomes(), strict=True):
@@ -170,9 +245,15 @@ class Native:
 
 
 class Plan:
-    """Everything about a step that stays from one to the next, where all works are native."""
+    """Everything about a step that stays from one to the next, where works are native.
 
-    def __init__(self, optimizer: Any, works: list[Any]) -> None:
+    Args:
+        optimizer: whose step it is.
+        works: what the kernels do, at least one.
+        left: what the reference does in the same step.
+    """
+
+    def __init__(self, optimizer: Any, works: list[Work], left: list[Left]) -> None:
         groups = optimizer.param_groups
         params: list[Tensor] = list(chain.from_iterable(group["params"] for group in groups))
         # Weak: a parameter that the program drops must not live on here.
@@ -184,26 +265,27 @@ class Plan:
         self.table = Table([_member(work) for work in works], optimizer.controller is not None)
         self.table.members = [m._replace(chunk=m.chunk._replace(params=[])) for m in self.table.members]
         place = {id(p): i for i, p in enumerate(params)}
-        self.order = [place[id(p)] for work in works for p in work.chunk.params]
+        self.take = _taker([place[id(p)] for work in works for p in work.chunk.params])
         self.present = [p.grad is not None for p in params]
         self.pointers = [p.data_ptr() for p in params]
         self.dtypes, self.shapes = list(map(_DTYPE, params)), list(map(_SHAPE, params))
+        self.wanted = list(self.take(self.shapes))
         self.strides = [p.stride() for p in params]
         self.entries = list(optimizer.state.values())
         self.held = list(self._values())
         self.tensors = [t for t in self.held if isinstance(t, Tensor)]
         self.places = list(map(Tensor.data_ptr, self.tensors))
         self.rates = [(w.chunk.key[0], w.hp.min_lr, w.hp.hard_min_lr) for w in works]
-        sums = [
-            (entry["lr_mask_sum"].data_ptr(), p.numel())
-            for p, entry in optimizer.state.items()
-            if "lr_mask_sum" in entry
-        ]
-        self.mask_sums = np.array([address for address, _ in sums], dtype=np.uint64)
-        step = self.table.step
-        step.mask_sums, step.mask_count = self.mask_sums.ctypes.data, len(sums)
-        step.masked = float(sum(n for _, n in sums))
-        self.grads: list[Tensor] = []
+        self.table.watch(
+            [(s["lr_mask_sum"], p.numel()) for p, s in optimizer.state.items() if "lr_mask_sum" in s]
+        )
+        self.rest = Rest(optimizer, left)
+        self.grads: Sequence[Tensor] = ()
+        self.live: Sequence[Tensor] = ()  # all parameters, between ``fits`` and ``run``
+        self.types: list[torch.dtype] = []
+        # Of the step that it is made in: what the works share then is without parameters that have had no
+        # update yet.
+        self.first: tuple[Tensor, list[Work]] | None = works[0].shared.mask_mean, [work for work, _ in left]
         self.due = directions.Schedule(works, self.table.slices, self.table.states, groups)
 
     def _values(self) -> Iterator[Any]:
@@ -248,57 +330,53 @@ class Plan:
 
     def _take_gradients(self, params: list[Tensor]) -> bool:
         every = list(map(_GRAD, params))
-        if [g is not None for g in every] != self.present:
+        if [g is not None for g in every] != self.present or not self.rest.fits(every):
             return False
-        grads: list[Any] = [every[i] for i in self.order]
-        if not all(map(_IS_CPU, grads)):
+        grads = self.take(every)
+        if not all(map(_IS_CPU, grads)) or list(map(_SHAPE, grads)) != self.wanted:
             return False
-        if list(map(_SHAPE, grads)) != [self.shapes[i] for i in self.order]:
-            return False
-        if not all(map(Tensor.is_contiguous, grads)) or any(map(Tensor.is_neg, grads)):
-            grads = contiguous(grads)
-        tasks = self.table.tasks
-        tasks["g_type"] = [TYPES[g.dtype] for g in grads]
-        tasks["g"] = list(map(Tensor.data_ptr, grads))
-        self.grads = grads
+        types = list(map(_DTYPE, grads))
+        if types != self.types:
+            self.table.tasks["g_type"] = [TYPES[t] for t in types]
+            self.types = types
+        self.grads, self.live = grads, params
         return True
 
-    def _searches(self) -> Iterator[directions.Search]:
+    def _searches(self, params: Sequence[Tensor]) -> Iterator[directions.Search]:
         for number, places in self.due.now():
             member, part = self.table.members[number], self.table.slices[number]
-            params = [p for p in (self.params[i]() for i in self.order[part]) if p is not None]
-            yield directions.Search(member, params, self.table.tasks[part], places)
+            yield directions.Search(member, params[part], self.table.tasks[part], places)
 
-    def run(self, optimizer: Any, works: list[Any]) -> None:
-        """One step of all parameters, after ``fits``; and what the rest of the engine wants to know of it.
-
-        Args:
-            optimizer: the plan's.
-            works: those that the plan was just made from, if it was: what they share is without parameters
-                that have had no update yet.
-        """
+    def run(self, optimizer: Any) -> None:
+        """One step of all parameters, after ``fits``; and what the rest of the engine wants to know of it."""
         multiplier = 1.0
         if optimizer.controller is not None:
             multiplier = float(optimizer.controller.multiplier(torch.zeros((), dtype=torch.float32)))
         for number, (group, low, hard) in enumerate(self.rates):
             lr = float(optimizer.param_groups[group]["lr"])
             table.renew(self.table.options[number], lr, low, hard, multiplier)
-        searches = list(self._searches())
+        params, grads = self.take(self.live), self.grads
         step = self.table.step
         masks = step.mask_count
-        if works:
-            step.mask_mean, step.mask_count = float(works[0].shared.mask_mean), 0
+        if self.first is not None:
+            mean, left = self.first
+            step.mask_mean, step.mask_count = float(mean.float()), 0
+        else:
+            left = self.rest.now(optimizer, self.live) if self.rest.works else []
+        self.grads, self.live, self.first = (), (), None
+        searches = list(self._searches(params))
         try:
-            self.table.call(self.grads)
+            bad = self.table.call(grads, params)
         finally:
             self.due.count(self.table.tasks["ok"])
             step.mask_count = masks
-        self.grads = []
         for search in searches:
             search.finish()
-        if optimizer.controller is not None or self.table.step.bad:
+        if optimizer.controller is not None or bad:
             for work, ok, signals in self.table.outcomes():
                 optimizer._note(work, ok, signals)
+        for work, ok, signals in REFERENCE.run(left):
+            optimizer._note(work, ok, signals)
 
 
 def _options_of(group: dict[str, Any]) -> list[Any]:
@@ -309,14 +387,25 @@ def _flags(params: list[Tensor]) -> list[Any]:
     return [p.__dict__.get(name) for p in params for name in FLAGS]
 
 
-def planned(optimizer: Any, works: list[Any]) -> Plan | None:
-    """A plan for these works, or None where another backend has to do some of them."""
+def _taker(order: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """What stands at these places of a list, without a loop in Python."""
+    if len(order) == 1:  # itemgetter gives no tuple then
+        return lambda values: [values[order[0]]]
+    return itemgetter(*order)
+
+
+def planned(optimizer: Any, works: list[Work]) -> Plan | None:
+    """A plan for these works, or None where the kernels take none of them."""
     if not works or any(work.chunk.params[0].device.type != "cpu" for work in works):
         return None
-    if not ready(optimizer.config.engine) or any(map(unsupported, works)):
+    if not ready(optimizer.config.engine):
         return None
     if not all(isinstance(p, Tensor) for p in optimizer.state):  # entries of the program's own
         return None
-    plan = Plan(optimizer, works)
+    divided = list(map(Native(optimizer.config.engine).divide, works))
+    taken = [work for work, _ in divided if work is not None]
+    if not taken:
+        return None
+    plan = Plan(optimizer, taken, [left for _, rest in divided for left in rest])
     params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
     return plan if plan._take_gradients(params) else None

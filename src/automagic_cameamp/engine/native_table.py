@@ -14,7 +14,7 @@ from ..kernels import layout as abi
 from ..recipes import base, contextual, improved
 from ..recipes._rate import has_mask
 from ..storage import CORRECTION, ErrorCorrected
-from . import directions
+from . import copies, directions
 from .buckets import Chunk
 from .execute import Field
 
@@ -57,11 +57,31 @@ class Member(NamedTuple):
 
 def unsupported(work: Any) -> str | None:
     """What of a work the kernels cannot do, in words; None where they can do all of it."""
+    return next((reason for reason in reasons(work) if reason is not None), None)
+
+
+def reasons(work: Any, hosted: bool = False) -> list[str | None]:
+    """Why the kernels cannot step each member of a work, in words; None where they can.
+
+    Args:
+        work: state and gradients that are not there yet count as what they will be.
+        hosted: the parameters will be stepped on the host, wherever they lie.
+    """
+    whole = _unsupported_options(work, hosted) or _unsupported_codes(work)
+    if whole is not None:
+        return [whole] * len(work.chunk.params)
+    return [
+        _unsupported_tensor(p, hosted) or (_unsupported_state(work, state) if state else None)
+        for p, state in zip(work.chunk.params, work.states, strict=True)
+    ]
+
+
+def _unsupported_options(work: Any, hosted: bool) -> str | None:
     hp, chunk = work.hp, work.chunk
     p = chunk.params[0]
     if chunk.shard is not None:
         return "sharded parameters"
-    if p.device.type != "cpu" or p.dtype not in TYPES:
+    if (p.device.type != "cpu" and not hosted) or p.dtype not in TYPES:
         return f"{p.dtype} parameters on {p.device.type!r}"
     if work.recipe not in (base, contextual, improved):
         return "another recipe"
@@ -83,31 +103,38 @@ def unsupported(work: Any) -> str | None:
             return f"{name}={getattr(hp, name)!r}"
     if work.recipe is contextual and len(contextual.mixture(hp).kept) > abi.MAX_SCALES:
         return f"more than {abi.MAX_SCALES + 2} momentum_scales"
-    for q in chunk.params:
-        g = q.grad
-        if not q.is_contiguous() or q.is_conj() or q.is_neg():
-            return "parameters that are not contiguous"
-        if g is None or g.device.type != "cpu" or g.dtype not in TYPES or g.shape != q.shape:
-            return "gradients of another kind than their parameters"
-    return _unsupported_state(work)
+    return None
 
 
-def _unsupported_state(work: Any) -> str | None:
-    compute = torch.float32
-    for field in work.fields:
-        spec, codec = field
+def _unsupported_codes(work: Any) -> str | None:
+    for spec, codec in work.fields:
         inner = codec.code if isinstance(codec, ErrorCorrected) else codec
         if inner is not None and inner.name not in abi.CODES:
             return f"the code {inner.name!r}"
         if codec is None and spec.extent != "full" and spec.domain == "plain" and spec.name not in PLAIN:
             return f"the state {spec.name!r}"
-        for plane in field.planes(work.chunk.layout, compute):
-            size = math.prod(plane.shape)
-            for state in work.states:
-                t = state[spec.name + plane.suffix]
-                fits = t.dtype == plane.dtype and t.numel() == size and t.device.type == "cpu"
-                if not (fits and t.is_contiguous()):
-                    return f"the state {spec.name!r} as it is held"
+    return None
+
+
+def _unsupported_tensor(p: Tensor, hosted: bool) -> str | None:
+    g = p.grad
+    if p.is_conj() or p.is_neg() or not (p.is_contiguous() or copies.apart(p)):
+        return "parameters whose elements share memory or are negated when they are read"
+    if g is None:
+        return None
+    on_host = g.device.type == "cpu" or hosted
+    if not on_host or g.dtype not in TYPES or g.shape != p.shape or g.layout is not torch.strided:
+        return "gradients of another kind than their parameters"
+    return None
+
+
+def _unsupported_state(work: Any, state: dict[str, Any]) -> str | None:
+    for field in work.fields:
+        for plane in field.planes(work.chunk.layout, torch.float32):
+            t = state.get(field.spec.name + plane.suffix)
+            fits = t is not None and t.dtype == plane.dtype and t.numel() == math.prod(plane.shape)
+            if not (fits and t.device.type == "cpu" and t.is_contiguous()):
+                return f"the state {field.spec.name!r} as it is held"
     return None
 
 

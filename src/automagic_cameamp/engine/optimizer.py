@@ -198,7 +198,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
 
             plan = self._plan = native.planned(self, works)
         if plan is not None:
-            plan.run(self, works)
+            plan.run(self)
         else:
             rest = [work for work in works if work.chunk.shard is None]
             outcomes = (sharded.run(cut, self.controller), backends.run(self.config.engine, rest))

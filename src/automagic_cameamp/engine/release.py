@@ -46,7 +46,8 @@ class OpenStep:
             like = next((p for p in params if p.requires_grad), params[0] if params else None)
             self.shared.append(None if like is None else optimizer._share(number, group, lagged, like))
         self.seen: dict[int, tuple[int, int]] = {}
-        self.results: dict[tuple[int, int], dict[int, tuple[int, backends.Work, Tensor, Any]]] = {}
+        # (place of the backend, chunk) -> place in the chunk -> its work, and what was told of it
+        self.results: dict[tuple[int, tuple[int, int]], dict[int, tuple[backends.Work, Tensor, Any]]] = {}
         self.folded: list[backends.Folded] = []  # what the kernels told the controller
 
     def update(self, p: Tensor) -> None:
@@ -76,12 +77,12 @@ class OpenStep:
             self._run([optimizer._work(g, c, waiting, self.shared[c.key[0]]) for g, c, waiting in left])
         if optimizer.controller is not None:
             optimizer.controller.begin(loss)
-        merged = [self._merge(chunk) for _, chunk in self.plan if chunk.key in self.results]
+        chunks = {chunk.key: chunk for _, chunk in self.plan}
         if optimizer.controller is not None and self.folded:
             total = backends.Folded.of(self.folded)
             optimizer.controller.join(total.sketch, total.square, total.bad)
-        for _, work, ok, signals in sorted(merged, key=lambda found: found[0]):
-            optimizer._note(work, ok, signals)
+        for rank, key in sorted(self.results):
+            optimizer._note(*self._merge(rank, chunks[key]))
         optimizer._open = None
         optimizer._end_step()
 
@@ -100,30 +101,29 @@ class OpenStep:
     def _run(self, works: list[backends.Work]) -> None:
         """Execute, and keep what is told of each parameter until the step ends."""
         engine = self.optimizer.config.engine
-        for work, ok, signals in backends.run(engine, works):
-            rank = [backend.takes(work) for backend in backends.available(engine, [work])].index(True)
+        for rank, (work, ok, signals) in backends.ranked(engine, works):
             if isinstance(signals, backends.Folded):
                 self.folded.append(signals)
                 signals = None
-            kept = self.results.setdefault(work.chunk.key, {})
+            kept = self.results.setdefault((rank, work.chunk.key), {})
             for row, i in enumerate(work.active):
                 one = None if signals is None else type(signals)(*(x[row : row + 1] for x in signals))
-                kept[i] = (rank, work, ok[row : row + 1], one)
+                kept[i] = (work, ok[row : row + 1], one)
 
-    def _merge(self, chunk: Chunk) -> tuple[int, backends.Work, Tensor, Any]:
-        """What ``step()`` would have been told of this chunk as one stack, in its order of execution."""
-        found = self.results[chunk.key]
+    def _merge(self, rank: int, chunk: Chunk) -> tuple[backends.Work, Tensor, Any]:
+        """What ``step()`` would have been told of this chunk as one stack of this backend."""
+        found = self.results[rank, chunk.key]
         active = sorted(found)
-        rank, work, _, first = found[active[0]]
+        work, _, first = found[active[0]]
         part = chunk._replace(
             params=[chunk.params[i] for i in active], indices=[chunk.indices[i] for i in active]
         )
-        ok = torch.cat([found[i][2] for i in active])
+        ok = torch.cat([found[i][1] for i in active])
         signals = None
         if first is not None:
-            fields = zip(*(found[i][3] for i in active), strict=True)
+            fields = zip(*(found[i][2] for i in active), strict=True)
             signals = type(first)(*(torch.cat(rows) for rows in fields))
-        return rank, work._replace(chunk=part, active=active), ok, signals
+        return work._replace(chunk=part, active=active), ok, signals
 
 
 def _mark(p: Tensor) -> tuple[int, int]:
