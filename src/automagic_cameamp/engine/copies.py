@@ -1,9 +1,9 @@
 """Tensors that do not lie in the order of their indices, for kernels that read no other order.
 
-Weights and gradients in another order of strides (channels_last, transposed) or with gaps are stepped through
-contiguous copies, which are made and written back a batch at a time: memory for them is bounded by the batch, or by the
-largest such tensor, not by the model. State always lies in the order of the indices, so a checkpoint does not know how the
-weights lie, and the step equals that of contiguous weights bit for bit.
+Weights and gradients in another order of strides (channels_last, transposed) or with gaps are stepped
+through contiguous copies, made and written back a batch at a time: memory for them is bounded by the batch,
+or by the largest such tensor, not by the model. State always lies in the order of the indices, so a
+checkpoint does not know how the weights lie, and the step equals that of contiguous weights bit for bit.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def give_back(copy: Tensor, x: Tensor) -> None:
 
 
 def batches(places: list[int], sizes: list[int]) -> Iterator[list[int]]:
-    """Places in their order, cut so that the sizes of a batch add up to ``BATCH`` at most, or are one tensor's."""
+    """Places in their order, cut so that a batch has at most ``BATCH`` elements, or one tensor."""
     batch: list[int] = []
     held = 0
     for place, size in zip(places, sizes, strict=True):

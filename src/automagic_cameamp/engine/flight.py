@@ -15,12 +15,14 @@ from torch import Tensor
 
 from ..validate import fail
 from . import samples
+from .eager import eagerly
 from .shards import is_distributed
 from .snapshot import Snapshot
 
 Key = tuple[int, torch.device]  # of a group's numbers
 
 
+@eagerly
 class FlightRecorder:
     """Records every step of an optimizer of the family, until ``close``.
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..kernels import layout as abi
 from ..kernels import native
 from ..validate import callers_depth
-from . import copies, directions, versions
+from . import copies, directions, versions, who
 from . import native_table as table
 from .backends import REFERENCE, Folded, Left, Outcome, Work
 from .native_table import TYPES, Member
@@ -55,11 +55,16 @@ def ready(engine: str) -> bool:
     return False
 
 
-def say(text: str) -> None:
-    """Warn once per process."""
-    if text not in _SAID:
-        _SAID.add(text)
+def say(text: str, key: str | None = None) -> None:
+    """Warn once per process; of texts with the same key, the first one."""
+    if not was_said(key or text):
+        _SAID.add(key or text)
         warnings.warn(text, stacklevel=callers_depth())
+
+
+def was_said(key: str) -> bool:
+    """Whether this was warned of."""
+    return key in _SAID
 
 
 class Table:
@@ -395,17 +400,21 @@ def _taker(order: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
 
 
 def planned(optimizer: Any, works: list[Work]) -> Plan | None:
-    """A plan for these works, or None where the kernels take none of them."""
-    if not works or any(work.chunk.params[0].device.type != "cpu" for work in works):
+    """A plan for these works, or None where the kernels take none of them or other devices take part.
+
+    Warns once where much of them goes the slow way.
+    """
+    here = [work for work in works if work.chunk.params[0].device.type == "cpu"]
+    if not here or not ready(optimizer.config.engine):
         return None
-    if not ready(optimizer.config.engine):
+    divided = list(map(Native(optimizer.config.engine).divide, here))
+    taken = [work for work, _ in divided if work is not None]
+    left = [some for _, rest in divided for some in rest]
+    who.tell(taken, left)
+    if not taken or len(here) < len(works) or any(work.chunk.shard is not None for work in works):
         return None
     if not all(isinstance(p, Tensor) for p in optimizer.state):  # entries of the program's own
         return None
-    divided = list(map(Native(optimizer.config.engine).divide, works))
-    taken = [work for work, _ in divided if work is not None]
-    if not taken:
-        return None
-    plan = Plan(optimizer, taken, [left for _, rest in divided for left in rest])
+    plan = Plan(optimizer, taken, left)
     params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
     return plan if plan._take_gradients(params) else None

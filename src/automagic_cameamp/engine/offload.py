@@ -20,6 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..validate import fail
 from . import execute
+from .eager import eager
 from .shards import is_distributed
 
 logger = logging.getLogger("automagic_cameamp")
@@ -156,6 +157,7 @@ class _Arrival:
     def __init__(self, offload: Offload) -> None:
         self.offload = weakref.ref(offload)
 
+    @eager
     @torch.no_grad()
     def __call__(self, p: Tensor) -> None:
         offload = self.offload()

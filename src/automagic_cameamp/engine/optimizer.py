@@ -24,6 +24,7 @@ from . import backends, checkpoint, directions, execute, memory, offload, sharde
 from .buckets import Chunk, chunks
 from .checks import check_parameter, check_rate
 from .contract import Controller
+from .eager import eager, keep_step_eager
 from .precision import LOW_PRECISION, ScalerAdvice
 from .release import GradientRelease
 from .reports import Reports
@@ -67,6 +68,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
         configs.check_together(values, "in the constructor")
         defaults = {k: v for k, v in values.items() if k not in configs.engine_options(config)}
         Optimizer.__init__(self, params, defaults)
+        keep_step_eager(type(self))
         if config.verbose:
             options = ", ".join(f"{k}={v!r}" for k, v in values.items())
             logger.info("%s(%s)", type(self).__name__, options)
@@ -88,6 +90,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        keep_step_eager(type(self))
         if "_steps" not in self.__dict__:
             self._reset_transient()
         self._plan = None  # what it and the counts know of the old state may not hold
@@ -95,6 +98,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
 
     # ---------------------------------------------------------------- groups
 
+    @eager
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its options are checked like the constructor's. Allowed between any two steps."""
         self._settle("adding a group")
@@ -193,7 +197,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
             self.controller.begin(loss)
         works = [] if plan is not None else self._works()
         cut = [work for work in works if work.chunk.shard is not None]
-        if plan is None and not cut:
+        if plan is None:
             from . import native  # here, so that an import of the package stays light
 
             plan = self._plan = native.planned(self, works)
@@ -361,12 +365,14 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
 
     # ---------------------------------------------------------------- checkpoints
 
+    @eager
     def state_dict(self) -> dict[str, Any]:
         """State as plain tensors and numbers, readable with ``torch.load(weights_only=True)``."""
         self._settle("state_dict()")
         extra = {} if self.controller is None else {memory.KEY: self.controller.state_dict()}
         return {**super().state_dict(), "magic_version": checkpoint.FORMAT_VERSION, **extra}
 
+    @eager
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
         """Load what ``state_dict`` gave: bit for bit, types included, or not at all.
 

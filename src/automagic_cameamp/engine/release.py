@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..validate import fail
 from . import backends, offload
 from .buckets import Chunk
+from .eager import eager, eagerly
 from .precision import refuse_scaler
 from .shards import is_distributed
 
@@ -49,6 +50,10 @@ class OpenStep:
         # (place of the backend, chunk) -> place in the chunk -> its work, and what was told of it
         self.results: dict[tuple[int, tuple[int, int]], dict[int, tuple[backends.Work, Tensor, Any]]] = {}
         self.folded: list[backends.Folded] = []  # what the kernels told the controller
+        if optimizer._steps == 0:
+            from . import who  # here, so that an import of the package stays light
+
+            who.tell_ahead(optimizer)
 
     def update(self, p: Tensor) -> None:
         """Update one parameter that has a gradient."""
@@ -131,6 +136,7 @@ def _mark(p: Tensor) -> tuple[int, int]:
     return (0, 0) if p.grad is None else (p.grad.data_ptr(), p.grad._version)
 
 
+@eagerly
 class GradientRelease:
     """The releasing half of the engine's optimizer."""
 
@@ -205,6 +211,7 @@ class GradientRelease:
         def _check_gradients(self) -> None: ...
 
 
+@eagerly
 class ReleaseHandle:
     """Hooks that update every parameter as soon as its gradient is complete. Ends with ``remove()``.
 
@@ -285,6 +292,7 @@ class ReleaseHandle:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
+    @eager
     @torch.no_grad()
     def _arrived(self, p: Tensor) -> None:
         """A gradient has been added to ``p.grad``."""
@@ -329,6 +337,7 @@ def _twice(optimizer: CameAMPOptimizer, p: Tensor, accumulation: int) -> Runtime
     )
 
 
+@eager
 def release_gradients(
     model: nn.Module | Iterable[Tensor],
     optimizer: CameAMPOptimizer,

@@ -15,8 +15,13 @@ from torch import Tensor
 from ..policies import BITSANDBYTES_AVAILABLE
 from . import execute, report, shards, views
 from .buckets import Chunk
+from .eager import eagerly
+
+if TYPE_CHECKING:
+    from . import who
 
 
+@eagerly
 class Reports:
     """The reading half of the engine's optimizer; it changes nothing."""
 
@@ -72,6 +77,17 @@ class Reports:
                 if count:
                     bad[name] = bad.get(name, 0) + count
         return {"steps": self._steps, "skipped_updates": sum(bad.values()), "parameters": bad}
+
+    def engine_report(self) -> who.EngineReport:
+        """Who steps how many parameters and elements, and why; before the first step, who will.
+
+        Returns:
+            ``rows`` of ``engine`` ('native': the CPU kernels; 'reference': plain torch; 'none'), ``reason``,
+            ``parameters``, ``elements`` and ``names``; printed, it is a table.
+        """
+        from . import who  # here, so that an import of the package stays light
+
+        return who.report(self)
 
     def get_learning_rates(self) -> list[float]:
         """Mean rate really applied in each group at its last step: schedule, level, mask and row gain.

@@ -1,4 +1,4 @@
-"""Who steps which part of a work: what the kernels cannot take is stepped by the reference, beside the others."""
+"""What the kernels cannot take of a work is stepped by the reference, beside the others in the same step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Rest:
         self.lagged = optimizer._lagged() if left else []
 
     def fits(self, grads: Sequence[Any]) -> bool:
-        """Whether the gradients are still such as the kernels do not take, or would be left for the same reason."""
+        """Whether these gradients are of the kind that decided who takes their parameters."""
         return [kind(grads[i]) for i in self.places] == self.kinds
 
     def now(self, optimizer: Any, params: Sequence[Tensor]) -> list[Work]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..validate import unknown_option
 from . import memory
+from .eager import eagerly
 from .saved import CheckpointError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class ResumeCheck:
         )
 
 
+@eagerly
 class Resume:
     """The part of the optimizer that tries its own checkpoints."""
 
@@ -136,6 +138,7 @@ class Resume:
                         yield from _unlike(mine_[key], loaded_[key], f"{when}, state {key!r} of {name}")
 
 
+@eagerly
 class Recording:
     """The recording half of the engine's optimizer."""
 

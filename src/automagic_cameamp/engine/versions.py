@@ -1,7 +1,7 @@
 """Version counters of tensors that were written through their address, which torch does not see.
 
-Autograd compares them before it uses a tensor that it has kept for a backward pass: without them a pass after a
-step would use the new weights where it needs the old ones, and say nothing.
+Autograd compares them before it uses a tensor that it has kept for a backward pass: without them a pass after
+a step would use the new weights where it needs the old ones, and say nothing.
 """
 
 from __future__ import annotations
