@@ -149,9 +149,9 @@ def option(default: Any, check: Check, doc: str) -> Any:
 
 
 def callers_depth() -> int:
-    """Stack level of the nearest frame outside this package and torch.optim, for warnings."""
+    """Stack level of the nearest frame outside this package and torch, for warnings."""
     depth, frame = 1, sys._getframe(1)
-    inside = (__name__.partition(".")[0], "torch.optim", "torch._")
+    inside = (__name__.partition(".")[0], "torch.")
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(inside):
         depth, frame = depth + 1, frame.f_back
     return depth

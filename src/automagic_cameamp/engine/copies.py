@@ -49,10 +49,10 @@ class Scratch:
         """A contiguous copy, valid until ``begin``."""
         size = x.numel() * x.element_size()
         start, self.used = self.used, self.used + -(-size // ALIGNED) * ALIGNED
-        if self.used > 2 * BATCH * 4 + ALIGNED:
-            return torch.empty(x.shape, dtype=x.dtype).copy_(x.detach())
         if not len(self.held):
             self.held = torch.empty(2 * BATCH * 4 + ALIGNED, dtype=torch.uint8)
+        if self.used > len(self.held):
+            return torch.empty(x.shape, dtype=x.dtype).copy_(x.detach())
         return self.held[start : start + size].view(x.dtype).view(x.shape).copy_(x.detach())
 
 
