@@ -180,7 +180,7 @@ def test_one_tensor_that_the_kernels_do_not_take_leaves_the_others_theirs(
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_mixed_step_is_the_same_however_it_is_taken(name: str, dtype: torch.dtype) -> None:
-    """Planned, without a plan, released one by one: the same bits, beside weights of fp64 in the same group."""
+    """Planned, without a plan, released one by one: the same bits, beside weights of fp64 in the group."""
     ends = []
     for way in ("planned", "anew", "released"):
         draw = torch.Generator().manual_seed(0)
