@@ -158,5 +158,5 @@ def test_the_native_kernels_leave_it_to_the_reference() -> None:
     for bits, reason in ((None, None), (24, "master_weight_bits=24")):
         optimizer = build("32bit", params, master_weight_bits=bits, engine="reference")
         give_gradients(params, 1)
-        works, _ = optimizer._works()
+        works = optimizer._works()
         assert [native_table.unsupported(work) for work in works] == [reason]

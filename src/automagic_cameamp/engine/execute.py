@@ -254,3 +254,8 @@ def write_params(params: list[Tensor], new: Tensor, noise: Noise | None) -> None
         new = stochastic_round(new, noise.bits(new.shape, 0), params[0].dtype)
     rows = [row.view(params[0].shape) for row in new.unbind(0)]
     torch._foreach_copy_(params, rows)
+
+
+def as_vector(values: list[tuple[Tensor, int]], like: Tensor) -> Tensor:
+    """Numbers of many parameters as one vector on one device."""
+    return torch.stack([v.to(like.device) for v, _ in values])

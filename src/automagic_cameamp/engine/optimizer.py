@@ -353,10 +353,10 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
         for name in self.recipe.LAGGED:
             values = [v for found in lagged for v in found.get(name, [])]
             if values:
-                every[name] = _gather(values, like)
+                every[name] = execute.as_vector(values, like)
                 masked = sum(n for _, n in values) if name == "lr_mask_sum" else masked
             if lagged[number].get(name):
-                own[name] = _gather(lagged[number][name], like)
+                own[name] = execute.as_vector(lagged[number][name], like)
         hp = self._hyper(group, lora=False)
         shared = self.recipe.share(every, own, masked, group["clock"], hp, max(self.base_lrs), like)
         if self.controller is not None:
@@ -394,8 +394,3 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
         checkpoint.say(self, fitted)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
-
-
-def _gather(values: list[tuple[Tensor, int]], like: Tensor) -> Tensor:
-    """Numbers of many parameters as one vector on one device."""
-    return torch.stack([v.to(like.device) for v, _ in values])
