@@ -212,7 +212,7 @@ def test_a_gradient_that_becomes_one_for_the_kernels_gets_to_them() -> None:
     if not hasattr(params[0], "grad_dtype"):
         pytest.skip("this torch has no gradients of another type than their weights")
     params[0].grad_dtype = None
-    optimizer = OPTIMIZERS["Automagic_CameAMP"](params, lr=1e-3)
+    optimizer: Any = OPTIMIZERS["Automagic_CameAMP"](params, lr=1e-3)
     for p in params:
         p.grad = torch.randn(6, 8)
     params[0].grad = torch.randn(6, 8).double()

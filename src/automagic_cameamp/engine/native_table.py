@@ -132,8 +132,9 @@ def _unsupported_state(work: Any, state: dict[str, Any]) -> str | None:
     for field in work.fields:
         for plane in field.planes(work.chunk.layout, torch.float32):
             t: Any = state.get(field.spec.name + plane.suffix)
-            fits = t is not None and t.dtype == plane.dtype and t.numel() == math.prod(plane.shape)
-            if not (fits and t.device.type == "cpu" and t.is_contiguous()):
+            if t is None or t.dtype != plane.dtype or t.numel() != math.prod(plane.shape):
+                return f"the state {field.spec.name!r} as it is held"
+            if t.device.type != "cpu" or not t.is_contiguous():
                 return f"the state {field.spec.name!r} as it is held"
     return None
 
