@@ -6,13 +6,16 @@ The dataclasses are plain and mutable, and ``Cls(params, **config.__dict__)`` wo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from .types import CAP
 from .validate import (
+    Untouched,
     betas,
     callers_depth,
+    checked,
     choice,
     epsilons,
     fail,
@@ -31,8 +34,14 @@ class SharedConfig:
     """Options of every optimizer of the family; all but the engine's may be set per group."""
 
     lr: Any = option(1e-6, rate, "base learning rate; the scheduler's, and the start of the mask")
-    min_lr: float = option(1e-7, number(0), "lowest rate of any element, at the schedule's start")
-    max_lr: float = option(1e-3, number(0, open_low=True, infinite=True), "highest rate of any element")
+    min_lr: float = option(
+        1e-7, number(0), "lowest rate that the mask may give, at the schedule's start; never above lr"
+    )
+    max_lr: float = option(
+        Untouched(CAP),
+        number(0, open_low=True, infinite=True),
+        "highest rate of any element; left out, lr itself where that is higher",
+    )
     lr_bump: float = option(3e-6, number(0), "step of the additive mask rule")
     eps: tuple[float, ...] = option(
         (1e-30, 1e-16, 1e-8), epsilons, "floors of squared gradient, residual, denominator"
@@ -255,11 +264,37 @@ def engine_options(config: Any) -> tuple[str, ...]:
     return (*ENGINE_OPTIONS, *getattr(config, "CONTROLLER_OPTIONS", ()))
 
 
-def check_together(values: dict[str, Any], where: str) -> None:
-    """Rules between options."""
-    if values["min_lr"] >= values["max_lr"]:
-        allowed = f"it must be below max_lr={values['max_lr']!r}"
-        raise fail("min_lr", values["min_lr"], allowed, f"Set both {where}.")
+# Options that a parameter group holds under another name: OneCycleLR writes group["min_lr"] and ["max_lr"].
+GROUP_NAMES = {"min_lr": "lr_floor", "max_lr": "lr_cap"}
+
+
+def in_group(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their names in a group; a cap that nobody has set is None there."""
+    named = {GROUP_NAMES.get(name, name): value for name, value in values.items()}
+    if isinstance(named.get("lr_cap"), Untouched):
+        named["lr_cap"] = None
+    return named
+
+
+def checked_group(config_class: type, group: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """The group with its options checked, converted and named as in a group.
+
+    Where a group has ``lr_floor`` or ``lr_cap``, it is one of ours and ``min_lr`` or ``max_lr`` a scheduler's.
+    """
+    held = {name: group[key] for name, key in GROUP_NAMES.items() if key in group}
+    names = {f.name for f in fields(config_class)} - set(engine_options(config_class)) - held.keys()
+    given = {name: group[name] for name in names & group.keys()}
+    set_before = {name: value for name, value in held.items() if name != "max_lr" or value is not None}
+    rest = {key: value for key, value in group.items() if key not in given}
+    return {**rest, **in_group(checked(config_class, {**given, **set_before}, owner))}
+
+
+def check_together(values: Mapping[str, Any], where: str) -> None:
+    """Rules between options, named as in a config or as in a group."""
+    bounds = values if "lr_floor" in values else in_group(values)
+    low, high = bounds["lr_floor"], CAP if bounds["lr_cap"] is None else bounds["lr_cap"]
+    if low >= high:
+        raise fail("min_lr", low, f"it must be below max_lr={high!r}", f"Set both {where}.")
     if values["lr_mask_granularity"] == "group" and values["lr_level"] == "vote":
         raise fail("lr_level", "vote", "it cannot go with lr_mask_granularity='group'", "Use 'element'.")
     if values.get("min_block_size", 0) > values.get("max_block_size", 0):

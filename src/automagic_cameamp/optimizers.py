@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import MISSING
 from dataclasses import fields as dataclass_fields
 from typing import Any, TypeVar
@@ -23,12 +23,18 @@ from .configs import (
 )
 from .control import ContextualController
 from .engine import CameAMPOptimizer
+from .foreign import settled
 from .profiles import PROFILES
 from .recipes import base, contextual, improved
 from .validate import checked
 
 C = TypeVar("C", bound=type)
 ALIASES = {"came_enabled": "came"}
+
+
+def _homes(name: str) -> list[str]:
+    """Classes of the family that have an option of this name."""
+    return [cls for cls, found in OPTIMIZERS.items() if name in found.config_class.__dataclass_fields__]
 
 
 def _configured(cls: C) -> C:
@@ -40,11 +46,12 @@ def _configured(cls: C) -> C:
     config_class: Any = cls.config_class  # type: ignore[attr-defined]
 
     def __init__(self: Any, params: Iterable[Any], *args: Any, **options: Any) -> None:
+        called = type(self).__name__
         if len(args) > 1:
-            raise TypeError(f"{cls.__name__} takes params and lr by position; all other options by name.")
+            raise TypeError(f"{called} takes params and lr by position; all other options by name.")
         if args:
             if "lr" in options:
-                raise TypeError(f"{cls.__name__} got lr twice: by position and by name.")
+                raise TypeError(f"{called} got lr twice: by position and by name.")
             options["lr"] = args[0]
         for alias, name in ALIASES.items():
             if alias in options:
@@ -52,10 +59,12 @@ def _configured(cls: C) -> C:
         for name in options.keys() - config_class.__dataclass_fields__.keys():
             if callable(getattr(cls, name, None)):  # such as record
                 raise TypeError(
-                    f"{cls.__name__} has no option {name!r}: it is a method. Build the optimizer, then call "
+                    f"{called} has no option {name!r}: it is a method. Build the optimizer, then call "
                     f"optimizer.{name}(...)."
                 )
-        options = checked(config_class, options, cls.__name__)
+            if settled(called, name, options[name], _homes):
+                del options[name]
+        options = checked(config_class, options, called)
         if options.get("profile"):
             options = {**PROFILES[options["profile"]], **options}
         config = config_class(**options)
@@ -167,7 +176,7 @@ def create_improved_8bit_optimizer(
     return Automagic_CameAMP_Improved_8Bit(params, **{"profile": profile or "balanced", **options})
 
 
-OPTIMIZERS: dict[str, Callable[..., CameAMPOptimizer]] = {
+OPTIMIZERS: dict[str, type[CameAMPOptimizer]] = {
     cls.__name__: cls
     for cls in (
         Automagic_CameAMP,

@@ -11,6 +11,8 @@ from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., object])
 
+CAP = 1e-3  # of any weight's rate, where the user gave none and the rate asked is not above it
+
 
 class Phase(enum.Enum):
     """Where a stack of tensors stands in the warm-up; static, so that dead work is never traced.

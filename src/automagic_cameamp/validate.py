@@ -19,6 +19,10 @@ def fail(name: str, value: object, allowed: str, advice: str = "") -> ValueError
     return ValueError(f"{name}={value!r} is not allowed: {allowed}." + (f" {advice}" if advice else ""))
 
 
+class Untouched(float):
+    """A default that nobody has set, though it may have been passed on: equal to the number, shown as it."""
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -42,7 +46,7 @@ def number(
         good = good and (value < high if open_high else value <= high)
         if not good:
             raise fail(name, value, allowed)
-        return float(value)
+        return value if isinstance(value, Untouched) else float(value)
 
     return check
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from automagic_cameamp import Automagic_CameAMP, Automagic_CameAMP8bit
-from automagic_cameamp.configs import ENGINE_OPTIONS
+from automagic_cameamp.configs import ENGINE_OPTIONS, GROUP_NAMES
 from engine.helpers import build, parameters, train
 
 NAN, INF = float("nan"), float("inf")
@@ -227,7 +227,9 @@ def test_a_config_is_a_set_of_keywords(cls: Any) -> None:
 @pytest.mark.parametrize("cls", CLASSES)
 def test_all_options_but_the_engines_live_in_the_groups(cls: Any) -> None:
     group = cls(one_parameter()).param_groups[0]
-    assert {f.name for f in fields_of(cls)} - set(ENGINE_OPTIONS) <= group.keys()
+    names = {f.name for f in fields_of(cls)} - set(ENGINE_OPTIONS)
+    assert {GROUP_NAMES.get(name, name) for name in names} <= group.keys()
+    assert not GROUP_NAMES.keys() & group.keys(), "names that schedulers write"
 
 
 def test_positional_arguments() -> None:
@@ -266,7 +268,7 @@ def test_positional_arguments() -> None:
 def test_lists_integers_and_scalars(name: str, given_value: Any, kept: Any) -> None:
     params = parameters()
     optimizer = Automagic_CameAMP8bit(params, lr=1e-4, **{name: given_value})
-    value = optimizer.param_groups[0][name]
+    value = optimizer.param_groups[0][GROUP_NAMES.get(name, name)]
     assert value == kept and type(value) is type(kept)
     train(optimizer, params, range(1, 4))
     assert all(bool(p.isfinite().all()) for p in params)
@@ -299,9 +301,7 @@ def test_zero_floors() -> None:
             assert all(torch.equal(a, p) for a, p in zip(start, params, strict=True)), (eps, came)
 
 
-def test_additive_rule_from_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match="additive"):
-        Automagic_CameAMP(one_parameter(), lr=0.0, lr_mask_rule="additive")
+def test_starts_that_are_refused() -> None:
     with pytest.raises(ValueError, match="distance"):
         Automagic_CameAMP(one_parameter(), lr=0.0, lr_level="distance")
     with pytest.raises(ValueError, match="lr_bump"):
@@ -312,17 +312,20 @@ def test_additive_rule_from_zero_is_refused() -> None:
 
 
 def test_warning_outside_the_range() -> None:
-    with pytest.warns(UserWarning, match=r"lr=0\.01 is above max_lr=0\.001") as caught:
-        Automagic_CameAMP(one_parameter(), lr=1e-2)
+    with pytest.warns(UserWarning, match=r"lr=0\.01 is above max_lr=0\.001: .* at more than 0\.001\.") as caught:
+        Automagic_CameAMP(one_parameter(), lr=1e-2, max_lr=1e-3)
     assert caught[0].filename == __file__, "the warning points at the caller"
-    with pytest.warns(UserWarning, match=r"lr=1e-09 is below min_lr=1e-07"):
+    with pytest.warns(UserWarning, match=r"lr=1e-09 is below min_lr=1e-07: .* can raise rates but not lower them"):
         Automagic_CameAMP(one_parameter(), lr=1e-9)
+    with pytest.warns(UserWarning, match=r"below min_lr=1e-07 and hard_min_lr=True: .* at 1e-07 or more"):
+        Automagic_CameAMP(one_parameter(), lr=1e-9, hard_min_lr=True)
     with pytest.warns(UserWarning, match="above max_lr"):
-        Automagic_CameAMP([{"params": one_parameter(), "lr": 0.5}])
+        Automagic_CameAMP([{"params": one_parameter(), "lr": 0.5, "max_lr": 0.1}])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for lr in (0.0, 1e-7, 1e-3, 1e-5):
+        for lr in (0.0, 1e-7, 1e-3, 1e-5, 1.0):  # 1: nothing but a cap that somebody gave can lower it
             Automagic_CameAMP(one_parameter(), lr=lr)
+        Automagic_CameAMP(one_parameter(), lr=1e-9, use_lr_mask=False, full_finetune=True)
 
 
 @pytest.mark.parametrize("verbose", [False, True])

@@ -14,7 +14,7 @@ from automagic_cameamp import (
     Automagic_CameAMP_Improved,
     Automagic_CameAMP_Improved_8Bit,
 )
-from automagic_cameamp.configs import ImprovedOptimizerConfig
+from automagic_cameamp.configs import ImprovedOptimizerConfig, in_group
 from automagic_cameamp.recipes import improved
 from automagic_cameamp.schedule import phase_of
 from automagic_cameamp.types import Layout, Phase
@@ -94,6 +94,7 @@ def hyper(layout: Layout, **options: Any) -> improved.Hyper:
     values["base_lr"] = float(options.get("base_lr", values["lr"]))
     values["allora"], values["lora"] = not values["full_finetune"], True
     values["final_clip"] = values["clip_threshold"] if values["final_clip"] is None else values["final_clip"]
+    values = in_group(values)
     return improved.Hyper(**{name: values[name] for name in improved.Hyper._fields})
 
 

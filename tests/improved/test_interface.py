@@ -285,7 +285,7 @@ def test_dual_momentum_is_refused_in_one_line():
 
 def test_the_lr_outside_the_range_warns():
     with pytest.warns(UserWarning, match="above max_lr"):
-        Automagic_CameAMP_Improved(params(), lr=0.5)
+        Automagic_CameAMP_Improved(params(), lr=0.5, max_lr=0.1)
     with pytest.warns(UserWarning, match="below min_lr"):
         Automagic_CameAMP_Improved(params(), lr=1e-9)
 

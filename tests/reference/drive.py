@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from automagic_cameamp import Automagic_CameAMP
-from automagic_cameamp.configs import OptimizerConfig
+from automagic_cameamp.configs import OptimizerConfig, in_group
 from automagic_cameamp.recipes import base
 from automagic_cameamp.schedule import phase_of
 from automagic_cameamp.types import Layout, Phase
@@ -61,6 +61,7 @@ def hyper(layout: Layout, **options: Any) -> base.Hyper:
     values["base_lr"] = float(options.get("base_lr", values["lr"]))
     values["allora"] = not values["full_finetune"]
     values["final_clip"] = values["clip_threshold"] if values["final_clip"] is None else values["final_clip"]
+    values = in_group(values)
     return base.Hyper(**{name: values[name] for name in base.Hyper._fields})
 
 

@@ -92,8 +92,10 @@ def test_additive_without_a_bump_is_one():
 
 def test_additive_refuses_what_its_word_cannot_hold():
     with pytest.raises(ValueError, match=r"lr_bump.*use lr_bump >= "):
-        T.additive_code(1e-4, 1e-9, 1e-7, 1e-3)
+        T.check_additive(1e-4, 1e-9, 1e-7, 1e-3)
+    T.check_additive(0.0, 1.0, 0.0, 16383.0)
     assert T.additive_code(0.0, 1.0, 0.0, 16383.0).high == 16383
+    assert T.additive_code(0.0, 1.0, 0.0, 1e9).high == 16383, "a schedule may ask for more in mid-run"
 
 
 @given(draws.seeds, st.sampled_from([-1, 1]))

@@ -1,14 +1,48 @@
-"""What is refused, or warned of, when a parameter group is added."""
+"""A parameter group that is added: its options by the names that groups use, what is refused or warned of."""
 
 from __future__ import annotations
 
+import difflib
 import warnings
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import configs, foreign
+from ..types import Layout
 from ..validate import callers_depth, fail
+
+
+def new_group(optimizer: Any, param_group: dict[str, Any]) -> dict[str, Any]:
+    """A group as the optimizer holds it, its options checked like the constructor's."""
+    config_class = optimizer.config_class
+    known = {f.name for f in fields(config_class)}
+    for name in param_group.keys() & set(configs.engine_options(config_class)):
+        raise fail(f"group[{name!r}]", param_group[name], "it belongs to the optimizer, not to a group")
+    for name in param_group.keys() - known - set(configs.GROUP_NAMES.values()):
+        if near := difflib.get_close_matches(str(name), known, 1, 0.87):
+            raise TypeError(f"parameter group has no option {name!r}. Did you mean {near[0]!r}?")
+    foreign.refuse_in_group(param_group)
+    if "params" not in param_group:
+        raise ValueError("a parameter group needs a 'params' entry: {'params': model.parameters()}.")
+    params = param_group["params"]
+    if isinstance(params, (set, frozenset)):
+        raise TypeError("parameters in a set have no order that a checkpoint could keep: pass a list.")
+    group = configs.checked_group(config_class, param_group, "parameter group")
+    group["params"] = [params] if isinstance(params, Tensor) else list(params)
+    for p in group["params"]:
+        check_parameter(p[1] if isinstance(p, tuple) else p)
+    merged = {**optimizer.defaults, **group}
+    configs.check_together(merged, "in the group")
+    # What schedules are measured against; a scheduler may change lr and betas from the first step on.
+    for name, value in (("base_lr", float(merged["lr"])), ("base_beta1", merged["betas"][0]), ("clock", 0)):
+        group.setdefault(name, value)
+        merged[name] = group[name]
+    check_rate(merged)
+    optimizer.recipe.specs(Layout.of(()), optimizer._hyper(merged, lora=False))  # what excludes each other
+    return group
 
 
 def check_parameter(p: Any) -> None:
@@ -24,15 +58,27 @@ def check_parameter(p: Any) -> None:
 
 
 def check_rate(group: dict[str, Any]) -> None:
-    """Warn where lr lies outside the mask's range; refuse a level rule without a start."""
-    lr, low, high = group["base_lr"], group["min_lr"], group["max_lr"]
+    """Warn where bounds change what lr asks for; refuse a level rule without a start."""
+    lr, low, high = group["base_lr"], group["lr_floor"], group["lr_cap"]
     if group["lr_level"] == "distance" and lr == 0:
         raise fail("lr", lr, "lr_level='distance' needs a start above 0", "For example lr=1e-6.")
-    if group["use_lr_mask"] and group["lr_mask_rule"] == "additive" and lr == 0:
-        raise fail("lr", lr, "lr_mask_rule='additive' needs a rate above 0 to start from")
-    if lr > high:
-        text = f"lr={lr:g} is above max_lr={high:g}: rates are clamped to max_lr. Pass a higher max_lr."
+    text = None
+    if high is not None and lr > high:
+        text = f"lr={lr:g} is above max_lr={high:g}: no weight steps at more than {high:g}. Pass a higher max_lr."
+    elif 0 < lr < low and group["hard_min_lr"]:
+        text = (
+            f"lr={lr:g} is below min_lr={low:g} and hard_min_lr=True: every weight steps at {low:g} or more. "
+            "Pass a lower min_lr."
+        )
+    elif 0 < lr < low and not (group["full_finetune"] and not has_mask(group)):
+        text = (
+            f"lr={lr:g} is below min_lr={low:g}: while it is, mask and row gain can raise rates but not lower "
+            "them. Pass a lower min_lr."
+        )
+    if text is not None:
         warnings.warn(text, stacklevel=callers_depth())
-    elif 0 < lr < low:
-        text = f"lr={lr:g} is below min_lr={low:g}: rates are raised to min_lr. Pass a lower min_lr."
-        warnings.warn(text, stacklevel=callers_depth())
+
+
+def has_mask(group: dict[str, Any]) -> bool:
+    """Whether rates are learned in this group."""
+    return group["use_lr_mask"] and group["lr_mask_rule"] != "none" and group["warmup_steps"] > 0

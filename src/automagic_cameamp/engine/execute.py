@@ -123,8 +123,7 @@ def check_complete(states: list[dict[str, Any]], fields: list[Field], layout: La
         if any(not keys <= state.keys() for state in states):
             raise RuntimeError(
                 f"the options of a group have changed and now need the state {field.spec.name!r}, which was "
-                "not kept so far: change them with convert_state. A scheduler that cycles "
-                "the momentum changes betas: pass cycle_momentum=False to it."
+                "not kept so far: change them with convert_state."
             )
 
 

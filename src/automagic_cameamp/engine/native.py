@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import configs
 from ..kernels import native
 from ..validate import callers_depth
 from . import directions, who
@@ -35,8 +36,7 @@ _SAID: set[str] = set()
 _DTYPE, _SHAPE, _GRAD, _IS_CPU = (attrgetter(name) for name in ("dtype", "shape", "grad", "is_cpu"))
 _ALIVE = weakref.ReferenceType.__call__
 FLAGS = ("_is_lora_layer", "_is_embedding")
-# Looked at anew at every step, or of no consequence for the arithmetic.
-LOOSE = ("params", "lr", "clock", "initial_lr", "param_names")
+_renewed = itemgetter(*table.RENEWED)
 
 
 def ready(engine: str) -> bool:
@@ -94,7 +94,7 @@ class Native:
         for number, work in enumerate(works):
             hp, shared = work.hp, work.shared
             multiplier = 1.0 if shared.multiplier is None else float(shared.multiplier)
-            table.renew(held.options[number], float(hp.lr), hp.min_lr, hp.hard_min_lr, multiplier)
+            table.renew(held.options, number, hp._replace(lr=float(hp.lr)), work.recipe, multiplier)
             # Rounded as the kernels and the reference do it, also beside weights of fp64.
             held.step.mask_mean = float(shared.mask_mean.float())
         params = [p for work in works for p in work.chunk.params]
@@ -128,7 +128,11 @@ class Plan:
         self.params = [weakref.ref(p) for p in params]
         self.lengths = [len(group["params"]) for group in groups]
         self.config = dict(vars(optimizer.config))
-        self.options = [_options_of(group) for group in groups]
+        # What is not here is looked at anew at every step, or is of no consequence for the arithmetic.
+        options = configs.in_group(vars(optimizer.config)).keys() & groups[0].keys()
+        fixed = (options | {"base_beta1"}) - set(table.RENEWED)
+        self.options_of = itemgetter(*sorted(fixed))
+        self.options = list(map(self.options_of, groups))
         self.flags = _flags(params)
         self.table = Table([_member(work) for work in works], optimizer.controller is not None)
         self.table.members = [m._replace(chunk=m.chunk._replace(params=[])) for m in self.table.members]
@@ -143,7 +147,11 @@ class Plan:
         self.held = list(self._values())
         self.tensors = [t for t in self.held if isinstance(t, Tensor)]
         self.places = list(map(Tensor.data_ptr, self.tensors))
-        self.rates = [(w.chunk.key[0], w.hp.min_lr, w.hp.hard_min_lr) for w in works]
+        numbers: dict[int, list[int]] = {}
+        for number, work in enumerate(works):
+            numbers.setdefault(work.chunk.key[0], []).append(number)
+        # group, its rows of options, any options of it
+        self.rates = [(g, rows, works[rows[0]].hp) for g, rows in numbers.items()]
         self.table.watch(
             [(s["lr_mask_sum"], p.numel()) for p, s in optimizer.state.items() if "lr_mask_sum" in s]
         )
@@ -173,7 +181,7 @@ class Plan:
         groups = optimizer.param_groups
         if [len(group["params"]) for group in groups] != self.lengths:
             return False
-        if vars(optimizer.config) != self.config or list(map(_options_of, groups)) != self.options:
+        if vars(optimizer.config) != self.config or list(map(self.options_of, groups)) != self.options:
             return False
         params = list(chain.from_iterable(group["params"] for group in groups))
         if not all(map(is_, params, map(_ALIVE, self.params))):
@@ -220,9 +228,10 @@ class Plan:
         multiplier = 1.0
         if optimizer.controller is not None:
             multiplier = float(optimizer.controller.multiplier(torch.zeros((), dtype=torch.float32)))
-        for number, (group, low, hard) in enumerate(self.rates):
-            lr = float(optimizer.param_groups[group]["lr"])
-            table.renew(self.table.options[number], lr, low, hard, multiplier)
+        for number, rows, hp in self.rates:
+            now = dict(zip(table.RENEWED, _renewed(optimizer.param_groups[number]), strict=True))
+            now["lr"] = float(now["lr"])
+            table.renew(self.table.options, rows, hp._replace(**now), optimizer.recipe, multiplier)
         params, grads = self.take(self.live), self.grads
         step = self.table.step
         masks = step.mask_count
@@ -245,10 +254,6 @@ class Plan:
                 optimizer._note(work, ok, signals)
         for work, ok, signals in REFERENCE.run(left):
             optimizer._note(work, ok, signals)
-
-
-def _options_of(group: dict[str, Any]) -> list[Any]:
-    return [value for name, value in group.items() if name not in LOOSE]
 
 
 def _flags(params: list[Tensor]) -> list[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..kernels import layout as abi
 from ..recipes import base, contextual, improved
-from ..recipes._rate import has_mask
+from ..recipes._rate import absolute_floor, has_mask, rate_bounds
 from ..storage import CORRECTION, ErrorCorrected
 from . import copies, directions
 from .buckets import Chunk
@@ -20,6 +20,8 @@ from .execute import Field
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MASKS = {"element": 1, "row": 2, "tensor": 3}
+# Names in a group of what ``renew`` reads: they may change from step to step.
+RENEWED = ("lr", "base_lr", "lr_floor", "lr_cap", "hard_min_lr", "betas", "weight_decay")
 # Field of the recipe -> column of the table, where the names differ.
 COLUMN = {
     "exp_avg_sq": "sq",
@@ -146,13 +148,9 @@ def options(hp: Any, recipe: Any, signals: bool) -> Any:
         "eps": hp.eps,
         "clip": hp.clip_threshold,
         "final_clip": hp.final_clip,
-        "beta": hp.betas,
         "log_decay": math.log(hp.beta1_decay),
         "eta": hp.eta,
-        "weight_decay": hp.weight_decay,
         "warmup": hp.warmup_steps,
-        "low": hp.min_lr / hp.base_lr if hp.base_lr > 0 else -math.inf,
-        "high": hp.max_lr / hp.base_lr if hp.base_lr > 0 else math.inf,
         "multiplier": 1.0,
         "emphasis": 1.0,
         "d_coef": 1,
@@ -174,7 +172,6 @@ def options(hp: Any, recipe: Any, signals: bool) -> Any:
             "emphasis": hp.low_rank_emphasis,
             "rank_strength": hp.rank_penalty_strength,
             "cautious": hp.use_cautious,
-            "spd": hp.use_spd and hp.weight_decay > 0,
             "background": hp.background_regularization,
             "d_coef": hp.d_coef if has_mask(hp) else 1,
         }.items():
@@ -183,7 +180,6 @@ def options(hp: Any, recipe: Any, signals: bool) -> Any:
         row["decay_always"] = hp.weight_decay_phase != "early"
     if recipe is contextual:
         mix = contextual.mixture(hp)
-        row["beta"][0] = mix.beta
         row["mixed"] = mix.mixed
         row["own_share"], row["update_share"] = mix.own, mix.update
         row["scales"] = len(mix.kept)
@@ -192,11 +188,29 @@ def options(hp: Any, recipe: Any, signals: bool) -> Any:
     return row
 
 
-def renew(row: Any, lr: float, min_lr: float, hard: bool, multiplier: float) -> None:
-    """Numbers of an options row that change from step to step."""
-    row["lr"] = lr
-    row["floor"] = (min_lr / lr if lr > 0 else 0.0) if hard else -math.inf
-    row["multiplier"] = multiplier
+def renew(options: Any, rows: Any, hp: Any, recipe: Any, multiplier: float) -> None:
+    """Set what schedulers and the controller change from step to step.
+
+    Args:
+        options: all rows of ``OPTIONS``.
+        rows: numbers of those of one group.
+        hp: the group's options of now; ``lr`` is a number.
+        recipe: the group's recipe.
+        multiplier: the controller's.
+    """
+    low, high = rate_bounds(hp)
+    now = {
+        "lr": hp.lr,
+        "low": low,
+        "high": high,
+        "floor": absolute_floor(hp) if hp.hard_min_lr else -math.inf,
+        "multiplier": multiplier,
+        "beta": (contextual.mixture(hp).beta, *hp.betas[1:]) if recipe is contextual else hp.betas,
+        "weight_decay": hp.weight_decay,
+        "spd": recipe is improved and hp.use_spd and hp.weight_decay > 0,
+    }
+    for name, value in now.items():
+        options[name][rows] = value
 
 
 def addresses(states: list[dict[str, Any]], name: str) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -18,11 +17,9 @@ from torch.optim import Optimizer
 
 from .. import configs
 from ..storage import CORRECTION, Policy
-from ..types import Layout
-from ..validate import checked, fail
 from . import backends, checkpoint, directions, execute, memory, offload, sharded, shards
 from .buckets import Chunk, chunks
-from .checks import check_parameter, check_rate
+from .checks import new_group
 from .contract import Controller
 from .eager import eager, keep_step_eager
 from .precision import LOW_PRECISION, ScalerAdvice
@@ -67,7 +64,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
         values = {f.name: getattr(config, f.name) for f in dataclass_fields(config)}
         configs.check_together(values, "in the constructor")
         defaults = {k: v for k, v in values.items() if k not in configs.engine_options(config)}
-        Optimizer.__init__(self, params, defaults)
+        Optimizer.__init__(self, params, configs.in_group(defaults))
         keep_step_eager(type(self))
         if config.verbose:
             options = ", ".join(f"{k}={v!r}" for k, v in values.items())
@@ -100,38 +97,17 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
 
     @eager
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its options are checked like the constructor's. Allowed between any two steps."""
+        """Add a group; its options are checked like the constructor's. Allowed between any two steps.
+
+        A group holds ``min_lr`` and ``max_lr`` as ``lr_floor`` and ``lr_cap``, because schedulers write the
+        former: what stands there after construction is theirs, and changes nothing here.
+        """
         self._settle("adding a group")
-        known = {f.name for f in dataclass_fields(self.config_class)}
-        group = dict(param_group)
-        for name in group.keys() & set(configs.engine_options(self.config_class)):
-            raise fail(f"group[{name!r}]", group[name], "it belongs to the optimizer, not to a group")
-        given = {k: v for k, v in group.items() if k in known}
-        group.update(checked(self.config_class, given, "parameter group"))
-        for name in group.keys() - known:
-            if near := difflib.get_close_matches(str(name), known, 1, 0.87):
-                raise TypeError(f"parameter group has no option {name!r}. Did you mean {near[0]!r}?")
-        if "params" not in group:
-            raise ValueError("a parameter group needs a 'params' entry: {'params': model.parameters()}.")
-        params = group["params"]
-        if isinstance(params, (set, frozenset)):
-            raise TypeError("parameters in a set have no order that a checkpoint could keep: pass a list.")
-        group["params"] = [params] if isinstance(params, Tensor) else list(params)
-        for p in group["params"]:
-            check_parameter(p[1] if isinstance(p, tuple) else p)
-        merged = {**self.defaults, **group}
-        configs.check_together(merged, "in the group")
-        lr = float(merged["lr"])
-        group.setdefault("base_lr", lr)
-        group.setdefault("clock", 0)
-        merged["base_lr"] = group["base_lr"]
-        check_rate(merged)
-        self.recipe.specs(Layout.of(()), self._hyper(merged, lora=False))  # options that exclude each other
-        super().add_param_group(group)
+        super().add_param_group(new_group(self, param_group))
 
     @property
     def base_lrs(self) -> list[float]:
-        """Learning rate of each group at construction: what the mask is relative to."""
+        """Learning rate of each group at construction: the start of its schedule."""
         return [group["base_lr"] for group in self.param_groups]
 
     def _hyper(self, group: dict[str, Any], lora: bool) -> Any:

@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import configs
-from ..types import Layout
-from ..validate import checked
+from ..types import CAP, Layout
 from . import saved_pairs
 from .saved import ADVICE, CheckpointError
 
@@ -85,12 +84,13 @@ def merged(optimizer: Any, number: int, own: dict[str, Any], saved: Mapping[str,
             f"and Automagic. {ADVICE}"
         )
     config = optimizer.config_class
-    options = {f.name for f in dataclass_fields(config)} - set(configs.engine_options(config))
-    family = _family_options()
-    taken = {k: deepcopy(v) for k, v in saved.items() if k != "params" and (k in options or k not in family)}
+    others = _family_options() - {f.name for f in dataclass_fields(config)}
+    others |= set(configs.engine_options(config))
+    saved = _by_todays_names(own, saved)
+    taken = {k: deepcopy(v) for k, v in saved.items() if k != "params" and k not in others}
     group = {**own, **taken}
     try:
-        group.update(checked(config, {k: group[k] for k in group.keys() & options}, "state dict"))
+        group = configs.checked_group(config, group, "state dict")
         _check_bookkeeping(number, group)
         configs.check_together(group, f"in group {number} of the state dict")
         optimizer.recipe.specs(Layout.of(()), optimizer._hyper(group, lora=False))  # what excludes each other
@@ -99,6 +99,28 @@ def merged(optimizer: Any, number: int, own: dict[str, Any], saved: Mapping[str,
     except (ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"group {number} of the state dict: {error} {ADVICE}") from error
     return group
+
+
+def _by_todays_names(own: dict[str, Any], saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved group with the names and entries that groups have today.
+
+    Once the bounds were called ``min_lr`` and ``max_lr`` in the groups, where OneCycleLR wrote its own over
+    them: then, and where the cap is the default that nobody need have set, ours stay.
+    """
+    if "base_beta1" not in saved and isinstance(saved.get("betas"), (list, tuple)) and saved["betas"]:
+        saved = {**saved, "base_beta1": saved["betas"][0]}  # what its fields were chosen by
+    if "lr_floor" in saved or "base_lr" not in saved:
+        return saved
+    rest = {k: v for k, v in saved.items() if k not in configs.GROUP_NAMES}
+    first = saved.get("initial_lr", saved["base_lr"])
+    if isinstance(first, Tensor):
+        first = float(first) if first.numel() == 1 else saved["base_lr"]
+    if first != saved["base_lr"]:
+        return rest
+    bounds = {key: saved[name] for name, key in configs.GROUP_NAMES.items() if name in saved}
+    if bounds.get("lr_cap") == CAP and own["lr_cap"] is None:
+        bounds["lr_cap"] = None
+    return {**rest, **bounds}
 
 
 def _family_options() -> set[str]:
@@ -116,11 +138,14 @@ def _check_bookkeeping(number: int, group: dict[str, Any]) -> None:
         numeric = isinstance(value, kinds) and not isinstance(value, bool)
         if not numeric or not 0 <= value < LARGEST:  # also refuses NaN
             raise CheckpointError(f"{name}={value!r} of group {number}: it must be a number >= 0. {ADVICE}")
-    starts = group["lr_level"] == "distance" or (group["use_lr_mask"] and group["lr_mask_rule"] == "additive")
-    if starts and group["base_lr"] < SMALLEST:  # these rules divide by it
+    if group["lr_level"] == "distance" and group["base_lr"] < SMALLEST:  # it divides by it
         raise CheckpointError(
-            f"base_lr={group['base_lr']!r} of group {number}: with lr_level={group['lr_level']!r} and "
-            f"lr_mask_rule={group['lr_mask_rule']!r} it must be above 0. {ADVICE}"
+            f"base_lr={group['base_lr']!r} of group {number}: with lr_level='distance' it must be above 0. "
+            + ADVICE
+        )
+    if not isinstance(group["base_beta1"], (int, float)) or not 0 <= group["base_beta1"] < 1:
+        raise CheckpointError(
+            f"base_beta1={group['base_beta1']!r} of group {number}: it must be in [0, 1). {ADVICE}"
         )
     names = group.get("param_names")
     if names is not None and (not isinstance(names, (list, tuple)) or len(names) != len(group["params"])):

@@ -98,7 +98,12 @@ def _same_steps(before: Any, hp: Any) -> bool:
     """Whether one count of the mask is the same step under both options, given the same rule."""
     if hp.lr_mask_rule != "additive":
         return True
-    return before.base_lr == hp.base_lr and before.lr_bump == hp.lr_bump
+    return _centre(before) == _centre(hp) and before.lr_bump == hp.lr_bump
+
+
+def _centre(options: Any) -> float:
+    """Rate that the additive rule is relative to."""
+    return float(T.additive_range(options.lr, options.base_lr, 0.0, None)[0])
 
 
 def carry(
@@ -119,7 +124,7 @@ def carry(
         p: [1,K,m,n] the weights.
         layout: their view.
         hp: the new options.
-        before: the old options (``base_lr``, ``lr_bump``, ``min_lr``, ``max_lr`` are read).
+        before: the old options (rates, bounds and ``lr_bump`` are read).
         mask_mean: mean of the old geometric mask over all parameters.
         initial: name -> the recipe's first value of a field that depends on the weights, else None.
     """
@@ -226,8 +231,7 @@ def _multiplier(k: Tensor, geometric: bool, options: Any, mean: float) -> Tensor
     """Rates of these counters, relative to the base rate."""
     if geometric:
         return torch.exp2(k * GEOMETRIC_STEP) / mean
-    lr = options.base_lr
-    return (lr + k * options.lr_bump).clamp(options.min_lr, options.max_lr) / lr
+    return _rate.additive_mask(k, torch.float64, options)
 
 
 def counter_of(multiplier: Tensor, hp: Any) -> Tensor:
@@ -236,14 +240,14 @@ def counter_of(multiplier: Tensor, hp: Any) -> Tensor:
         return multiplier.double().log2() / GEOMETRIC_STEP
     if hp.lr_bump == 0:
         return torch.zeros_like(multiplier, dtype=torch.float64)
-    return (multiplier.double() - 1) * (hp.base_lr / hp.lr_bump)
+    return (multiplier.double() - 1) * (_centre(hp) / hp.lr_bump)
 
 
 def mask_fields(k: Tensor, negative: Tensor, layout: Layout, hp: Any) -> dict[str, Tensor]:
     """The mask's fields from counters (any granularity) and the signs of the last gradients."""
     code = _rate.mask_code(hp)
     granularity = hp.lr_mask_granularity
-    k = k.clamp(code.low, code.high).expand(1, *layout.view)
+    k = T.limited(k, code.low, code.high).expand(1, *layout.view)
     if granularity == "row":
         k = k.mean(-1, keepdim=True)
     elif granularity != "element":

@@ -84,7 +84,7 @@ def fields(
         k = torch.zeros_like(like, dtype=torch.float64)
         if learned.rates is not None and mean_rate:
             # The geometric mask distributes around the group's lr; the additive one holds rates.
-            scale = mean_rate if hp.lr_mask_rule == "geometric" else hp.base_lr
+            scale = mean_rate if hp.lr_mask_rule == "geometric" else max(hp.base_lr, float(hp.lr))
             k = _carry.counter_of(learned.rates.double() / scale, hp).expand_as(k)
         # Element by element; what else the options want is made of it like in any conversion.
         whole = hp._replace(lr_mask_granularity="element")

@@ -1,13 +1,14 @@
-"""The learning rate of every element: level x mask, clamped to [min_lr, max_lr].
+"""The learning rate of every element: level x mask, kept between min_lr and max_lr.
 
 Everything here is relative to the group's ``lr``, which belongs to the scheduler: a rate of 1
-means exactly ``group["lr"]``. What has to be known over all parameters (mean of the mask, level,
+means exactly ``group["lr"]``; the bounds never move it, but for a cap that lies below it. What has to be known over all parameters (mean of the mask, level,
 votes) is read one step late from numbers that each parameter keeps, so nothing waits for a
 reduction over the model and nothing lives outside ``optimizer.state``.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -54,7 +55,8 @@ def mask_code(hp: Hyper) -> T.MaskCode:
     """Integer code of the mask under these options."""
     if hp.lr_mask_rule == "geometric":
         return T.GEOMETRIC
-    return T.additive_code(hp.base_lr, hp.lr_bump, hp.min_lr, hp.max_lr)
+    centre, low, high = T.additive_range(hp.lr, hp.base_lr, hp.lr_floor, hp.lr_cap)
+    return T.additive_code(centre, hp.lr_bump, low, high)
 
 
 def has_mask(hp: Hyper) -> bool:
@@ -67,6 +69,9 @@ def specs(layout: Layout, hp: Hyper) -> list[StateSpec]:
     fields: list[StateSpec] = []
     if has_mask(hp):
         code = mask_code(hp)
+        if hp.lr_mask_rule == "additive":
+            cap = T.additive_range(hp.base_lr, hp.base_lr, hp.lr_floor, hp.lr_cap)[2]
+            T.check_additive(hp.base_lr, hp.lr_bump, hp.lr_floor, float(cap))
         if hp.lr_mask_granularity == "element":
             fields.append(StateSpec("lr_mask", "full", dtype=code.dtype, initial=code.start))
         else:
@@ -189,21 +194,23 @@ def rate(
 
 
 def _clamp(value: Tensor, hp: Hyper) -> Tensor:
-    """Keep lr * value inside [min_lr, max_lr] x schedule (schedule = lr / base_lr)."""
-    if hp.base_lr > 0:
-        low, high = hp.min_lr / hp.base_lr, hp.max_lr / hp.base_lr
-        value = value.clamp(low, high)
+    """Keep value where the bounds allow it to be; see ``techniques.rate_bounds``."""
+    value = T.limited(value, *rate_bounds(hp))
     if hp.hard_min_lr:
-        value = _absolute_floor(value, hp)
+        value = T.limited(value, absolute_floor(hp), math.inf)
     return value
 
 
-def _absolute_floor(value: Tensor, hp: Hyper) -> Tensor:
-    """Keep lr * value above min_lr whatever the scheduler does, except at lr = 0."""
+def rate_bounds(hp: Hyper) -> tuple[float | Tensor, float | Tensor]:
+    """Limits of everything that multiplies the learning rate."""
+    return T.rate_bounds(hp.lr, hp.base_lr, hp.lr_floor, hp.lr_cap)
+
+
+def absolute_floor(hp: Hyper) -> float | Tensor:
+    """What keeps lr * value above min_lr whatever the scheduler does; 0 at lr = 0."""
     if isinstance(hp.lr, Tensor):
-        floor = torch.where(hp.lr > 0, hp.min_lr / hp.lr, 0.0)
-        return torch.maximum(value, floor.to(value.dtype))
-    return value.clamp(min=hp.min_lr / hp.lr if hp.lr > 0 else 0.0)
+        return torch.where(hp.lr > 0, hp.lr_floor / hp.lr, 0.0)
+    return hp.lr_floor / hp.lr if hp.lr > 0 else 0.0
 
 
 def _mask(
@@ -219,7 +226,7 @@ def _mask(
     else:
         counter = state.lr_mask
     if hp.lr_mask_rule == "additive":
-        return T.additive_mask(counter, g.dtype, hp.base_lr, hp.lr_bump, hp.min_lr, hp.max_lr), state
+        return additive_mask(counter, g.dtype, hp), state
     mask = T.geometric_mask(counter, shared.mask_mean)
     if phase.may_warm_up:
         total = (T.tensor_sum(mask, "mask") * shared.mask_mean).float()
@@ -228,6 +235,12 @@ def _mask(
         assert state.lr_mask_sum is not None
         state = state._replace(lr_mask_sum=torch.where(k.warm, total, state.lr_mask_sum))
     return mask, state
+
+
+def additive_mask(counter: Tensor, dtype: torch.dtype, hp: Hyper) -> Tensor:
+    """Multiplier of the additive rule, whose counter 0 is the learning rate itself."""
+    centre, low, high = T.additive_range(hp.lr, hp.base_lr, hp.lr_floor, hp.lr_cap)
+    return T.additive_mask(counter, dtype, centre, hp.lr_bump, low, high)
 
 
 def _count(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import techniques as T
 from ..types import Layout
-from ._rate import has_mask, mask_code
+from ._rate import additive_mask, has_mask, mask_code, rate_bounds
 
 __all__ = ["has_mask", "mask_rates", "polarity", "row_scaling"]
 
@@ -20,15 +20,15 @@ def row_scaling(p: Tensor, hp: Any) -> Tensor:
 
 
 def mask_rates(state: dict[str, Any], layout: Layout, hp: Any, mask_mean: float) -> Tensor:
-    """Rate of each element at the base learning rate, without schedule, level and gains."""
+    """Rate that the mask gives each element at the group's learning rate of now, without level and gains."""
     code = mask_code(hp)
     word = state["lr_mask"]
     counter = T.split_word(word, code)[0] if hp.lr_mask_granularity == "element" else word
     if hp.lr_mask_rule == "additive":
-        mask = T.additive_mask(counter, torch.float32, hp.base_lr, hp.lr_bump, hp.min_lr, hp.max_lr)
+        mask = additive_mask(counter, torch.float32, hp)
     else:
         mask = T.geometric_mask(counter, torch.tensor(mask_mean, dtype=torch.float32, device=word.device))
-    rates = (mask * hp.base_lr).clamp(hp.min_lr, hp.max_lr)
+    rates = T.limited(mask, *rate_bounds(hp)) * hp.lr
     if hp.lr_mask_granularity == "row" and layout.matrix:
         lead = rates.reshape(layout.batch, layout.rows, 1)
         return lead.expand(layout.view).reshape(layout.shape)

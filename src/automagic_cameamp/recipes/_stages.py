@@ -15,12 +15,16 @@ from . import _rate
 
 
 class Hyper(NamedTuple):
-    """Options of one parameter group. Rates are per step; everything else has no unit."""
+    """Options of one parameter group. Rates are per step; everything else has no unit.
+
+    ``base_lr`` is the rate at construction, ``lr_floor`` and ``lr_cap`` are min_lr and max_lr (None where
+    the user gave none).
+    """
 
     lr: float | Tensor
     base_lr: float
-    min_lr: float
-    max_lr: float
+    lr_floor: float
+    lr_cap: float | None
     lr_bump: float
     eps: tuple[float, float, float]
     clip_threshold: float

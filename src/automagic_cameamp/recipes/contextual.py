@@ -39,8 +39,9 @@ __all__ = [
 
 FIELD = "momentum_scale_"
 
-# The options and the state of ``base``, one member more: the stages see what they know.
-Hyper: Any = namedtuple("Hyper", (*_stages.Hyper._fields, "momentum_scales"))
+# The options and the state of ``base`` and a little more: the stages see what they know. ``base_beta1`` is
+# betas[0] at construction: which means exist must not change when a scheduler moves betas[0].
+Hyper: Any = namedtuple("Hyper", (*_stages.Hyper._fields, "momentum_scales", "base_beta1"))
 State: Any = namedtuple("State", (*_stages.State._fields, "scales"))
 
 
@@ -63,7 +64,7 @@ class Mixture(NamedTuple):
     """The momentum as numbers.
 
     Args:
-        beta: coefficient of ``exp_avg`` at the start.
+        beta: coefficient of ``exp_avg``, before its own schedule.
         own, update: weights of ``exp_avg`` and of this step's update.
         kept: lengths of the means that have fields of their own.
         others: their weights.
@@ -80,12 +81,12 @@ class Mixture(NamedTuple):
 
 def mixture(hp: Any) -> Mixture:
     """How the means of several lengths are weighed under these options."""
-    beta1, scales = hp.betas[0], hp.momentum_scales
-    beta = T.own_beta(beta1, scales)
-    if scales is None or set(scales) == {T.own_scale(beta1, scales)}:
+    start, scales = hp.base_beta1, hp.momentum_scales
+    beta = T.own_beta(hp.betas[0], scales, start)
+    if scales is None or set(scales) == {T.own_scale(start, scales)}:
         return Mixture(beta, 1.0, 0.0, (), (), False)
-    own, update, others = T.scale_weights(beta1, scales)
-    return Mixture(beta, own, update, T.kept_scales(beta1, scales), others, True)
+    own, update, others = T.scale_weights(start, scales)
+    return Mixture(beta, own, update, T.kept_scales(start, scales), others, True)
 
 
 def make_state(fields: dict[str, Tensor]) -> Any:
@@ -104,14 +105,14 @@ def as_dict(state: Any) -> dict[str, Any]:
 
 def specs(layout: Layout, hp: Any) -> tuple[StateSpec, ...]:
     """Fields that a parameter of this layout keeps under these options."""
-    kept = T.kept_scales(hp.betas[0], hp.momentum_scales)
+    kept = T.kept_scales(hp.base_beta1, hp.momentum_scales)
     means = [StateSpec(f"{FIELD}{s}", "full", "signed") for s in kept]
     return (*moment_specs(layout, hp), *means, *_rate.specs(layout, hp))
 
 
 def update(p: Tensor, g: Tensor, state: Any, shared: Shared, hp: Any, phase: Phase, layout: Layout) -> Result:
     """One step of a stack; arguments and result as in ``base.update``."""
-    beta1 = T.own_beta(hp.betas[0], hp.momentum_scales)
+    beta1 = T.own_beta(hp.betas[0], hp.momentum_scales, hp.base_beta1)
     k = schedule.scalars(state.step.to(p.dtype) + 1, beta1, hp.beta1_decay, hp.warmup_steps)
     raw = g
     if hp.use_agr:
@@ -139,14 +140,14 @@ def update(p: Tensor, g: Tensor, state: Any, shared: Shared, hp: Any, phase: Pha
 
 def _mix(u: Tensor, state: Any, k: Scalars, hp: Any) -> tuple[Tensor, Any]:
     """Momentum over all scales, and the state with its means moved on."""
-    beta1, scales = hp.betas[0], hp.momentum_scales
+    start, scales = hp.base_beta1, hp.momentum_scales
     means = {
-        f"{FIELD}{s}": T.ema(state.scales[f"{FIELD}{s}"], u, 1 - 1 / s) for s in T.kept_scales(beta1, scales)
+        f"{FIELD}{s}": T.ema(state.scales[f"{FIELD}{s}"], u, 1 - 1 / s) for s in T.kept_scales(start, scales)
     }
-    m = T.multiscale(state.exp_avg, u, list(means.values()), beta1, scales)
+    m = T.multiscale(state.exp_avg, u, list(means.values()), start, scales)
     if not hp.came:  # AdaBelief divides by the gain of exp_avg alone: give the mixture the same
         product = state.beta1_product * k.beta1
-        m = m * ((1 - product) / T.multiscale_gain(product, k.t, beta1, scales))
+        m = m * ((1 - product) / T.multiscale_gain(product, k.t, start, scales))
     return m, state._replace(scales=means)
 
 

@@ -8,11 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..types import Locality, local
+from ..types import CAP, Locality, local
 from ._reduce import row_sum, tensor_sum
 
 MASK_LOW, MASK_HIGH = 1 / 16, 4.0
 GEOMETRIC_STEP = math.log2(MASK_HIGH / MASK_LOW) / 127  # octaves per count
+LARGEST = torch.finfo(torch.float32).max
+TINY = torch.finfo(torch.float32).tiny  # of a rate that something is divided by
 
 
 class MaskCode(NamedTuple):
@@ -22,14 +24,14 @@ class MaskCode(NamedTuple):
         dtype: type of the word.
         counter: type of the counter in arithmetic.
         offset: added to k so that the word is not negative in an unsigned type.
-        low, high: limits of k.
+        low, high: limits of k; 0-D tensors where the learning rate is one.
     """
 
     dtype: torch.dtype
     counter: torch.dtype
     offset: int
-    low: int
-    high: int
+    low: int | Tensor
+    high: int | Tensor
 
     @property
     def start(self) -> int:
@@ -41,18 +43,27 @@ class MaskCode(NamedTuple):
 GEOMETRIC = MaskCode(torch.uint8, torch.int8, 84, -84, 42)
 
 
-def additive_code(lr: float, bump: float, low: float, high: float) -> MaskCode:
-    """Counter limits of the additive rule, or ValueError where 15 bits cannot hold them."""
+def additive_code(lr: float | Tensor, bump: float, low: float, high: float | Tensor) -> MaskCode:
+    """Code of the additive rule around a rate: counters that lead to the ends of [low, high], in 15 bits."""
     if bump == 0:
         return MaskCode(torch.int16, torch.int16, 0, 0, 0)
-    limits = -math.ceil(max(lr - low, 0) / bump), math.ceil(max(high - lr, 0) / bump)
-    if min(limits) < -16384 or max(limits) > 16383:
-        least = max(lr - low, high - lr) / 16383
+    down, up = (lr - low) / bump, (high - lr) / bump
+    if isinstance(down, Tensor) or isinstance(up, Tensor):
+        least, most = (torch.as_tensor(x).clamp(0, 16383).ceil().to(torch.int16) for x in (down, up))
+        return MaskCode(torch.int16, torch.int16, 0, -least, most)
+    least, most = (math.ceil(min(max(x, 0), 16383)) for x in (down, up))
+    return MaskCode(torch.int16, torch.int16, 0, -least, most)
+
+
+def check_additive(lr: float, bump: float, low: float, high: float) -> None:
+    """ValueError where 15 bits cannot hold the counters of the additive rule."""
+    widest = max(lr - low, high - lr)
+    if bump > 0 and widest > 16383 * bump:
         raise ValueError(
             f"lr_bump={bump} needs more than 16,383 steps from lr={lr} to the ends of [min_lr={low}, "
-            f"max_lr={high}]: use lr_bump >= {least:.3g}, a narrower range, or lr_mask_rule='geometric'"
+            f"max_lr={high}]: use lr_bump >= {widest / 16383:.3g}, a narrower range, or "
+            "lr_mask_rule='geometric'"
         )
-    return MaskCode(torch.int16, torch.int16, 0, *limits)
 
 
 def split_word(word: Tensor, code: MaskCode) -> tuple[Tensor, Tensor]:
@@ -88,7 +99,7 @@ def agreement(g: Tensor, last: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
 @local(Locality.ELEMENT)
 def count(k: Tensor, bump: Tensor, code: MaskCode) -> Tensor:
     """Saturating step of the counter."""
-    return (k + bump).clamp(code.low, code.high)
+    return limited(k + bump, code.low, code.high)
 
 
 @local(Locality.ELEMENT)
@@ -115,13 +126,17 @@ def geometric_mask(k: Tensor, mean: Tensor) -> Tensor:
 
 
 @local(Locality.ELEMENT)
-def additive_mask(k: Tensor, dtype: torch.dtype, lr: float, bump: float, low: float, high: float) -> Tensor:
+def additive_mask(
+    k: Tensor, dtype: torch.dtype, lr: float | Tensor, bump: float, low: float | Tensor, high: float | Tensor
+) -> Tensor:
     r"""Multiplier of the additive rule: :math:`\mathrm{clamp}(\eta_0 + kb, \eta_{min}, \eta_{max}) / \eta_0`.
 
     Args:
         k: integer counter, any shape.
         dtype: dtype of the result.
-        lr, bump, low, high: base rate, bump, limits; all rates.
+        lr: the rate that k = 0 stands for; nothing is learned relative to a rate of 0.
+        bump: rate of one count.
+        low, high: limits; rates, with ``lr`` between them.
 
     Returns:
         Multipliers relative to ``lr``.
@@ -129,7 +144,66 @@ def additive_mask(k: Tensor, dtype: torch.dtype, lr: float, bump: float, low: fl
     Source: Automagic 1, ostris/ai-toolkit (MIT). Deviations: an exact counter instead of a rate
     that is added to and clamped; the two differ by at most one partial bump per clamp.
     """
-    return k.to(dtype).mul_(bump).add_(lr).clamp_(low, high).div_(lr)
+    rates = k.to(dtype) * bump
+    if isinstance(lr, Tensor):
+        lr = lr.to(dtype)
+        return torch.where(lr >= TINY, limited(rates + lr, low, high) / lr, 1.0)
+    return limited(rates.add_(lr), low, high).div_(lr) if lr >= TINY else torch.ones_like(rates)
+
+
+def additive_range(
+    lr: float | Tensor, base_lr: float, floor: float, cap: float | None
+) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
+    """Rate that the additive rule is relative to, and its ends; never without that rate between them.
+
+    Args:
+        lr: current learning rate.
+        base_lr: the first one. While ``lr`` is below it, all rates shrink with the schedule.
+        floor: lowest rate.
+        cap: highest rate; None for 1e-3, or the rate itself where that is higher.
+
+    Returns:
+        ``max(base_lr, lr)``, the lowest and the highest rate.
+    """
+    cap = CAP if cap is None else cap
+    if isinstance(lr, Tensor):
+        centre = lr.clamp(min=base_lr)
+        return centre, centre.clamp(max=floor), centre.clamp(min=cap)
+    centre = max(base_lr, lr)
+    return centre, min(floor, centre), max(cap, centre)
+
+
+def rate_bounds(
+    lr: float | Tensor, base_lr: float, floor: float, cap: float | None
+) -> tuple[float | Tensor, float | Tensor]:
+    r"""Limits of what may multiply the learning rate. 1 lies between them but for a cap below the rate.
+
+    .. math:: \min(1, \eta_{min} / \max(\eta_0, \eta)) \le \frac{\eta_i}{\eta} \le \eta_{max} / \eta
+
+    Args:
+        lr: current learning rate; a tensor gives tensors, without waiting for its device.
+        base_lr: the first one: while ``lr`` is below it, the floor shrinks with the schedule.
+        floor: lowest rate, at the schedule's start.
+        cap: highest rate, at any time; None for 1e-3, or the rate itself where that is higher.
+
+    Returns:
+        Lowest and highest multiplier.
+    """
+    if isinstance(lr, Tensor):
+        low = (floor / lr.clamp(min=max(base_lr, TINY))).clamp(max=1.0)
+        limit = lr.clamp(min=CAP) if cap is None else cap
+        return low, torch.where(lr > 0, limit / lr, LARGEST).clamp(max=LARGEST)
+    low = min(1.0, floor / max(base_lr, lr, TINY))
+    limit = max(CAP, lr) if cap is None else cap
+    return low, min(limit / lr, LARGEST) if lr > 0 else LARGEST
+
+
+def limited(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """``x.clamp(low, high)`` with limits that are numbers or 0-D tensors, on any device."""
+    if not isinstance(low, Tensor) and not isinstance(high, Tensor):
+        return x.clamp(low, high)
+    least, most = (torch.as_tensor(limit).to(x.dtype) for limit in (low, high))
+    return torch.minimum(torch.maximum(x, least), most)
 
 
 @local(Locality.ROW)

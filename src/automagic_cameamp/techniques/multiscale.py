@@ -16,12 +16,28 @@ def own_scale(beta1: float, scales: Sequence[int]) -> int:
     return min(scales, key=lambda s: (abs(math.log(s) - length), s))
 
 
-def own_beta(beta1: float, scales: Sequence[int] | None) -> float:
-    r"""Coefficient of ``exp_avg``: beta1 where a scale says the same, else :math:`1 - 1/s` of its scale."""
+def own_beta(beta1: float, scales: Sequence[int] | None, start: float | None = None) -> float:
+    r"""Coefficient of ``exp_avg``: beta1 where a scale says the same, else :math:`1 - 1/s` of its scale.
+
+    A schedule of beta1 moves the length of ``exp_avg`` in the ratio in which it moves that of beta1, and
+    the other means stay:
+
+    .. math:: \beta = 1 - (1 - \beta_{own}) \frac{1 - \beta_1}{1 - \beta_{start}}
+
+    Args:
+        beta1: coefficient of now.
+        scales: lengths in steps.
+        start: coefficient that the scales were chosen by; None for ``beta1``.
+    """
     if scales is None:
         return beta1
-    scale = own_scale(beta1, scales)
-    return beta1 if math.isclose(scale * (1 - beta1), 1.0, rel_tol=1e-9) else 1 - 1 / scale
+    start = beta1 if start is None else start
+    scale = own_scale(start, scales)
+    if math.isclose(scale * (1 - start), 1.0, rel_tol=1e-9):
+        return beta1
+    if beta1 == start:  # to the bit
+        return 1 - 1 / scale
+    return max(0.0, 1 - (1 - beta1) / (1 - start) / scale)
 
 
 def kept_scales(beta1: float, scales: Sequence[int] | None) -> tuple[int, ...]:
@@ -50,7 +66,7 @@ def multiscale(
         own: [B,K,m,n] ``exp_avg``, the mean whose length is that of beta1, u included.
         u: [B,K,m,n] this update; it is its own mean of length 1 and needs no field.
         kept: [B,K,m,n] each, means of the other scales in ascending order, u included.
-        beta1: coefficient of ``own``.
+        beta1: coefficient that the scales were chosen by.
         scales: lengths in steps; None for ``own`` alone.
 
     Returns:
@@ -78,7 +94,7 @@ def multiscale_gain(product: Tensor, t: Tensor, beta1: float, scales: Sequence[i
     Args:
         product: [B,1,1,1] product of the coefficients that ``exp_avg`` had so far.
         t: [B,1,1,1] number of this update, from 1.
-        beta1: coefficient of ``exp_avg`` at the start.
+        beta1: coefficient that the scales were chosen by.
         scales: lengths in steps; None for ``exp_avg`` alone.
 
     Returns:

@@ -1,0 +1,95 @@
+"""Keywords of other optimizers: which of them say what holds here anyway, and why the others do not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Keyword(NamedTuple):
+    """A keyword that some other optimizer has.
+
+    Args:
+        holds: the truth value that says what is so here, and is therefore accepted; None: no value is.
+        reason: why there is no such option.
+        advice: what to do.
+    """
+
+    holds: bool | None
+    reason: str
+    advice: str
+
+
+_TOGETHER = "all parameters are updated together already, by the fastest engine there is"
+_OUTSIDE = "gradients are clipped outside of optimizers"
+_ADAFACTOR = "it is Adafactor's; the rate comes from lr and your scheduler, and the mask's mean is 1"
+_PRODIGY = "it is Prodigy's"
+KEYWORDS = {
+    "fused": Keyword(False, _TOGETHER, "Leave it out."),
+    "foreach": Keyword(False, _TOGETHER, "Leave it out."),
+    "amsgrad": Keyword(
+        False, "no running maximum of second moments is kept", "Leave it out, or use torch.optim.AdamW."
+    ),
+    "maximize": Keyword(False, "every step goes down", "Negate the loss."),
+    "capturable": Keyword(
+        False, "steps are counted on the host, which a captured CUDA graph would not repeat", "Leave it out."
+    ),
+    "differentiable": Keyword(
+        False, "no gradient is kept through a step", "Leave it out, or use torch.optim.AdamW."
+    ),
+    "nesterov": Keyword(False, "momentum has no look-ahead", "Leave it out."),
+    "decouple": Keyword(True, "weight decay never enters the gradient", "Leave it out."),
+    "decoupled_weight_decay": Keyword(True, "weight decay never enters the gradient", "Leave it out."),
+    "weight_decouple": Keyword(True, "weight decay never enters the gradient", "Leave it out."),
+    "adam_w_mode": Keyword(True, "weight decay never enters the gradient", "Leave it out."),
+    "correct_bias": Keyword(True, "means are corrected for their start where the rule needs it", "Leave it out."),
+    "relative_step": Keyword(False, _ADAFACTOR, "Pass lr and use a scheduler."),
+    "scale_parameter": Keyword(False, _ADAFACTOR, "Pass lr; the row gain of small weights is full_finetune=False."),
+    "warmup_init": Keyword(False, _ADAFACTOR, "Pass lr and warm up with a scheduler."),
+    "d0": Keyword(None, _PRODIGY, "With lr_level='distance' lr itself is the start."),
+    "growth_rate": Keyword(None, _PRODIGY, "lr_level='distance' has no limit of growth; max_lr caps the rates."),
+    "use_bias_correction": Keyword(False, _PRODIGY, "Leave it out."),
+    "safeguard_warmup": Keyword(False, _PRODIGY, "Leave it out."),
+    "slice_p": Keyword(None, _PRODIGY, "lr_level='distance' always looks at a sample."),
+    "is_paged": Keyword(False, "state is paged by nobody", "Pass offload='cpu' to hold it in host memory."),
+    "paged": Keyword(False, "state is paged by nobody", "Pass offload='cpu' to hold it in host memory."),
+    "momentum": Keyword(None, "the decay of the momentum is betas[0]", "Pass betas=(momentum, 0.99, 0.999)."),
+    "dampening": Keyword(None, "momentum is an average", "Leave it out."),
+    "beta1": Keyword(None, "the three decays are one option", "Pass betas=(beta1, beta2, beta3)."),
+    "beta2": Keyword(None, "the three decays are one option", "Pass betas=(beta1, beta2, beta3)."),
+    "beta3": Keyword(None, "the three decays are one option", "Pass betas=(beta1, beta2, beta3)."),
+    "max_grad_norm": Keyword(None, _OUTSIDE, "Call torch.nn.utils.clip_grad_norm_ before step()."),
+    "grad_clip": Keyword(None, _OUTSIDE, "Call torch.nn.utils.clip_grad_norm_ before step()."),
+    "clip_grad": Keyword(None, _OUTSIDE, "Call torch.nn.utils.clip_grad_norm_ before step()."),
+}
+
+
+def settled(owner: str, name: str, value: Any, homes: Callable[[str], list[str]] = lambda name: []) -> bool:
+    """Whether a keyword that is no option here says what holds anyway, and may be left out.
+
+    Args:
+        owner: who was called.
+        name, value: the keyword.
+        homes: name -> classes of the family that have an option of this name.
+
+    Returns:
+        False where nothing is known about this name.
+
+    Raises:
+        TypeError: it says what does not hold; with the reason, and what to do.
+    """
+    keyword = KEYWORDS.get(name)
+    if keyword is not None:
+        if keyword.holds is not None and isinstance(value, (bool, int, type(None))) and bool(value) is keyword.holds:
+            return True
+        raise TypeError(f"{owner} has no option {name!r} (got {value!r}): {keyword.reason}. {keyword.advice}")
+    if found := homes(name):
+        raise TypeError(f"{owner} has no option {name!r}: it is one of {', '.join(found)}. Leave it out here.")
+    return False
+
+
+def refuse_in_group(group: dict[str, Any]) -> None:
+    """Refuse a parameter group that asks for what no group can have; other foreign entries are left alone."""
+    for name in group.keys() & KEYWORDS.keys():
+        if KEYWORDS[name].holds is not None:
+            settled("parameter group", name, group[name])
