@@ -279,7 +279,7 @@ def in_group(values: Mapping[str, Any]) -> dict[str, Any]:
 def checked_group(config_class: type, group: Mapping[str, Any], owner: str) -> dict[str, Any]:
     """The group with its options checked, converted and named as in a group.
 
-    Where a group has ``lr_floor`` or ``lr_cap``, it is one of ours and ``min_lr`` or ``max_lr`` a scheduler's.
+    A group with ``lr_floor`` or ``lr_cap`` is one of ours: ``min_lr`` or ``max_lr`` in it is a scheduler's.
     """
     held = {name: group[key] for name, key in GROUP_NAMES.items() if key in group}
     names = {f.name for f in fields(config_class)} - set(engine_options(config_class)) - held.keys()

@@ -21,6 +21,7 @@ class Keyword(NamedTuple):
 
 
 _TOGETHER = "all parameters are updated together already, by the fastest engine there is"
+_DECAY = "weight decay never enters the gradient"
 _OUTSIDE = "gradients are clipped outside of optimizers"
 _ADAFACTOR = "it is Adafactor's; the rate comes from lr and your scheduler, and the mask's mean is 1"
 _PRODIGY = "it is Prodigy's"
@@ -38,16 +39,15 @@ KEYWORDS = {
         False, "no gradient is kept through a step", "Leave it out, or use torch.optim.AdamW."
     ),
     "nesterov": Keyword(False, "momentum has no look-ahead", "Leave it out."),
-    "decouple": Keyword(True, "weight decay never enters the gradient", "Leave it out."),
-    "decoupled_weight_decay": Keyword(True, "weight decay never enters the gradient", "Leave it out."),
-    "weight_decouple": Keyword(True, "weight decay never enters the gradient", "Leave it out."),
-    "adam_w_mode": Keyword(True, "weight decay never enters the gradient", "Leave it out."),
-    "correct_bias": Keyword(True, "means are corrected for their start where the rule needs it", "Leave it out."),
+    "decouple": Keyword(True, _DECAY, "Leave it out."),
+    "decoupled_weight_decay": Keyword(True, _DECAY, "Leave it out."),
+    "weight_decouple": Keyword(True, _DECAY, "Leave it out."),
+    "adam_w_mode": Keyword(True, _DECAY, "Leave it out."),
     "relative_step": Keyword(False, _ADAFACTOR, "Pass lr and use a scheduler."),
-    "scale_parameter": Keyword(False, _ADAFACTOR, "Pass lr; the row gain of small weights is full_finetune=False."),
+    "scale_parameter": Keyword(False, _ADAFACTOR, "Pass lr; small rows gain with full_finetune=False."),
     "warmup_init": Keyword(False, _ADAFACTOR, "Pass lr and warm up with a scheduler."),
     "d0": Keyword(None, _PRODIGY, "With lr_level='distance' lr itself is the start."),
-    "growth_rate": Keyword(None, _PRODIGY, "lr_level='distance' has no limit of growth; max_lr caps the rates."),
+    "growth_rate": Keyword(None, _PRODIGY, "Pass max_lr: it caps every rate."),
     "use_bias_correction": Keyword(False, _PRODIGY, "Leave it out."),
     "safeguard_warmup": Keyword(False, _PRODIGY, "Leave it out."),
     "slice_p": Keyword(None, _PRODIGY, "lr_level='distance' always looks at a sample."),
@@ -80,11 +80,12 @@ def settled(owner: str, name: str, value: Any, homes: Callable[[str], list[str]]
     """
     keyword = KEYWORDS.get(name)
     if keyword is not None:
-        if keyword.holds is not None and isinstance(value, (bool, int, type(None))) and bool(value) is keyword.holds:
+        plain = value is None or (isinstance(value, (bool, int)) and bool(value) is keyword.holds)
+        if plain and keyword.holds is not None:
             return True
         raise TypeError(f"{owner} has no option {name!r} (got {value!r}): {keyword.reason}. {keyword.advice}")
     if found := homes(name):
-        raise TypeError(f"{owner} has no option {name!r}: it is one of {', '.join(found)}. Leave it out here.")
+        raise TypeError(f"{owner} has no option {name!r}: it is one of {', '.join(found)}. Leave it out.")
     return False
 
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-import automagic_cameamp
 from automagic_cameamp import OPTIMIZERS, Automagic_CameAMP, Automagic_CameAMP8bit, convert_state
 from automagic_cameamp.configs import OptimizerConfig8bit
 
@@ -94,7 +93,8 @@ def take(asked: Any, unit: Any, params: list[list[Any]], t: int) -> None:
     for p, q in zip(*params, strict=True):
         p.grad = torch.randn(p.shape, generator=draw)
         q.grad = p.grad.clone()
-        p.data.zero_(), q.data.zero_()
+        p.data.zero_()
+        q.data.zero_()
     for group, other in zip(asked.param_groups, unit.param_groups, strict=True):
         other["betas"] = group["betas"]  # a scheduler may move them
     asked.step()
@@ -119,7 +119,9 @@ def test_what_is_asked_is_applied(kind: str, engine: str, data: st.DataObject) -
         "max_lr": data.draw(st.sampled_from([None, 1e-4, 1e-2, 50.0, math.inf])),
     }
     options: dict[str, Any] = {k: v for k, v in bounds.items() if v is not None}
-    asked, unit, params = twins(name, engine, lr, {**options, **MASKS[data.draw(st.sampled_from(list(MASKS)))]})
+    asked, unit, params = twins(
+        name, engine, lr, {**options, **MASKS[data.draw(st.sampled_from(list(MASKS)))]}
+    )
     as_tensor = kind == "by hand" and data.draw(st.booleans())
     for t, _ in enumerate(data.draw(SCHEDULES[kind])(asked)):
         rate = float(asked.param_groups[0]["lr"])
@@ -347,7 +349,9 @@ def test_cycled_momentum_keeps_the_state_and_resumes_bitwise(name: str, engine: 
             assert all(map(torch.equal, whole, run(make, stop)))
 
 
-@pytest.mark.parametrize("name", ["Automagic_CameAMP8bit", "Automagic_CameAMP_COptim", "Automagic_CameAMP_8Bit"])
+@pytest.mark.parametrize(
+    "name", ["Automagic_CameAMP8bit", "Automagic_CameAMP_COptim", "Automagic_CameAMP_8Bit"]
+)
 def test_what_moves_from_step_to_step_is_renewed_in_the_plan(name: str) -> None:
     """Rates, bounds, betas, weight decay: no new plan, and the reference's numbers."""
     made = []
@@ -386,58 +390,3 @@ def test_the_length_of_the_own_mean_follows_beta1_in_proportion() -> None:
             assert 0 <= moved < 1
             if (1 - first) * (1 - now) < 1 - start:
                 assert (1 - moved) / (1 - first) == pytest.approx((1 - now) / (1 - start))
-
-
-# ---------------------------------------------------------------- keywords of other optimizers
-
-OFF = ["fused", "foreach", "amsgrad", "maximize", "capturable", "differentiable", "nesterov"]
-OFF += ["relative_step", "scale_parameter", "warmup_init"]
-
-
-@pytest.mark.parametrize("name", OFF)
-def test_what_is_off_here_may_be_said(name: str) -> None:
-    params = [torch.nn.Parameter(torch.zeros(3))]
-    for cls in OPTIMIZERS.values():
-        for value in (False, None, 0):
-            assert name not in cls(params, **{name: value}).param_groups[0]
-        with pytest.raises(TypeError, match=rf"^{cls.__name__} has no option '{name}' \(got True\): .+\. .+\.$"):
-            cls(params, **{name: True})
-        with pytest.raises(TypeError, match=f"^parameter group has no option '{name}'"):
-            cls([{"params": params, name: True}])
-        cls([{"params": params, name: False}])
-
-
-def test_groups_of_adamw_are_taken() -> None:
-    groups = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))], lr=1e-3).param_groups
-    optimizer = Automagic_CameAMP([{k: v for k, v in g.items() if k != "betas"} for g in groups])
-    assert optimizer.param_groups[0]["lr"] == 1e-3
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("decouple", False, "never enters the gradient"),
-        ("d0", 1e-6, "lr itself is the start"),
-        ("optim_bits", 8, "Automagic_CameAMP_Improved_8Bit"),
-        ("momentum_scales", [1], "Automagic_CameAMP_COptim, Automagic_CameAMP_COptim8bit"),
-        ("max_grad_norm", 1.0, "clip_grad_norm_"),
-        ("beta2", 0.9, "betas="),
-        ("is_paged", True, "offload='cpu'"),
-    ],
-)
-def test_a_hint_names_a_reason(name: str, value: Any, words: str) -> None:
-    class Mine(Automagic_CameAMP8bit):
-        pass
-
-    for cls in (Automagic_CameAMP8bit, Mine):
-        with pytest.raises(TypeError) as caught:
-            cls([torch.nn.Parameter(torch.zeros(3))], **{name: value})
-        assert str(caught.value).startswith(f"{cls.__name__} has no option {name!r}") and words in str(caught.value)
-
-
-def test_no_reason_is_given_for_an_option_that_exists_everywhere() -> None:
-    from automagic_cameamp.foreign import KEYWORDS
-
-    shared = set.intersection(*(set(cls.config_class.__dataclass_fields__) for cls in OPTIMIZERS.values()))
-    assert not KEYWORDS.keys() & shared
-    assert automagic_cameamp.__all__

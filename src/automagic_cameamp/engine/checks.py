@@ -64,16 +64,16 @@ def check_rate(group: dict[str, Any]) -> None:
         raise fail("lr", lr, "lr_level='distance' needs a start above 0", "For example lr=1e-6.")
     text = None
     if high is not None and lr > high:
-        text = f"lr={lr:g} is above max_lr={high:g}: no weight steps at more than {high:g}. Pass a higher max_lr."
+        text = f"lr={lr:g} is above max_lr={high:g}: no rate is above {high:g}. Pass a higher max_lr."
     elif 0 < lr < low and group["hard_min_lr"]:
         text = (
-            f"lr={lr:g} is below min_lr={low:g} and hard_min_lr=True: every weight steps at {low:g} or more. "
+            f"lr={lr:g} is below min_lr={low:g} and hard_min_lr=True: no rate is below {low:g}. "
             "Pass a lower min_lr."
         )
     elif 0 < lr < low and not (group["full_finetune"] and not has_mask(group)):
         text = (
-            f"lr={lr:g} is below min_lr={low:g}: while it is, mask and row gain can raise rates but not lower "
-            "them. Pass a lower min_lr."
+            f"lr={lr:g} is below min_lr={low:g}: as long as it is, the mask and the row gain can raise rates "
+            "but not lower them. Pass a lower min_lr."
         )
     if text is not None:
         warnings.warn(text, stacklevel=callers_depth())

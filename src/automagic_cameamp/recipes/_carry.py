@@ -276,10 +276,10 @@ def bounds(spec: StateSpec, layout: Layout, hp: Any) -> tuple[float, float]:
     """Smallest and largest value of a field that a run of this optimizer can produce."""
     name, n = spec.name, layout.numel
     if name == "lr_mask" and spec.dtype == torch.uint8:
-        low, high = T.GEOMETRIC.low + T.GEOMETRIC.offset, T.GEOMETRIC.high + T.GEOMETRIC.offset
-        return 2 * low, 2 * high + 1
+        low, high = int(T.GEOMETRIC.low), int(T.GEOMETRIC.high)
+        return 2 * (low + T.GEOMETRIC.offset), 2 * (high + T.GEOMETRIC.offset) + 1
     if name == "lr_mask" and spec.dtype == torch.int8:
-        return T.GEOMETRIC.low, T.GEOMETRIC.high
+        return int(T.GEOMETRIC.low), int(T.GEOMETRIC.high)
     if spec.dtype in (torch.uint8, torch.int16):
         return -math.inf, math.inf  # every bit pattern means something
     if name == "lr_level" and hp.lr_level == "vote":

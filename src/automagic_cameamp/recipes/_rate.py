@@ -1,9 +1,10 @@
 """The learning rate of every element: level x mask, kept between min_lr and max_lr.
 
 Everything here is relative to the group's ``lr``, which belongs to the scheduler: a rate of 1
-means exactly ``group["lr"]``; the bounds never move it, but for a cap that lies below it. What has to be known over all parameters (mean of the mask, level,
-votes) is read one step late from numbers that each parameter keeps, so nothing waits for a
-reduction over the model and nothing lives outside ``optimizer.state``.
+means exactly ``group["lr"]``. Bounds never move that centre, but for a cap that lies below it. What
+has to be known over all parameters (mean of the mask, level, votes) is read one step late from
+numbers that each parameter keeps, so nothing waits for a reduction over the model and nothing
+lives outside ``optimizer.state``.
 """
 
 from __future__ import annotations

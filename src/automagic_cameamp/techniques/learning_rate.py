@@ -43,7 +43,7 @@ class MaskCode(NamedTuple):
 GEOMETRIC = MaskCode(torch.uint8, torch.int8, 84, -84, 42)
 
 
-def additive_code(lr: float | Tensor, bump: float, low: float, high: float | Tensor) -> MaskCode:
+def additive_code(lr: float | Tensor, bump: float, low: float | Tensor, high: float | Tensor) -> MaskCode:
     """Code of the additive rule around a rate: counters that lead to the ends of [low, high], in 15 bits."""
     if bump == 0:
         return MaskCode(torch.int16, torch.int16, 0, 0, 0)
@@ -119,9 +119,10 @@ def geometric_mask(k: Tensor, mean: Tensor) -> Tensor:
     and the division by the mean are ours.
     """
     # A table of 127 values: faster than an exponential, and the same bits wherever an element stands.
-    codes = torch.arange(GEOMETRIC.low, GEOMETRIC.high + 1, dtype=mean.dtype, device=mean.device)
+    low, high = int(GEOMETRIC.low), int(GEOMETRIC.high)
+    codes = torch.arange(low, high + 1, dtype=mean.dtype, device=mean.device)
     table = torch.exp2(codes * GEOMETRIC_STEP) / mean
-    index = k.to(torch.int32).sub_(GEOMETRIC.low).flatten()
+    index = k.to(torch.int32).sub_(low).flatten()
     return table.index_select(0, index).view(k.shape)
 
 
