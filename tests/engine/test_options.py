@@ -312,18 +312,13 @@ def test_starts_that_are_refused() -> None:
 
 
 def test_warning_outside_the_range() -> None:
-    with pytest.warns(
-        UserWarning, match=r"lr=0\.01 is above max_lr=0\.001: .* at more than 0\.001\."
-    ) as caught:
+    above = r"lr=0\.01 is above max_lr=0\.001: no rate is above 0\.001\."
+    with pytest.warns(UserWarning, match=above) as caught:
         Automagic_CameAMP(one_parameter(), lr=1e-2, max_lr=1e-3)
     assert caught[0].filename == __file__, "the warning points at the caller"
-    with pytest.warns(
-        UserWarning, match=r"lr=1e-09 is below min_lr=1e-07: .* can raise rates but not lower them"
-    ):
+    with pytest.warns(UserWarning, match=r"lr=1e-09 is below min_lr=1e-07: .* can raise rates but not lower"):
         Automagic_CameAMP(one_parameter(), lr=1e-9)
-    with pytest.warns(
-        UserWarning, match=r"below min_lr=1e-07 and hard_min_lr=True: no rate is below 1e-07\."
-    ):
+    with pytest.warns(UserWarning, match=r"min_lr=1e-07 and hard_min_lr=True: no rate is below 1e-07\."):
         Automagic_CameAMP(one_parameter(), lr=1e-9, hard_min_lr=True)
     with pytest.warns(UserWarning, match="above max_lr"):
         Automagic_CameAMP([{"params": one_parameter(), "lr": 0.5, "max_lr": 0.1}])
