@@ -257,4 +257,7 @@ def write_params(params: list[Tensor], new: Tensor, noise: Noise | None) -> None
 
 def as_vector(values: list[tuple[Tensor, int]], like: Tensor) -> Tensor:
     """Numbers of many parameters as one vector on one device."""
-    return torch.stack([v.to(like.device) for v, _ in values])
+    numbers = [v for v, _ in values]
+    if not (like.is_cpu and all(v.is_cpu for v in numbers)):
+        numbers = [v.to(like.device) for v in numbers]
+    return torch.stack(numbers)
