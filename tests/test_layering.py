@@ -46,6 +46,7 @@ LAYERS: dict[str, set[str]] = {
         "validate",
         "foreign",
         "control",
+        "lora",
         "configs",
         "policies",
         "recipes",

@@ -1,11 +1,14 @@
 """Tells the optimizers which parameters belong to a LoRA and which are embeddings.
 
-ALLoRA's row gain and the low-rank terms act on parameters marked ``p._is_lora_layer``; ``stable_emb`` keeps
-32-bit state for those marked ``p._is_embedding``. A model that carries no mark is treated as one LoRA.
+ALLoRA's row gain and the low-rank terms act on a LoRA's parameters: those marked ``p._is_lora_layer``, those
+named as adapters are in groups of ``named_parameters()``, and where neither is found, those whose shapes say
+so (``engine/pairs.py``). ``p._is_lora_layer = False`` says that one is none. ``stable_emb`` keeps 32-bit state for
+parameters marked ``p._is_embedding``, and no stencil runs across their rows.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +17,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 LORA, EMBEDDING = "_is_lora_layer", "_is_embedding"
+# Set by OneTrainer and other users of Advanced Optimizers on the parameters of their adapters.
+FOREIGN = ("_is_lora_A", "_is_lora_B", "_is_dora_scale")
 MAX_RANK = 128
 
 # Parts of a parameter's dotted name -> kind. PEFT adds the adapter's name behind ("lora_A.default.weight").
@@ -31,6 +36,10 @@ KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 OLD_DIFFUSERS = re.compile(r"(^|\.)\w+_lora\.(up|down)\.")
 # One column per token, most of them without a gradient in a step: it behaves like an embedding.
 EMBEDDING_PARTS = re.compile(r"lora_embedding_a|trainable_tokens_delta", re.IGNORECASE)
+# The last module of an embedding's name: embed_tokens.weight, wte.weight, pos_embed; not time_embed.0.weight.
+TABLE = re.compile(
+    r"(\w*_)?emb(ed(ding)?s?)?(_(tokens|positions|in|out|table))?|wte|wpe", re.IGNORECASE
+)
 
 
 @dataclass
@@ -116,6 +125,34 @@ def unmark_lora(model: nn.Module) -> LoraMarks:
     return removed
 
 
+def mark_of(p: Tensor) -> bool | None:
+    """Whether a mark says that a parameter is a LoRA's, or that it is none; None where no mark says."""
+    marks = getattr(p, "__dict__", None)
+    if not marks:
+        return None
+    own = marks.get(LORA)
+    return bool(own) if own is not None else any(map(marks.get, FOREIGN)) or None
+
+
+def is_embedding(p: Tensor) -> bool:
+    """Whether a parameter is marked as an embedding."""
+    return bool(getattr(p, EMBEDDING, False))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def table_of_name(name: str) -> int:
+    """What a dotted name says of an embedding: 1: its rows are tokens, 2: its columns are, 0: it is none."""
+    parts = name.split(".")
+    if kind_of(name) is not None:
+        return 2 if any(EMBEDDING_PARTS.fullmatch(part) for part in parts) else 0
+    if "modules_to_save" in parts:  # PEFT's copy of a module: embed_tokens.modules_to_save.default.weight
+        parts = parts[: parts.index("modules_to_save")]
+    elif parts[-1] == "weight":
+        parts = parts[:-1]
+    return int(any(TABLE.fullmatch(part) for part in parts[-1:]) or "trainable_tokens_delta" in parts)
+
+
+@functools.lru_cache(maxsize=1 << 16)
 def kind_of(name: str) -> str | None:
     """What kind of adapter a parameter of this dotted name belongs to, None for none."""
     for part in name.split("."):

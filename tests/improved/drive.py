@@ -92,7 +92,7 @@ def hyper(layout: Layout, **options: Any) -> improved.Hyper:
     values: dict[str, Any] = {f.name: f.default for f in fields(ImprovedOptimizerConfig)}
     values |= {"lr": 1e-3, "max_lr": 1e-2, "percentile_clipping": 100, **SMALL, **options}
     values["base_lr"] = float(options.get("base_lr", values["lr"]))
-    values["allora"], values["lora"] = not values["full_finetune"], True
+    values["allora"], values["lora"], values["table"] = not values["full_finetune"], True, 0
     values["final_clip"] = values["clip_threshold"] if values["final_clip"] is None else values["final_clip"]
     values = in_group(values)
     return improved.Hyper(**{name: values[name] for name in improved.Hyper._fields})

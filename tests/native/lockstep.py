@@ -41,9 +41,11 @@ SHAPES: list[tuple[int, ...]] = [
 
 
 def make(name: str, shapes: Any, dtype: torch.dtype, engine: str, **options: Any) -> tuple[Any, list[Any]]:
-    """An optimizer and its parameters, the same for every engine."""
+    """An optimizer and its parameters, all of a LoRA, the same for every engine."""
     draw = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter((torch.randn(s, generator=draw) * 0.05).to(dtype)) for s in shapes]
+    for p in params:
+        p._is_lora_layer = True  # type: ignore[attr-defined]
     return OPTIMIZERS[name](params, lr=1e-3, engine=engine, **options), params
 
 

@@ -6,7 +6,7 @@ have a gradient today, nor on when their state was created. So a resumed run for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..storage import Policy
 from ..types import Layout
+from .adapters import table_of
 from .shards import Shard, shard_of
 
 # Elements of a stack. On CPU a stack and its temporaries should stay in cache; elsewhere launches
@@ -30,9 +31,10 @@ class Chunk(NamedTuple):
         params: same shape, dtype, device.
         indices: position of each parameter among all parameters of the optimizer.
         layout: their view.
-        lora: whether ALLoRA's row gain applies to them.
+        lora: whether they belong to a LoRA.
         policy: how their state is held.
         shard: which part of them this process holds, or None where they are whole.
+        table: 1: embeddings, whose rows are no neighbours; 2: nor are their columns.
     """
 
     key: tuple[int, int]
@@ -42,11 +44,7 @@ class Chunk(NamedTuple):
     lora: bool
     policy: Policy
     shard: Shard | None = None
-
-
-def is_flagged(p: Tensor) -> bool:
-    """Whether the user marked this parameter as part of a LoRA."""
-    return bool(getattr(p, "_is_lora_layer", False))
+    table: int = 0
 
 
 def chunk_limit(device: torch.device) -> int:
@@ -55,26 +53,28 @@ def chunk_limit(device: torch.device) -> int:
 
 
 def chunks(
-    param_groups: list[dict[str, Any]], policy_of: Callable[[dict[str, Any], int], Policy]
+    param_groups: list[dict[str, Any]],
+    policy_of: Callable[[dict[str, Any], int], Policy],
+    lora: Sequence[Sequence[Any]],
 ) -> Iterator[tuple[dict[str, Any], Chunk]]:
     """All chunks of all groups, with their group.
 
     Args:
         param_groups: the optimizer's groups.
         policy_of: (group, position in it) -> storage of that parameter's state.
+        lora: per group and parameter, something true where it belongs to a LoRA.
     """
-    any_flag = any(is_flagged(p) for group in param_groups for p in group["params"])
     first = 0
     for number, group in enumerate(param_groups):
         buckets: dict[tuple[Any, ...], list[int]] = {}
         params = group["params"]
         for position, p in enumerate(params):
             if p.numel():
-                lora = is_flagged(p) or not any_flag
-                key = (p.shape, p.dtype, p.device, lora, policy_of(group, position), shard_of(p))
+                kind = (bool(lora[number][position]), table_of(group, position))
+                key = (p.shape, p.dtype, p.device, *kind, policy_of(group, position), shard_of(p))
                 buckets.setdefault(key, []).append(position)
         count = 0
-        for (shape, _, device, lora, policy, shard), members in buckets.items():
+        for (shape, _, device, adapted, table, policy, shard), members in buckets.items():
             layout = Layout.of(tuple(shape))
             size = max(1, chunk_limit(device) // layout.numel)
             for start in range(0, len(members), size):
@@ -86,9 +86,10 @@ def chunks(
                         [params[i] for i in part],
                         [first + i for i in part],
                         layout,
-                        lora,
+                        adapted,
                         policy,
                         shard,
+                        table,
                     ),
                 )
                 count += 1

@@ -156,7 +156,7 @@ class _Source:
         self.places: dict[int, tuple[dict[str, Any], Chunk, Tensor, int]] = {}
         self.hyper: dict[int, Any] = {}
         for group, chunk in optimizer._chunks():
-            hp = optimizer._hyper(group, chunk.lora)
+            hp = optimizer._hyper(group, chunk.lora, chunk.table)
             for i, p in zip(chunk.indices, chunk.params, strict=True):
                 self.places[i] = (group, chunk, p, chunk.key[0])
                 self.hyper[i] = hp

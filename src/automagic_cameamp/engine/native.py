@@ -34,8 +34,9 @@ WITHOUT = (
 )
 _SAID: set[str] = set()
 _DTYPE, _SHAPE, _GRAD, _IS_CPU = (attrgetter(name) for name in ("dtype", "shape", "grad", "is_cpu"))
+_MARKS = attrgetter("__dict__")
 _ALIVE = weakref.ReferenceType.__call__
-FLAGS = ("_is_lora_layer", "_is_embedding")
+FLAGS = ("_is_lora_layer", "_is_embedding")  # another library's change the number of attributes
 _renewed = itemgetter(*table.RENEWED)
 
 
@@ -257,7 +258,8 @@ class Plan:
 
 
 def _flags(params: list[Tensor]) -> list[Any]:
-    return [p.__dict__.get(name) for p in params for name in FLAGS]
+    marks = list(map(_MARKS, params))
+    return [list(map(len, marks)), [own.get(name) for own in marks if own for name in FLAGS]]
 
 
 def _taker(order: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:

@@ -174,6 +174,7 @@ def options(hp: Any, recipe: Any, signals: bool) -> Any:
             "cautious": hp.use_cautious,
             "background": hp.background_regularization,
             "d_coef": hp.d_coef if has_mask(hp) else 1,
+            "table": hp.table,
         }.items():
             row[name] = value
     else:

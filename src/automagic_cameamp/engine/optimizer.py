@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from .. import configs
 from ..storage import CORRECTION, Policy
 from . import backends, checkpoint, directions, execute, memory, offload, sharded, shards
+from .adapters import Adapters
 from .buckets import Chunk, chunks
 from .checks import new_group
 from .contract import Controller
@@ -36,7 +37,7 @@ LOG_EVERY = 100
 LISTS_KEPT = 4096
 
 
-class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording, Optimizer):
+class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume, Recording, Optimizer):
     """Engine of the family. Final classes set ``recipe``, ``config_class``, ``policy``, nothing else.
 
     State is created at the first gradient of a parameter, from the parameter as it is then; no
@@ -83,7 +84,8 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle("copying")
-        return {**super().__getstate__(), "config": self.config, "controller": self.controller}
+        own = {"config": self.config, "controller": self.controller, "_copied_lora": self._remembered()}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -110,13 +112,13 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
         """Learning rate of each group at construction: the start of its schedule."""
         return [group["base_lr"] for group in self.param_groups]
 
-    def _hyper(self, group: dict[str, Any], lora: bool) -> Any:
+    def _hyper(self, group: dict[str, Any], lora: bool, table: int = 0) -> Any:
         values = {name: group[name] for name in self.recipe.Hyper._fields if name in group}
         if values.get("final_clip") is None:
             values["final_clip"] = group["clip_threshold"]
         values["allora"] = lora and not group["full_finetune"]
         if "lora" in self.recipe.Hyper._fields:
-            values["lora"] = lora
+            values["lora"], values["table"] = lora, table
         return self.recipe.Hyper(**values)
 
     def _policy(self, group: dict[str, Any], position: int) -> Policy:
@@ -124,7 +126,8 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
         return type(self).policy(self.config, group["params"][position], name)
 
     def _chunks(self, groups: list[dict[str, Any]] | None = None) -> Iterator[tuple[dict[str, Any], Chunk]]:
-        return chunks(self.param_groups if groups is None else groups, self._policy)
+        groups = self.param_groups if groups is None else groups
+        return chunks(groups, self._policy, self._lora(groups))
 
     def _fields(self, group: dict[str, Any], chunk: Chunk) -> list[execute.Field]:
         by_rows = chunk.shard is not None
@@ -135,7 +138,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
 
     def _options(self, group: dict[str, Any], chunk: Chunk) -> Any:
         """The recipe's options as they hold for a chunk."""
-        hp = self._hyper(group, chunk.lora)
+        hp = self._hyper(group, chunk.lora, chunk.table)
         return hp if chunk.shard is None else sharded.options(self, hp)
 
     # ---------------------------------------------------------------- step
@@ -194,6 +197,8 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Reports, Resume, Recording
             self.controller.finish(self.param_groups)
             params = chain.from_iterable(group["params"] for group in self.param_groups)
             memory.keep(self.state, params, self.controller.memory)
+        if self._steps == 0:
+            self._tell_lora()
         self._steps += 1
         if self.config.verbose and self._steps % LOG_EVERY == 1:
             rates = ", ".join(f"{float(g['lr']):.3g}" for g in self.param_groups)

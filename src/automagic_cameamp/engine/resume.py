@@ -212,7 +212,9 @@ def _copy_of(optimizer: Any) -> Any:
     options = {**vars(optimizer.config), "verbose": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when the original was built
-        return type(optimizer)(groups, **options)
+        twin = type(optimizer)(groups, **options)
+    twin._copied_lora = optimizer._remembered()
+    return twin
 
 
 def _copy_of_parameter(p: Tensor) -> Tensor:

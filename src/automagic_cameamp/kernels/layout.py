@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes as c
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_SCALES = 6
 CODES = {"dynamic": 1, "softsign": 2, "affine": 3, "unit4": 4, "log16": 6, "log": 7}
 SKETCH = 4096
@@ -34,7 +34,7 @@ class Options(c.Structure):
         ("scale_rate", c.c_double * MAX_SCALES),
         *((name, c.c_int32) for name in ("scales", "mixed", "improved", "allora", "grams", "cautious")),
         *((name, c.c_int32) for name in ("decay_always", "spd", "background", "d_coef", "tam", "mask")),
-        *((name, c.c_int32) for name in ("signals", "unused")),
+        *((name, c.c_int32) for name in ("signals", "table")),
     ]
 
 

@@ -57,6 +57,7 @@ Hyper: Any = namedtuple(
     (
         *(name for name in _stages.Hyper._fields if name != "weight_decay_phase"),
         "lora",
+        "table",
         "use_cautious",
         "use_spd",
         "edge_suppression",
@@ -123,8 +124,9 @@ def update(
     raw = g
     pictured = hp.frequency_penalty > 0 or state.edge_history is not None
     view = T.picture(g, layout, hp.spatial_mode) if pictured else None
+    sides = None if view is None else T.neighbours(view, layout, hp.table)
     if view is not None and hp.frequency_penalty > 0:
-        g = T.frequency_filter(view, hp.frequency_penalty).reshape(p.shape)
+        g = T.frequency_filter(view, hp.frequency_penalty, sides).reshape(p.shape)
     if hp.use_agr:
         g = T.agr(g)
 
@@ -140,7 +142,7 @@ def update(
     out, state, ok = confidence(u, state, hp) if hp.came else belief(g, state, k, hp)
     out, scale = _signs(out, raw, k, hp, phase)
 
-    gain, state = _gains(raw, u, view, state, layout, hp)
+    gain, state = _gains(raw, u, view, sides, state, layout, hp)
     d, rate, clip, state = displacement(p, raw, u, out, state, shared, k, hp, phase, layout, gain, scale)
     new = p - d
     if hp.use_spd and hp.weight_decay > 0 and phase.may_warm_up:
@@ -183,7 +185,13 @@ def _signs(out: Tensor, g: Tensor, k: Scalars, hp: Any, phase: Phase) -> tuple[T
 
 
 def _gains(
-    g: Tensor, u: Tensor, view: Tensor | None, state: State, layout: Layout, hp: Any
+    g: Tensor,
+    u: Tensor,
+    view: Tensor | None,
+    sides: T.Sides | None,
+    state: State,
+    layout: Layout,
+    hp: Any,
 ) -> tuple[Tensor | None, State]:
     """Edges, empty rows, plain rows: what makes an element move less."""
     gains: list[Tensor] = []
@@ -198,7 +206,7 @@ def _gains(
         gain = T.spatial_gain(variance if rows else variance.mT, hp.detail_preservation)
         gains.append(gain if rows else gain.mT)
     if state.edge_history is not None and view is not None:
-        hits = T.edge_hits(T.picture(g, layout, hp.spatial_mode), g, hp.edge_threshold)  # type: ignore[arg-type]
+        hits = T.edge_hits(view, g, hp.edge_threshold, sides)  # the view is that of the raw gradient
         history = T.ema(state.edge_history, hits, T.EDGE_BETA)
         state = state._replace(edge_history=history)
         gains.append(1 - hp.edge_penalty * history)

@@ -54,18 +54,29 @@ from .multiscale import kept_scales, multiscale, multiscale_gain, own_beta, own_
 from .scaling import belief_residual, factored_moment, factored_rsqrt, rms_clip, rms_gain
 from .sketch import SKETCH_SIZE, fold, random_signs, sketch
 from .spatial import SPATIAL_BETA, background_gain, row_variance, spatial_gain
-from .stencil import EDGE_BETA, edge_hits, frequency_filter, laplacian, picture, second_difference
+from .stencil import (
+    EDGE_BETA,
+    Sides,
+    edge_hits,
+    frequency_filter,
+    laplacian,
+    neighbours,
+    picture,
+    second_difference,
+)
 
 __all__ = [
     "EDGE_BETA",
     "SKETCH_SIZE",
     "SPATIAL_BETA",
+    "Sides",
     "background_gain",
     "edge_hits",
     "emphasise",
     "frequency_filter",
     "has_tail",
     "laplacian",
+    "neighbours",
     "picture",
     "row_variance",
     "second_difference",

@@ -2,10 +2,13 @@
 
 The last two dimensions are the picture: the kernel of a convolution, or a whole matrix. The
 neighbouring rows of a linear layer have no geometry; that the documents treat them as pictures
-is why ``spatial_mode='all'`` exists, not a reason to expect anything of it.
+is why ``spatial_mode='all'`` exists, not a reason to expect anything of it. A matrix with a row that
+has no gradient is not even that, but a table whose rows are used one by one: ``neighbours``.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +17,39 @@ from ..types import Layout, Locality, local
 from ._reduce import rms
 
 EDGE_BETA = 0.9
+
+
+class Sides(NamedTuple):
+    """Which neighbours the elements of a picture have: [B,*,1,1] of 0 and 1.
+
+    Args:
+        down: those in other rows.
+        across: those in the same row.
+    """
+
+    down: Tensor
+    across: Tensor
+
+
+def neighbours(picture: Tensor, layout: Layout, table: int = 0) -> Sides | None:
+    """Which neighbours count; None where all do.
+
+    A matrix of which a row has no gradient in this step is a table: an embedding of which some
+    tokens were seen. What a stencil would carry into the other rows is no gradient, and CAME's row
+    statistics would blow it up to a step of full size. The same holds for columns (the token side of
+    an embedding's LoRA). Kernels of a convolution are pictures whatever their gradient is.
+
+    Args:
+        picture: [B,*,h,w] gradient.
+        layout: view of the parameter.
+        table: 1: the rows are no neighbours whatever the gradient is; 2: nor are the columns.
+    """
+    if picture.shape[1:] != layout.view:
+        return None
+    there = picture != 0
+    down = there.any(-1, keepdim=True).all(-2, keepdim=True) & (table < 1)
+    across = there.any(-2, keepdim=True).all(-1, keepdim=True) & (table < 2)
+    return Sides(down.to(picture.dtype), across.to(picture.dtype))
 
 
 def picture(x: Tensor, layout: Layout, mode: str) -> Tensor | None:
@@ -43,13 +79,14 @@ def second_difference(x: Tensor, dim: int) -> Tensor:
     return torch.nn.functional.pad(step, after) - torch.nn.functional.pad(step, before)
 
 
-def laplacian(x: Tensor) -> Tensor:
-    """Five-point Laplacian on the last two dimensions, the border repeated."""
-    return second_difference(x, -1) + second_difference(x, -2)
+def laplacian(x: Tensor, sides: Sides | None = None) -> Tensor:
+    """Five-point Laplacian on the last two dimensions; the border is repeated, and what is no neighbour."""
+    across, down = second_difference(x, -1), second_difference(x, -2)
+    return across + down if sides is None else sides.across * across + sides.down * down
 
 
 @local(Locality.TENSOR)
-def edge_hits(picture: Tensor, like: Tensor, threshold: float) -> Tensor:
+def edge_hits(picture: Tensor, like: Tensor, threshold: float, sides: Sides | None = None) -> Tensor:
     r"""How much of an edge the gradient has at each element.
 
     .. math:: e = \frac{|L|}{|L| + \mathrm{RMS}(L)}, \qquad \mathrm{hit} = [e > \theta]\, e
@@ -58,6 +95,7 @@ def edge_hits(picture: Tensor, like: Tensor, threshold: float) -> Tensor:
         picture: [B,*,h,w] gradient.
         like: [B,K,m,n], the shape of the result.
         threshold: theta in (0, 1); .6 means |L| > 1.5 RMS, 13% of white noise.
+        sides: which neighbours count; None: all.
 
     Returns:
         [B,K,m,n] in [0, 1); unchanged by a rescaling of the gradient.
@@ -65,14 +103,14 @@ def edge_hits(picture: Tensor, like: Tensor, threshold: float) -> Tensor:
     Source: ours (the documents name a Laplacian detector with an absolute threshold, which fires
     never or always depending on the scale of the gradient).
     """
-    edge = laplacian(picture).reshape(like.shape).abs_()
+    edge = laplacian(picture, sides).reshape(like.shape).abs_()
     scale = rms(edge)
     e = edge / (edge + scale + 1e-38)
     return e * (e - threshold).sign_().clamp_(min=0.0)
 
 
 @local(Locality.STENCIL)
-def frequency_filter(picture: Tensor, penalty: float) -> Tensor:
+def frequency_filter(picture: Tensor, penalty: float, sides: Sides | None = None) -> Tensor:
     r"""Damp the high frequencies of a gradient.
 
     .. math:: g' = g - p\,(g - B g), \qquad
@@ -84,6 +122,7 @@ def frequency_filter(picture: Tensor, penalty: float) -> Tensor:
     Args:
         picture: [B,*,h,w] gradient.
         penalty: p in [0, 1]; 0 is the identity.
+        sides: which neighbours count; None: all. Without those in other rows, B is [1 2 1] / 4.
 
     Returns:
         [B,*,h,w]; constants and the sum are kept, the norm never grows; the identity for
@@ -94,6 +133,8 @@ def frequency_filter(picture: Tensor, penalty: float) -> Tensor:
     """
     if penalty == 0 or max(picture.shape[-2:]) < 3:
         return picture
-    smooth = picture + 0.25 * second_difference(picture, -1)
-    smooth = smooth + 0.25 * second_difference(smooth, -2)
+    across = 0.25 * second_difference(picture, -1)
+    smooth = picture + (across if sides is None else sides.across * across)
+    down = 0.25 * second_difference(smooth, -2)
+    smooth = smooth + (down if sides is None else sides.down * down)
     return torch.lerp(picture, smooth, penalty)

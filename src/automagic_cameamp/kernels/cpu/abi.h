@@ -2,7 +2,7 @@
 #pragma once
 #include <stdint.h>
 
-enum { ABI_VERSION = 1 };  // counts changes of this file
+enum { ABI_VERSION = 2 };  // counts changes of this file
 enum Type { F32 = 0, BF16 = 1, F16 = 2 };
 enum Code { PLAIN = 0, DYNAMIC8 = 1, SOFTSIGN8 = 2, AFFINE8 = 3, UNIT4 = 4, HALF16 = 5, LOG16 = 6, LOG8 = 7 };
 enum { MAX_SCALES = 6 };
@@ -42,7 +42,7 @@ struct Options {
   int32_t tam;            // torque-aware momentum in the early phase
   int32_t mask;           // 0 none, 1 per element, 2 per row, 3 per tensor
   int32_t signals;        // sketch and squares for a controller
-  int32_t unused;
+  int32_t table;          // 1: rows are no neighbours, 2: nor are columns
 };
 
 // One parameter.

@@ -74,6 +74,7 @@ struct Job {
     double* columns[4];  // partial sums, [K == 1 ? slabs : 1][K n]
     Part* parts;
     float* sketches;  // [slabs][min(numel, 4096)]
+    uint8_t* sides;   // [K] which neighbours a matrix has, see lines.h
     float* basis;     // [K][r][turn_pitch(r)] identity + (e - 1) Q Q^T
     float* full[PLANES];  // resident scratch, or null
 
@@ -179,8 +180,10 @@ inline bool lay_out(Job& j, Arena& a) {
     int64_t side = smaller(j.m, j.n), basis = j.low_rank ? j.K * side * turn_pitch(side) : 0;
     int planes = 0;
     for (int i = 0; i < PLANES; ++i) planes += j.resident && uses(j, i);
+    int64_t sides = j.picture ? j.K : 0;
     size_t bytes = static_cast<size_t>(5 * row + 5 * col + 2 * rounded(j.n) + sketch + basis + planes * rounded(j.numel)) * 4 +
-                   static_cast<size_t>(4 * partial) * 8 + sizeof(Part) * static_cast<size_t>(j.slabs) + 64 * 40;
+                   static_cast<size_t>(4 * partial) * 8 + sizeof(Part) * static_cast<size_t>(j.slabs) +
+                   static_cast<size_t>(sides) + 64 * 41;
     if (!a.reserve(bytes)) return false;
     float** by_row[] = {&j.R, &j.rf, &j.S, &j.rs, &j.row_var};
     float** by_col[] = {&j.C, &j.cf, &j.D, &j.ds, &j.col_var};
@@ -192,6 +195,7 @@ inline bool lay_out(Job& j, Arena& a) {
     j.parts = a.take<Part>(j.slabs);
     j.sketches = sketch ? a.take<float>(sketch) : nullptr;
     j.basis = basis ? a.take<float>(basis) : nullptr;
+    j.sides = sides ? a.take<uint8_t>(sides) : nullptr;
     for (int i = 0; i < PLANES; ++i) j.full[i] = j.resident && uses(j, i) ? a.take<float>(rounded(j.numel)) : nullptr;
     if (in_place(j)) j.full[MOMENTUM] = static_cast<float*>(j.t->exp_avg.q);
     return true;
@@ -206,7 +210,7 @@ struct Local {
     float* sums[4];                                  // column sums of a tile
     float* plane[PLANES];                            // tile scratch where the tensor is not resident
     float *pad, *smooth;                             // stencils
-    float *left, *right, *up, *down;                 // 1 where a neighbour exists
+    float *left, *right, *up, *down, *none;          // 1 where a neighbour exists
 
     bool prepare(const Job& j) {
         int64_t tile = rounded(smaller(j.tile_rows, larger(j.slab_rows, j.m)) * j.n), wide = rounded(larger(j.n, RUN));
@@ -214,7 +218,7 @@ struct Local {
         int planes = 0;
         for (int i = 0; i < PLANES; ++i) planes += !j.resident && uses(j, i);
         int64_t floats = 10 * rounded(RUN) + 4 * rounded(BAND) + 4 * wide + planes * tile;
-        if (j.picture) floats += 2 * halo + 4 * wide;
+        if (j.picture) floats += 2 * halo + 5 * wide;
         if (!arena.reserve(static_cast<size_t>(floats) * 4 + 64 * 64))
             return false;
         float** runs[] = {&raw, &x, &rf, &cf, &u, &p, &out, &rate, &row, &inverse};
@@ -225,7 +229,7 @@ struct Local {
         if (j.picture) {
             pad = arena.take<float>(halo);
             smooth = arena.take<float>(halo);
-            float** masks[] = {&left, &right, &up, &down};
+            float** masks[] = {&left, &right, &up, &down, &none};
             for (float** v : masks) *v = arena.take<float>(wide);
         }
         return true;

@@ -83,6 +83,7 @@ void update(Job& j, int threads, double* sketch) {
     Task& t = *j.t;
     t.ok = -1;
     if (!lay_out(j, shared_arena) || !local.prepare(j)) return;
+    look(j);
     read_statistics(j);
     if (j.low_rank) build_turn(j);
     if (!every_slab(j, pass_gradient, threads)) return;

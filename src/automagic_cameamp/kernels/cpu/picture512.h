@@ -28,6 +28,7 @@ struct Picture {
     int64_t first, end, top, bottom, n;
     float penalty;
     float *filtered, *laplace;
+    bool across;  // whether elements of a row are neighbours
 };
 
 // One register of a row of the picture, walked downwards. With a = x(left) + x(right) - 2 x and D the second
@@ -60,8 +61,8 @@ struct Column {
     AUTOMAGIC_INLINE void begin(const Picture& p, int64_t c) {
         int64_t there = p.n - c, at = p.first * p.n + c;
         mask = lanes(there);
-        left = c > 0 ? mask : static_cast<__mmask16>(mask & ~1);
-        right = there > 16 ? mask : static_cast<__mmask16>(mask >> 1);
+        left = !p.across ? 0 : c > 0 ? mask : static_cast<__mmask16>(mask & ~1);
+        right = !p.across ? 0 : there > 16 ? mask : static_cast<__mmask16>(mask >> 1);
         squares = fall = fall_across = _mm512_setzero_ps();
         read(p.g, at, x, across);
         if (p.first == p.top) return;
@@ -117,11 +118,11 @@ inline double picture_strip(const Picture& given, int64_t c) {
 
 template <int TYPE>
 inline double picture_strips(const Picture& p) {
-    if (p.n == 16) return picture_strip<TYPE, ROW, 1>(p, 0);
+    if (p.n == 16 && p.across) return picture_strip<TYPE, ROW, 1>(p, 0);
     double sum = 0;
     int64_t c = 0;
     for (; p.n - c > 16; c += 32)
-        sum += c > 0 && p.n - c > 32 ? picture_strip<TYPE, WITHIN, 2>(p, c) : picture_strip<TYPE, BORDER, 2>(p, c);
+        sum += c > 0 && p.n - c > 32 && p.across ? picture_strip<TYPE, WITHIN, 2>(p, c) : picture_strip<TYPE, BORDER, 2>(p, c);
     return c < p.n ? sum + picture_strip<TYPE, BORDER, 1>(p, c) : sum;
 }
 
@@ -131,6 +132,19 @@ inline double picture_rows(const Picture& p, int32_t type) {
     if (type == F32) return picture_strips<F32>(p);
     if (type == BF16) return picture_strips<BF16>(p);
     return picture_strips<F16>(p);
+}
+
+// The same where no row is a neighbour of another.
+inline double table_rows(const Picture& p, int32_t type) {
+    double sum = 0;
+    for (int64_t r = p.first, at = 0; r < p.end; ++r, at += p.n) {
+        Picture row = p;
+        row.first = row.top = r, row.end = row.bottom = r + 1;
+        if (p.filtered != nullptr) row.filtered += at;
+        if (p.laplace != nullptr) row.laplace += at;
+        sum += picture_rows(row, type);
+    }
+    return sum;
 }
 
 // The low 13 bits of random_bits of sixteen elements; `place` is GOLDEN times their index.

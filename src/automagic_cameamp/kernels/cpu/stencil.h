@@ -3,12 +3,10 @@
 // A picture is a whole matrix, or the kernel of a convolution, many of which lie in one row.
 #pragma once
 
-#include "job.h"
+#include "lines.h"
 #include "picture512.h"
 
 namespace AUTOMAGIC_ISA {
-
-AUTOMAGIC_INLINE bool whole_picture(const Job& j) { return j.t->width == j.n && j.t->height == j.m; }
 
 // Whether filter_tile needs no masks of neighbours: picture512.h takes whole matrices.
 AUTOMAGIC_INLINE bool maskless(const Job& j) {
@@ -28,11 +26,12 @@ inline void neighbours(const Job& j, Local& w) {
         w.right[i] = column < width - 1;
         w.up[i] = row > 0;
         w.down[i] = row < height - 1;
+        w.none[i] = 0.0f;
         if (++column < width) continue;
         column = 0;
         if (++row == height) row = 0;
     }
-    float* masks[] = {w.left, w.right, w.up, w.down};
+    float* masks[] = {w.left, w.right, w.up, w.down, w.none};
     for (float* v : masks)
         for (int64_t r = 1; r < j.group; ++r) copy_run(v, j.n, v + r * j.n);
 }
@@ -96,23 +95,27 @@ AUTOMAGIC_INLINE float* plane_of(const Job& j, const Local& w, int which) {
 // Filtered gradient and Laplacian of a tile into their planes; returns the sum of squares of the Laplacian.
 inline double filter_tile(const Job& j, const Tile& tile, Local& w) {
     bool whole = whole_picture(j);
+    int32_t sides = whole ? j.sides[tile.k] : 0;
 #if defined(AUTOMAGIC_TABLES512)
     if (whole) {
         int64_t from = tile.start - tile.origin;
         Picture p{j.t->g, tile.first, tile.end, tile.k * j.m, (tile.k + 1) * j.m, j.n, static_cast<float>(j.o->frequency),
                   j.filtered ? plane_of(j, w, FILTERED) + from : nullptr,
-                  j.edges ? plane_of(j, w, LAPLACIAN) + from : nullptr};
-        return picture_rows(p, j.t->g_type);
+                  j.edges ? plane_of(j, w, LAPLACIAN) + from : nullptr, (sides & ACROSS) != 0};
+        return sides & DOWN ? picture_rows(p, j.t->g_type) : table_rows(p, j.t->g_type);
     }
 #endif
     double edges = 0;
-    int64_t v = whole ? j.n : j.t->width, period = j.group ? j.group * j.n : j.n;
+    // Without neighbours below and above, each row is its own.
+    int64_t v = !whole ? j.t->width : sides & DOWN ? j.n : 0, period = j.group ? j.group * j.n : j.n;
     float* x = w.pad + 16 + v;
     float* h = w.smooth + 16 + v;
     fetch(j, tile.start, tile.count, x);
     fill(w.pad, 0.0f, 16 + (whole ? 0 : v));
     fill(x + tile.count + (whole ? v : 0), 0.0f, 16 + (whole ? 0 : v));
-    if (whole) {  // the border is repeated: its difference to itself is 0
+    const float* left = !whole || sides & ACROSS ? w.left : w.none;
+    const float* right = !whole || sides & ACROSS ? w.right : w.none;
+    if (whole && v > 0) {  // the border is repeated: its difference to itself is 0
         bool top = tile.first == tile.k * j.m, bottom = tile.end == (tile.k + 1) * j.m;
         fetch(j, top ? tile.start : tile.start - j.n, j.n, x - v);
         fetch(j, tile.start + tile.count - (bottom ? j.n : 0), j.n, x + tile.count);
@@ -125,9 +128,9 @@ inline double filter_tile(const Job& j, const Tile& tile, Local& w) {
             fill(h - v, 0.0f, v);
             fill(h + tile.count, 0.0f, v);
         }
-        int64_t begin = whole ? -j.n : 0, end = tile.count + (whole ? j.n : 0);
+        int64_t begin = whole ? -v : 0, end = tile.count + (whole ? v : 0);
         for (int64_t i = begin; i < end; i += period)
-            smooth_row(x + i, w.left, w.right, smaller(period, end - i), h + i);
+            smooth_row(x + i, left, right, smaller(period, end - i), h + i);
         for (int64_t i = 0; i < tile.count; i += period) {
             int64_t n = smaller(period, tile.count - i);
             if (whole)
@@ -141,9 +144,9 @@ inline double filter_tile(const Job& j, const Tile& tile, Local& w) {
         for (int64_t i = 0; i < tile.count; i += period) {
             int64_t n = smaller(period, tile.count - i);
             if (whole)
-                laplacian(x + i, w.left, w.right, v, n, out + i);
+                laplacian(x + i, left, right, v, n, out + i);
             else
-                laplacian_kernels(x + i, w.left, w.right, w.up, w.down, v, n, out + i);
+                laplacian_kernels(x + i, left, right, w.up, w.down, v, n, out + i);
             edges += sum_squares(out + i, n);
         }
     }

@@ -1,0 +1,162 @@
+"""Which parameters are a LoRA's: found from marks, names and shapes, never from values.
+
+A mark decides, else a name; only where neither says LoRA anywhere in the optimizer do shapes (trainers
+pass bare parameters). Shapes are looked at as long as no parameter has state. After that their
+answer stays: a group that is added later changes nothing of what runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..lora import is_embedding, kind_of, mark_of, table_of_name
+from ..validate import callers_depth
+from .pairs import Shapes, low_rank
+
+logger = logging.getLogger("automagic_cameamp")
+Kinds = list[list[Any]]  # how a parameter is known as a LoRA's, or None
+MARK, NAME, SHAPE = "mark", "name", "shape"
+FLIPPED = (
+    "with the parameter group that was added, shapes alone would call {0} parameters of the earlier groups "
+    "{1}. They stay what they were in this run, but a run that starts with all groups would differ: call "
+    "automagic_cameamp.mark_lora(model), or set p._is_lora_layer to True or False."
+)
+
+
+@dataclass(frozen=True)
+class LoraReport:
+    """What an optimizer takes for a LoRA. ``str`` is one line.
+
+    Args:
+        parameters: parameters of the optimizer.
+        lora: those that belong to a LoRA.
+        by_mark: of these, known by a mark (``_is_lora_layer``, ``_is_lora_A``, ...).
+        by_name: known by their name.
+        by_shape: known by the shapes of low-rank pairs.
+        tables: parameters known as embeddings by mark or name.
+    """
+
+    parameters: int
+    lora: int
+    by_mark: int
+    by_name: int
+    by_shape: int
+    tables: int
+
+    def __str__(self) -> str:
+        ways = {"mark": self.by_mark, "name": self.by_name, "shape": self.by_shape}
+        how = " and ".join(f"by {way}" for way, count in ways.items() if count)
+        if not how:
+            return f"none of {self.parameters} parameters is LoRA, by mark, name or shape"
+        return f"{self.lora} of {self.parameters} parameters are LoRA, {how}"
+
+
+class Adapters:
+    """The part of the optimizer that knows a LoRA."""
+
+    param_groups: list[dict[str, Any]]
+    state: defaultdict[Tensor, Any]
+    config: Any
+    _by_shape: list[frozenset[int]] | None = None
+    _copied_lora: list[frozenset[int]] | None = None  # what a copy knows of the original
+
+    def lora_report(self) -> LoraReport:
+        """Which parameters are taken for a LoRA's, and how they were known.
+
+        ALLoRA's row gain and the low-rank terms act on them alone.
+        """
+        found = [kind for kinds in self._lora() for kind in kinds]
+        tables = sum(
+            bool(table_of(group, i)) for group in self.param_groups for i in range(len(group["params"]))
+        )
+        counts = [found.count(kind) for kind in (MARK, NAME, SHAPE)]
+        return LoraReport(len(found), sum(counts), *counts, tables)
+
+    def _lora(self, groups: list[dict[str, Any]] | None = None) -> Kinds:
+        """Per group, per parameter: how it is known as a LoRA's; None: it is none.
+
+        Args:
+            groups: the optimizer's groups, or copies of them with the same parameters.
+        """
+        groups = self.param_groups if groups is None else groups
+        found = [_told(group) for group in groups]
+        if self._copied_lora is not None:  # marks do not survive a deep copy of the parameters
+            for kinds, positions in zip(found, self._copied_lora, strict=False):
+                for i in positions:
+                    if i < len(kinds) and kinds[i] is None:
+                        kinds[i] = MARK
+        for kinds, positions in zip(found, self._shapes(groups, found), strict=True):
+            for i in positions:
+                if kinds[i] is None:
+                    kinds[i] = SHAPE
+        return [[kind or None for kind in kinds] for kinds in found]
+
+    def _shapes(self, groups: list[dict[str, Any]], told: Kinds) -> list[frozenset[int]]:
+        """Positions in each group whose shapes say LoRA."""
+        kept = self._by_shape if self.state else None
+        if kept is not None and len(kept) == len(groups):
+            return kept
+        if any(kind for kinds in told for kind in kinds):
+            now = [frozenset[int]() for _ in groups]
+        else:
+            now = low_rank([_shapes_of(group, kinds) for group, kinds in zip(groups, told, strict=True)])
+        if kept is not None:
+            _warn_of_flips(kept, now)
+            now = [*kept, *now[len(kept) :]]
+        self._by_shape = now
+        return now
+
+    def _remembered(self) -> list[frozenset[int]]:
+        """What a copy of this optimizer has to know: its parameters carry no marks."""
+        return [frozenset(i for i, kind in enumerate(kinds) if kind) for kinds in self._lora()]
+
+    def _tell_lora(self) -> None:
+        """One line of log about what was found: with ``verbose``, or where only shapes told."""
+        found = self.lora_report()
+        if self.config.verbose or found.by_shape:
+            logger.info("%s: %s", type(self).__name__, found)
+
+
+def _told(group: dict[str, Any]) -> list[Any]:
+    """What marks and names say of the parameters of a group: how a LoRA is known, False for "none", None."""
+    names = group.get("param_names")
+    found: list[Any] = []
+    for i, p in enumerate(group["params"]):
+        mark = mark_of(p)
+        if mark is None and names is not None and kind_of(str(names[i])) is not None:
+            found.append(NAME)
+        else:
+            found.append(mark and MARK)
+    return found
+
+
+def _shapes_of(group: dict[str, Any], told: list[Any]) -> Shapes:
+    """Shapes of a group, and whether each may be called a LoRA's: not what is marked as something else."""
+    params = group["params"]
+    return [
+        (tuple(p.shape), kind is None and not is_embedding(p)) for p, kind in zip(params, told, strict=True)
+    ]
+
+
+def _warn_of_flips(kept: list[frozenset[int]], now: list[frozenset[int]]) -> None:
+    for old, new, words in ((kept, now, "LoRA"), (now, kept, "no LoRA")):
+        count = sum(len(b - a) for a, b in zip(old, new, strict=False))
+        if count:
+            warnings.warn(FLIPPED.format(count, words), stacklevel=callers_depth())
+            return
+
+
+def table_of(group: dict[str, Any], position: int) -> int:
+    """1: the rows of this parameter are no neighbours, 2: nor are its columns, 0: nothing is known."""
+    p, names = group["params"][position], group.get("param_names")
+    named = 0 if names is None else table_of_name(str(names[position]))
+    if not is_embedding(p):
+        return named
+    # The token side of an embedding's LoRA is rank x tokens.
+    return 2 if mark_of(p) else max(named, 1)
