@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from automagic_cameamp import Automagic_CameAMP, Automagic_CameAMP_Improved_8Bit
-from automagic_cameamp.engine.buckets import chunks
 from automagic_cameamp.lora import LoraMarks, kind_of, mark_lora, unmark_lora
 
 
@@ -214,7 +213,7 @@ def test_only_marked_parameters_get_the_row_gain() -> None:
     report = mark_lora(model)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = Automagic_CameAMP(params)
-    lora = {id(p): c.lora for _, c in chunks(optimizer.param_groups, optimizer._policy) for p in c.params}
+    lora = {id(p): c.lora for _, c in optimizer._chunks() for p in c.params}
     by_id = {id(p): name for name, p in model.named_parameters()}
     assert {by_id[i] for i, flag in lora.items() if flag} == set(report.lora) & trainable(model)
     assert False in lora.values()

@@ -2,8 +2,8 @@
 
 ALLoRA's row gain and the low-rank terms act on a LoRA's parameters: those marked ``p._is_lora_layer``, those
 named as adapters are in groups of ``named_parameters()``, and where neither is found, those whose shapes say
-so (``engine/pairs.py``). ``p._is_lora_layer = False`` says that one is none. ``stable_emb`` keeps 32-bit state for
-parameters marked ``p._is_embedding``, and no stencil runs across their rows.
+so (``engine/pairs.py``). ``p._is_lora_layer = False`` says that one is none. ``stable_emb`` keeps 32-bit
+state for parameters marked ``p._is_embedding``, and no stencil runs across their rows.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ OLD_DIFFUSERS = re.compile(r"(^|\.)\w+_lora\.(up|down)\.")
 # One column per token, most of them without a gradient in a step: it behaves like an embedding.
 EMBEDDING_PARTS = re.compile(r"lora_embedding_a|trainable_tokens_delta", re.IGNORECASE)
 # The last module of an embedding's name: embed_tokens.weight, wte.weight, pos_embed; not time_embed.0.weight.
-TABLE = re.compile(
-    r"(\w*_)?emb(ed(ding)?s?)?(_(tokens|positions|in|out|table))?|wte|wpe", re.IGNORECASE
-)
+TABLE = re.compile(r"(\w*_)?emb(ed(ding)?s?)?(_(tokens|positions|in|out|table))?|wte|wpe", re.IGNORECASE)
 
 
 @dataclass

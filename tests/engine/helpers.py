@@ -65,7 +65,11 @@ def draw(*key: int, shape: tuple[int, ...] = ()) -> Tensor:
 def parameters(
     dtype: torch.dtype = torch.float32, shapes: Iterable[tuple[int, ...]] = SHAPES
 ) -> list[Tensor]:
-    return [torch.nn.Parameter(draw(7, i, shape=s).to(dtype)) for i, s in enumerate(shapes)]
+    """A small LoRA, by its marks: with ALLoRA's row gain."""
+    params = [torch.nn.Parameter(draw(7, i, shape=s).to(dtype)) for i, s in enumerate(shapes)]
+    for p in params:
+        p._is_lora_layer = True  # type: ignore[attr-defined]
+    return params
 
 
 def missing(position: int, step: int) -> bool:

@@ -121,9 +121,12 @@ def gradients(
 def parameters(
     shapes: Iterable[tuple[int, ...]], seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 0.1
 ) -> list[torch.nn.Parameter]:
-    """Normal parameters of these shapes."""
+    """Normal parameters of these shapes, marked as a LoRA's: the reference has ALLoRA's row gain."""
     values = (draws.normal(s, seed + i, scale, dtype) for i, s in enumerate(shapes))
-    return [torch.nn.Parameter(value) for value in values]
+    params = [torch.nn.Parameter(value) for value in values]
+    for p in params:
+        p._is_lora_layer = True  # type: ignore[attr-defined]
+    return params
 
 
 def give_gradients(params: list[torch.nn.Parameter], t: int, seed: int = 0) -> list[Tensor]:

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import permutations
 from statistics import median
 from typing import NamedTuple
 
@@ -25,10 +26,12 @@ OUTSIDERS = 4  # pairs of a rank for each other parameter of that width
 
 
 class _Matrix(NamedTuple):
-    """A parameter seen as a matrix, and where it is."""
+    """A parameter seen as a matrix, and where it is: in its group, and among all parameters."""
 
     group: int
     position: int
+    index: int
+    alone: bool
     rows: int
     cols: int
 
@@ -56,8 +59,9 @@ def low_rank(groups: Sequence[Shapes]) -> list[frozenset[int]]:
         groups: per group of an optimizer, shape and whether it is a candidate.
     """
     found: list[set[int]] = [set() for _ in groups]
-    matrices = [list(_matrices(number, shapes)) for number, shapes in enumerate(groups)]
-    pairs = [pair for group in matrices for pair in _neighbours(group)]
+    matrices = list(_matrices(groups))
+    every = [matrix for group in matrices for matrix in group]  # a group may hold one parameter only
+    pairs = list(_neighbours(every))
     pairs += _across(matrices, pairs)
     ranks = _private(groups, pairs)
     pairs = [pair for pair in pairs if pair.rank in ranks]
@@ -66,7 +70,7 @@ def low_rank(groups: Sequence[Shapes]) -> list[frozenset[int]]:
     if not pairs or len(members) < MOST * max(whole, 1) or median(p.share for p in pairs) > TYPICAL:
         return [frozenset() for _ in groups]
     # Now that the ranks are known, also what is too narrow for them, in whatever order it comes.
-    pairs += [pair for group in matrices for pair in _neighbours(group, ranks)]
+    pairs += _neighbours(every, ranks)
     for pair in pairs:
         for matrix in pair:
             found[matrix.group].add(matrix.position)
@@ -78,10 +82,15 @@ def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-def _matrices(number: int, shapes: Shapes) -> Iterator[_Matrix]:
-    for position, (shape, candidate) in enumerate(shapes):
-        if len(shape) > 1 and candidate and math.prod(shape) > 0:
-            yield _Matrix(number, position, *_sides(shape))
+def _matrices(groups: Sequence[Shapes]) -> Iterator[list[_Matrix]]:
+    first = 0
+    for number, shapes in enumerate(groups):
+        yield [
+            _Matrix(number, position, first + position, len(shapes) == 1, *_sides(shape))
+            for position, (shape, candidate) in enumerate(shapes)
+            if len(shape) > 1 and candidate and math.prod(shape) > 0
+        ]
+        first += len(shapes)
 
 
 def _paired(one: _Matrix, other: _Matrix, ranks: frozenset[int] | None = None) -> _Pair | None:
@@ -97,12 +106,17 @@ def _paired(one: _Matrix, other: _Matrix, ranks: frozenset[int] | None = None) -
     return None
 
 
-def _neighbours(group: list[_Matrix], ranks: frozenset[int] | None = None) -> Iterator[_Pair]:
+def _follows(one: _Matrix, other: _Matrix) -> bool:
+    """Whether a parameter is the next one, in a group or of groups that hold one parameter each."""
+    return other.index == one.index + 1 and (one.group == other.group or (one.alone and other.alone))
+
+
+def _neighbours(matrices: list[_Matrix], ranks: frozenset[int] | None = None) -> Iterator[_Pair]:
     """Pairs of parameters that follow each other, each parameter in at most one."""
     i = 0
-    while i + 1 < len(group):
-        one, other = group[i], group[i + 1]
-        pair = _paired(one, other, ranks) if other.position == one.position + 1 else None
+    while i + 1 < len(matrices):
+        one, other = matrices[i], matrices[i + 1]
+        pair = _paired(one, other, ranks) if _follows(one, other) else None
         if pair is not None:
             yield pair
         i += 1 if pair is None else 2
@@ -112,18 +126,21 @@ def _across(matrices: list[list[_Matrix]], pairs: list[_Pair]) -> Iterator[_Pair
     """Pairs over two groups, as LoRA+ makes them: every down in one, every up in the other, in one order."""
     taken = {matrix for pair in pairs for matrix in pair}
     rest = [[m for m in group if m not in taken] for group in matrices]
-    for first, downs in enumerate(rest):
-        for second, ups in enumerate(rest):
-            if first == second or not downs or not ups:
+    for first, second in permutations([number for number, group in enumerate(rest) if group], 2):
+        ups = Counter(m.cols for m in rest[second] if m.cols <= MAX_RANK)
+        for rank, count in Counter(m.rows for m in rest[first]).most_common():
+            if count < 2 or count != ups[rank]:  # one of each follow each other
                 continue
-            rank = Counter(m.rows for m in downs).most_common(1)[0][0]
-            a, b = [m for m in downs if m.rows == rank], [m for m in ups if m.cols == rank]
-            found = [_Pair(*both) for both in zip(a, b, strict=False)]
-            if len(a) == len(b) and rank <= MAX_RANK and all(pair.share < 1 for pair in found):
+            downs = [m for m in rest[first] if m.rows == rank]
+            found = [
+                _Pair(*both) for both in zip(downs, (m for m in rest[second] if m.cols == rank), strict=True)
+            ]
+            # A few may be too narrow for the rank, such as the first and the last convolution of a U-Net.
+            limit = 1 if first < second else WIDE_INSIDE
+            if sum(pair.share < limit for pair in found) >= MOST * count:
                 yield from found
-                used = {matrix for pair in found for matrix in pair}
-                rest[first] = downs = [m for m in downs if m not in used]
-                rest[second] = [m for m in ups if m not in used]
+                taken |= {matrix for pair in found for matrix in pair}
+        rest = [[m for m in group if m not in taken] for group in rest]
 
 
 def _private(groups: Sequence[Shapes], pairs: list[_Pair]) -> frozenset[int]:
