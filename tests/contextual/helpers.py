@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from automagic_cameamp import Automagic_CameAMP_COptim, Automagic_CameAMP_COptim8bit
-from engine.helpers import differences, give_gradients, snapshot
+from engine.helpers import differences, give_gradients, snapshot, twin_of
 
 CLASSES = [Automagic_CameAMP_COptim, Automagic_CameAMP_COptim8bit]
 both = pytest.mark.parametrize("cls", CLASSES, ids=["32bit", "8bit"])
@@ -22,7 +22,7 @@ def build(cls: Any, params: Any, **options: Any) -> Any:
 
 
 def copies(params: list[Tensor]) -> list[Tensor]:
-    return [torch.nn.Parameter(p.detach().clone()) for p in params]
+    return [twin_of(p) for p in params]
 
 
 def go(optimizer: Any, params: list[Tensor], steps: range, losses: bool = True) -> None:

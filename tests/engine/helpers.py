@@ -72,6 +72,13 @@ def parameters(
     return params
 
 
+def twin_of(p: Tensor) -> Tensor:
+    """A copy of a parameter, its marks included: a clone has none."""
+    twin = torch.nn.Parameter(p.detach().clone())
+    vars(twin).update(vars(p))  # type: ignore[attr-defined]
+    return twin
+
+
 def missing(position: int, step: int) -> bool:
     """Whether this parameter has no gradient at this step."""
     return position == NEVER or (position == SOMETIMES and step % 3 != 0) or (position == LATE and step < 4)

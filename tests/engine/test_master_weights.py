@@ -13,7 +13,17 @@ import automagic_cameamp as A
 from automagic_cameamp.engine import native_table
 from automagic_cameamp.engine.rounding import parameter_key, random_bits
 from automagic_cameamp.storage.rounding import join, split
-from engine.helpers import build, differences, disk, give_gradients, name_of, parameters, same_bits, snapshot
+from engine.helpers import (
+    build,
+    differences,
+    disk,
+    give_gradients,
+    name_of,
+    parameters,
+    same_bits,
+    snapshot,
+    twin_of,
+)
 
 LOW = [torch.bfloat16, torch.float16]
 EACH = pytest.mark.parametrize("dtype", LOW, ids=name_of)
@@ -104,7 +114,7 @@ def test_resume_is_bitwise(dtype: torch.dtype, kind: str) -> None:
     for t in (1, 2, 3):
         give_gradients(params, t)
         optimizer.step()
-    twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    twins = [twin_of(p) for p in params]
     other = build(kind, twins, **options)
     other.load_state_dict(disk(optimizer.state_dict()))
     for t in (4, 5):
@@ -135,7 +145,7 @@ def test_a_state_without_the_rest_starts_with_none() -> None:
     plain = build("32bit", params, engine="reference")
     give_gradients(params, 1)
     plain.step()
-    twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    twins = [twin_of(p) for p in params]
     other = build("32bit", twins, master_weight_bits=24, engine="reference")
     other.load_state_dict(disk(plain.state_dict()))
     assert not other.state[twins[0]]["weight_correction"].any()

@@ -23,13 +23,14 @@ from engine.helpers import (
     parameters,
     snapshot,
     train,
+    twin_of,
 )
 
 HALF, ALL = 6, 12
 
 
 def copies(params: list[Tensor]) -> list[Tensor]:
-    return [torch.nn.Parameter(p.detach().clone()) for p in params]
+    return [twin_of(p) for p in params]
 
 
 def check_resume(kind: str, dtype: torch.dtype, options: dict[str, Any], stop: int = HALF) -> None:
@@ -221,7 +222,7 @@ def test_a_copy_made_before_the_first_step_goes_on() -> None:
 @pytest.mark.parametrize("kind", CLASSES)
 def test_model_converted_after_construction(kind: str, dtype: torch.dtype) -> None:
     """Trainers build the optimizer first and call network.to(dtype) afterwards."""
-    module = torch.nn.ParameterList([torch.nn.Parameter(p.detach().clone()) for p in parameters()])
+    module = torch.nn.ParameterList([twin_of(p) for p in parameters()])
     optimizer = build(kind, module.parameters())
     module.to(dtype)
     native = parameters(dtype)
@@ -251,7 +252,7 @@ def test_parameters_replaced_before_the_first_step(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_weights_converted_in_mid_run_keep_their_state(kind: str) -> None:
-    module = torch.nn.ParameterList([torch.nn.Parameter(p.detach().clone()) for p in parameters()])
+    module = torch.nn.ParameterList([twin_of(p) for p in parameters()])
     optimizer = build(kind, module.parameters())
     params = list(module.parameters())
     train(optimizer, params, range(1, 4))

@@ -160,6 +160,8 @@ def test_channels_last_and_transposed_parameters() -> None:
         torch.nn.Parameter(plain[1].detach().t().contiguous().t()),
         torch.nn.Parameter(plain[2].detach().clone()),
     ]
+    for p, q in zip(plain, other, strict=True):
+        vars(q).update(vars(p))  # type: ignore[attr-defined]  # the marks of a LoRA
     strides = [p.stride() for p in other]
     # The CPU kernels leave strided weights to the reference, which sums in another order.
     a, b = (build("dynamic", params, engine="reference") for params in (plain, other))

@@ -22,6 +22,7 @@ from engine.helpers import (
     snapshot,
     state_bytes,
     train,
+    twin_of,
 )
 
 # Many of a shape, so that a stack is much larger than any tensor.
@@ -57,7 +58,7 @@ def peak_of_load(optimizer: Any, saved: dict[str, Any]) -> int:
 def test_a_fresh_optimizer_needs_its_state_and_no_more(kind: str) -> None:
     whole, params = trained(kind)
     saved = disk(whole.state_dict())
-    again = build(kind, [torch.nn.Parameter(p.detach().clone()) for p in params])
+    again = build(kind, [twin_of(p) for p in params])
     assert peak_of_load(again, saved) <= state_bytes(whole) + largest(whole) + SLACK
     assert held_bytes(again) == state_bytes(again) == state_bytes(whole)
 
@@ -81,7 +82,7 @@ def test_an_optimizer_that_has_stepped_needs_nothing(kind: str) -> None:
 def test_a_conversion_holds_one_parameter_twice(old: str, new: str, options: dict[str, Any]) -> None:
     whole, params = trained(old, [(64, 48)] * 120)
     saved = disk(whole.state_dict())
-    again = build(new, [torch.nn.Parameter(p.detach().clone()) for p in params], **options)
+    again = build(new, [twin_of(p) for p in params], **options)
     peak = peak_of_load(again, saved)
     # Decoding, carrying and encoding one tensor takes some fp32 copies of it.
     assert peak <= state_bytes(again) + 16 * largest(again)

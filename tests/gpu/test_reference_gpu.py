@@ -28,6 +28,7 @@ from engine.helpers import (
     snapshot,
     state_bytes,
     train,
+    twin_of,
 )
 
 pytestmark = pytest.mark.gpu
@@ -183,7 +184,7 @@ def test_resume_is_bitwise(kind: str, dtype: torch.dtype, options: dict[str, Any
     whole = build(kind, params, **options)
     train(whole, params, range(1, 5))
     saved = disk({k: v for k, v in whole.state_dict().items()})
-    weights = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    weights = [twin_of(p) for p in params]
     train(whole, params, range(5, 9))
     again = build(kind, weights, **options)
     again.load_state_dict(saved)
@@ -203,7 +204,7 @@ def test_resume_through_a_file_read_on_the_cpu(kind: str) -> None:
     torch.save(whole.state_dict(), buffer)
     buffer.seek(0)
     saved = torch.load(buffer, weights_only=True, map_location="cpu")
-    weights = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    weights = [twin_of(p) for p in params]
     again = build(kind, weights)
     again.load_state_dict(saved)
     assert {v.device.type for s in again.state.values() for v in s.values()} == {"cuda"}
@@ -215,7 +216,7 @@ def test_resume_through_a_file_read_on_the_cpu(kind: str) -> None:
 @KINDS
 def test_model_moved_after_its_last_step(kind: str) -> None:
     """CPU -> GPU in mid-run: the state follows at the next step."""
-    module = torch.nn.ParameterList([torch.nn.Parameter(p.detach().clone()) for p in parameters()])
+    module = torch.nn.ParameterList([twin_of(p) for p in parameters()])
     optimizer = build(kind, module.parameters())
     train(optimizer, list(module.parameters()), range(1, 4))
     module.to(CUDA)
@@ -223,7 +224,7 @@ def test_model_moved_after_its_last_step(kind: str) -> None:
     train(optimizer, params, range(4, 7))
     devices = {v.device.type for i, p in enumerate(params) if i != NEVER for v in optimizer.state[p].values()}
     assert devices == {"cuda"}
-    again = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    again = [twin_of(p) for p in params]
     second = build(kind, again)
     second.load_state_dict(disk(optimizer.state_dict()))
     train(optimizer, params, range(7, 10))

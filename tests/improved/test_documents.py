@@ -301,6 +301,7 @@ def test_the_tables_of_defaults_are_ours(document, config, count):
 def test_the_states_that_004_and_002_name_exist():
     """The two lists of states: eight-bit ones in quantized_states, the others in high_precision_states."""
     p = nn.Parameter(torch.randn(64, 64))
+    p._is_lora_layer = True  # type: ignore[attr-defined]  # row_scaling is ALLoRA's
     optimizer = Automagic_CameAMP_8Bit([p], lr=1e-4, factored=False)
     p.grad = torch.randn(64, 64)
     optimizer.step()

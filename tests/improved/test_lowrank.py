@@ -94,6 +94,7 @@ def test_which_basis_is_stored_and_how_exactly():
     names = {}
     for keep in (7, 8, 9, 10):
         p = torch.nn.Parameter(w.clone())
+        p._is_lora_layer = True  # type: ignore[attr-defined]
         optimizer = Automagic_CameAMP_Improved([p], lr=1e-6, rank_keep=keep, sync_frequency=1)
         p.grad = u.clone()
         optimizer.step()
@@ -195,6 +196,7 @@ def drive_pair(shapes, options, change):
 def test_the_tail_shrinks_by_the_rates_since_the_last_time():
     """lr, mask and emphasis off: after n steps of a zero gradient the tail is prod(1 - owed)."""
     p = torch.nn.Parameter(spectrum([4.0, 2.0, 1.0, 0.5], 6, 8)[0, 0].clone())
+    p._is_lora_layer = True  # type: ignore[attr-defined]
     optimizer = Automagic_CameAMP_Improved(
         [p], lr=0.01, max_lr=1.0, rank_keep=2, rank_penalty_strength=0.5, low_rank_emphasis=1.0,
         sync_frequency=4, use_lr_mask=False, full_finetune=True, warmup_steps=0,
@@ -215,6 +217,7 @@ def test_the_tail_shrinks_by_the_rates_since_the_last_time():
 
 def test_a_lr_of_zero_shrinks_nothing():
     p = torch.nn.Parameter(draws.normal((6, 8), 0))
+    p._is_lora_layer = True  # type: ignore[attr-defined]
     before = p.detach().clone()
     optimizer = Automagic_CameAMP_Improved([p], lr=1e-3, rank_keep=2, sync_frequency=1)
     optimizer.param_groups[0]["lr"] = 0.0
@@ -225,7 +228,7 @@ def test_a_lr_of_zero_shrinks_nothing():
 
 
 def test_unmarked_parameters_of_a_marked_model_keep_their_tail():
-    """Where some parameter is marked as LoRA, the penalty and ALLoRA apply to the marked ones only."""
+    """The penalty and ALLoRA apply to a LoRA's parameters only."""
     marked, other = (torch.nn.Parameter(draws.normal((6, 8), i)) for i in range(2))
     marked._is_lora_layer = True  # type: ignore[attr-defined]
     optimizer = Automagic_CameAMP_Improved([marked, other], lr=1e-3, rank_keep=2)

@@ -19,6 +19,8 @@ def test_default_recipe_in_fp64(warmup, full_finetune):
     """Several shapes at once, because the mask is divided by its mean over all of them."""
     options = recipe.Options(warmup_steps=warmup, allora=not full_finetune, weight_decay=0.05)
     params = [torch.nn.Parameter(normal(s, i)) for i, s in enumerate(SHAPES)]
+    for p in params:
+        p._is_lora_layer = True  # type: ignore[attr-defined]
     tensors = [recipe.Tensor(p.detach().numpy().copy(), options) for p in params]
     optimizer = Automagic_CameAMP(
         params,

@@ -11,17 +11,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from itertools import permutations
-from statistics import median
 from typing import NamedTuple
 
 # Shapes of the parameters of a group, and whether each may be called a LoRA's.
 Shapes = Sequence[tuple[tuple[int, ...], bool]]
 MAX_RANK = 128
-MOST = Fraction(2, 3)  # of all matrices are in pairs where shapes alone may say LoRA
-TYPICAL = Fraction(1, 4)  # of the smaller side: the median rank is at most this
-WIDE_INSIDE = Fraction(1, 8)  # the same for one pair whose first matrix is m x r: MLPs are built like that
+MOST = 2 / 3  # of all matrices are in pairs where shapes alone may say LoRA
+TYPICAL = 1 / 4  # of the smaller side: the median rank is at most this
+WIDE_INSIDE = 1 / 8  # the same for one pair whose first matrix is m x r: MLPs are built like that
 OUTSIDERS = 4  # pairs of a rank for each other parameter of that width
 
 
@@ -45,9 +43,9 @@ class _Pair(NamedTuple):
         return self.down.rows
 
     @property
-    def share(self) -> Fraction:
+    def share(self) -> float:
         """Rank over the smaller side of the product."""
-        return Fraction(self.rank, min(self.up.rows, self.down.cols))
+        return self.rank / min(self.up.rows, self.down.cols)
 
 
 def low_rank(groups: Sequence[Shapes]) -> list[frozenset[int]]:
@@ -67,7 +65,7 @@ def low_rank(groups: Sequence[Shapes]) -> list[frozenset[int]]:
     pairs = [pair for pair in pairs if pair.rank in ranks]
     whole = sum(min(_sides(shape)) > 1 for shapes in groups for shape, _ in shapes if len(shape) > 1)
     members = {m for pair in pairs for m in pair if min(m.rows, m.cols) > 1 or pair.rank == 1}
-    if not pairs or len(members) < MOST * max(whole, 1) or median(p.share for p in pairs) > TYPICAL:
+    if not pairs or not _most(len(members), whole) or _median([p.share for p in pairs]) > TYPICAL:
         return [frozenset() for _ in groups]
     # Now that the ranks are known, also what is too narrow for them, in whatever order it comes.
     pairs += _neighbours(every, ranks)
@@ -76,6 +74,14 @@ def low_rank(groups: Sequence[Shapes]) -> list[frozenset[int]]:
             found[matrix.group].add(matrix.position)
         _add_magnitude(found, groups, pair)
     return [frozenset(positions) for positions in found]
+
+
+def _most(part: int, whole: int) -> bool:
+    return part >= MOST * whole - 1e-9
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[(len(values) - 1) // 2]
 
 
 def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -137,7 +143,7 @@ def _across(matrices: list[list[_Matrix]], pairs: list[_Pair]) -> Iterator[_Pair
             ]
             # A few may be too narrow for the rank, such as the first and the last convolution of a U-Net.
             limit = 1 if first < second else WIDE_INSIDE
-            if sum(pair.share < limit for pair in found) >= MOST * count:
+            if _most(sum(pair.share < limit for pair in found), count):
                 yield from found
                 taken |= {matrix for pair in found for matrix in pair}
         rest = [[m for m in group if m not in taken] for group in rest]
