@@ -63,6 +63,7 @@ class Adapters:
     param_groups: list[dict[str, Any]]
     state: defaultdict[Tensor, Any]
     config: Any
+    _steps: int
     _by_shape: list[frozenset[int]] | None = None
     _copied_lora: list[frozenset[int]] | None = None  # what a copy knows of the original
 
@@ -116,8 +117,20 @@ class Adapters:
         """What a copy of this optimizer has to know: its parameters carry no marks."""
         return [frozenset(i for i, kind in enumerate(kinds) if kind) for kinds in self._lora()]
 
+    def _lost_lora(self, dropped: list[str]) -> str:
+        """A hint where a saved run took parameters for a LoRA's that this one does not."""
+        wanted = any(group.get("lora_rank_penalty") for group in self.param_groups)
+        if not wanted or not {"lowrank_basis", "lowrank_tail"} & set(dropped):
+            return ""
+        return (
+            f". The saved run took more parameters for a LoRA's than this one ({self.lora_report()}): where "
+            "marks were lost, call automagic_cameamp.mark_lora(model) before the optimizer is built"
+        )
+
     def _tell_lora(self) -> None:
-        """One line of log about what was found: with ``verbose``, or where only shapes told."""
+        """One line of log about what was found, at the first step: with ``verbose``, or where only shapes told."""
+        if self._steps:
+            return
         found = self.lora_report()
         if self.config.verbose or found.by_shape:
             logger.info("%s: %s", type(self).__name__, found)

@@ -165,19 +165,8 @@ def say(optimizer: Any, fitted: Fitted) -> None:
             type(optimizer).__name__,
             fitted.converted,
             ", ".join(fitted.fresh) or "nothing",
-            (", ".join(fitted.dropped) or "nothing") + _lost_lora(optimizer, fitted.dropped),
+            (", ".join(fitted.dropped) or "nothing") + optimizer._lost_lora(fitted.dropped),
         )
-
-
-def _lost_lora(optimizer: Any, dropped: list[str]) -> str:
-    """A hint where a saved run took parameters for a LoRA's that this one does not."""
-    wanted = any(group.get("lora_rank_penalty") for group in optimizer.param_groups)
-    if not wanted or not {"lowrank_basis", "lowrank_tail"} & set(dropped):
-        return ""
-    return (
-        f". The saved run took more parameters for a LoRA's than this one ({optimizer.lora_report()}): where "
-        "marks were lost, call automagic_cameamp.mark_lora(model) before the optimizer is built"
-    )
 
 
 def convert_state(

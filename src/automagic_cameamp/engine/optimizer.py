@@ -197,8 +197,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
             self.controller.finish(self.param_groups)
             params = chain.from_iterable(group["params"] for group in self.param_groups)
             memory.keep(self.state, params, self.controller.memory)
-        if self._steps == 0:
-            self._tell_lora()
+        self._tell_lora()
         self._steps += 1
         if self.config.verbose and self._steps % LOG_EVERY == 1:
             rates = ", ".join(f"{float(g['lr']):.3g}" for g in self.param_groups)
