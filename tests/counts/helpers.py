@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -38,7 +39,15 @@ def build(name: str, params: list[Any], engine: str, **changed: Any) -> Any:
 
 
 def weights(dtype: torch.dtype = torch.float32) -> list[Any]:
-    return [torch.nn.Parameter((0.3 * draw(3, i, shape=s)).to(dtype)) for i, s in enumerate(SHAPES)]
+    return lora((0.3 * draw(3, i, shape=s)).to(dtype) for i, s in enumerate(SHAPES))
+
+
+def lora(values: Iterable[Tensor]) -> list[Any]:
+    """Parameters marked as a LoRA's: directions are searched in those alone."""
+    params = [torch.nn.Parameter(value) for value in values]
+    for p in params:
+        p._is_lora_layer = True  # type: ignore[attr-defined]
+    return params
 
 
 def gradient(i: int, step: int, kind: int) -> Tensor | None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given, settings
 
 from automagic_cameamp import OPTIMIZERS, Automagic_CameAMP, Automagic_CameAMP_Improved
-from counts.helpers import BAD, ENGINES, GOOD, NONE, SHAPES, build, give, held, patterns, weights
+from counts.helpers import BAD, ENGINES, GOOD, NONE, SHAPES, build, give, held, lora, patterns, weights
 from engine.helpers import draw
 from faults.recorded import same
 
@@ -92,7 +92,7 @@ def test_votes_of_a_group_wait_for_its_next_update(options: dict[str, Any]) -> N
     """A group that moves at every other step is one that moves at every step of a clock half as fast."""
     results = []
     for pause in (1, 2, 3):
-        params = [torch.nn.Parameter(0.3 * draw(3, i, shape=SHAPES[i])) for i in range(3)]
+        params = lora(0.3 * draw(3, i, shape=SHAPES[i]) for i in range(3))
         groups = [{"params": params[:2]}, {"params": params[2:], "lr_mask_rule": "none"}]
         optimizer = Automagic_CameAMP(groups, lr=1e-3, warmup_steps=30, **options)
         for step in range(pause * 24):

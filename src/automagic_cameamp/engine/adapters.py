@@ -76,8 +76,8 @@ class Adapters:
         tables = sum(
             bool(table_of(group, i)) for group in self.param_groups for i in range(len(group["params"]))
         )
-        counts = [found.count(kind) for kind in (MARK, NAME, SHAPE)]
-        return LoraReport(len(found), sum(counts), *counts, tables)
+        mark, name, shape = map(found.count, (MARK, NAME, SHAPE))
+        return LoraReport(len(found), mark + name + shape, mark, name, shape, tables)
 
     def _lora(self, groups: list[dict[str, Any]] | None = None) -> Kinds:
         """Per group, per parameter: how it is known as a LoRA's; None: it is none.
@@ -128,7 +128,7 @@ class Adapters:
         )
 
     def _tell_lora(self) -> None:
-        """One line of log about what was found, at the first step: with ``verbose``, or where only shapes told."""
+        """One line of log at the first step: with ``verbose``, or where only shapes told."""
         if self._steps:
             return
         found = self.lora_report()
