@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def two(folder: Path) -> Results:
     checks = ["replicas", "losses", "lockstep", "codes", "collectives", "training", "nonfinite", "refusals"]
-    return launch(2, folder, [*checks, "four_bits", "save", "load"])
+    return launch(2, folder, [*checks, "four_bits", "save", "load", "flat", "zero", "changed_shards"])
 
 
 @pytest.fixture(scope="session")
@@ -35,4 +35,4 @@ def four(folder: Path, two: Results) -> Results:
 
 @pytest.fixture(scope="session")
 def one(folder: Path, two: Results) -> Results:
-    return launch(1, folder, ["load", "load_gathered"])
+    return launch(1, folder, ["load", "load_gathered", "zero"])

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 
 def main(rank: int, world: int, store: str, folder: str, checks: list[str]) -> None:
-    from distributed import checks_ddp, checks_fsdp, checks_saved
+    from distributed import checks_ddp, checks_flat, checks_fsdp, checks_saved
 
     torch.set_num_threads(1)
     # torch's own, at every all-gather of FSDP2 on CPU tensors.
@@ -24,7 +24,7 @@ def main(rank: int, world: int, store: str, folder: str, checks: list[str]) -> N
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=patience
     )
-    known = {**vars(checks_ddp), **vars(checks_fsdp), **vars(checks_saved)}
+    known = {**vars(checks_ddp), **vars(checks_flat), **vars(checks_fsdp), **vars(checks_saved)}
     results = {name: known[name](Path(folder)) for name in checks}
     dist.barrier()
     dist.destroy_process_group()

@@ -152,6 +152,7 @@ CHANGES: list[Callable[[Any, list[Any]], None]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.* changed its type in mid-run")
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
 def test_a_change_between_two_steps_is_seen(change: Callable[[Any, list[Any]], None]) -> None:
     """As a new optimizer sees it, which has no plan yet."""

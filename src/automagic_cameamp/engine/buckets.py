@@ -16,6 +16,7 @@ from ..storage import Policy
 from ..types import Layout
 from .adapters import table_of
 from .shards import Shard, shard_of
+from .tensors import is_wrapper
 
 # Elements of a stack. On CPU a stack and its temporaries should stay in cache; elsewhere launches
 # cost more than memory traffic.
@@ -71,10 +72,11 @@ def chunks(
         for position, p in enumerate(params):
             if p.numel():
                 kind = (bool(lora[number][position]), table_of(group, position))
-                key = (p.shape, p.dtype, p.device, *kind, policy_of(group, position), shard_of(p))
+                own = type(p) if is_wrapper(p) else None
+                key = (p.shape, p.dtype, p.device, *kind, policy_of(group, position), shard_of(p), own)
                 buckets.setdefault(key, []).append(position)
         count = 0
-        for (shape, _, device, adapted, table, policy, shard), members in buckets.items():
+        for (shape, _, device, adapted, table, policy, shard, _), members in buckets.items():
             layout = Layout.of(tuple(shape))
             size = max(1, chunk_limit(device) // layout.numel)
             for start in range(0, len(members), size):

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..recipes import _carry
 from ..types import Layout
 from ..validate import fail
-from . import execute, landing, memory, sharded
+from . import execute, landing, memory, sharded, states, tensors
 from .buckets import Chunk
 from .execute import Field
 from .saved import (
@@ -90,11 +90,12 @@ def fit(
     if options not in ("saved", "own"):
         raise fail("options", options, "'saved' or 'own'")
     saved_groups, entries, extra = structure(optimizer, state_dict)
-    found = (None, None, set()) if foreign else _take_memory(optimizer, entries, state_dict)
+    found = (None, None, set()) if foreign else memory.take_out(optimizer, entries, state_dict)
     home, remembered, lost = found
     names = list(_names(optimizer))
     for i, entry in entries.items():
         refuse_foreign(names[i], entry)
+        entries[i] = tensors.plain_entry(entry)
     old = [
         merged(optimizer, n, own, saved)
         for n, (own, saved) in enumerate(zip(optimizer.param_groups, saved_groups, strict=True))
@@ -155,6 +156,8 @@ def commit(optimizer: Any, fitted: Fitted) -> None:
         optimizer.controller.load(fitted.memory)
         homes = owners if fitted.home is None else [owners[fitted.home]]
         memory.keep(state, homes, optimizer.controller.memory)
+        optimizer._neutral = True  # said where the memory was missed
+    optimizer._types = states.types_of(owners)
 
 
 def say(optimizer: Any, fitted: Fitted) -> None:
@@ -203,23 +206,6 @@ def convert_state(
 
 
 # ---------------------------------------------------------------- state
-
-
-def _take_memory(
-    optimizer: Any, entries: dict[int, Any], state_dict: Mapping[str, Any]
-) -> tuple[int | None, Tensor | None, set[str]]:
-    """The controller's memory, taken out of the entries: where it was, itself, and what is dropped."""
-    homes = [i for i, entry in entries.items() if memory.KEY in entry]
-    if optimizer.controller is None:
-        for i in homes:
-            entries[i] = {k: v for k, v in entries[i].items() if k != memory.KEY}
-        return None, None, {memory.KEY} if homes else set()
-    if len(homes) > 1:
-        raise CheckpointError(f"state of parameters {homes} holds {memory.KEY!r}, only one may. {ADVICE}")
-    home, remembered = memory.take(entries, dict(state_dict), optimizer.controller)
-    if remembered is not None and not bool(remembered.isfinite().all()):
-        raise CheckpointError(f"state {memory.KEY!r} holds NaN or infinities: it is damaged. {ADVICE}")
-    return home, remembered, set()
 
 
 def _mask_mean(optimizer: Any, entries: dict[int, Any]) -> float:

@@ -7,20 +7,23 @@ import warnings
 from dataclasses import fields
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import configs, foreign
 from ..types import Layout
 from ..validate import callers_depth, fail
+from . import kinds
 
 
 def new_group(optimizer: Any, param_group: dict[str, Any]) -> dict[str, Any]:
     """A group as the optimizer holds it, its options checked like the constructor's."""
     config_class = optimizer.config_class
     known = {f.name for f in fields(config_class)}
-    for name in param_group.keys() & set(configs.engine_options(config_class)):
-        raise fail(f"group[{name!r}]", param_group[name], "it belongs to the optimizer, not to a group")
+    own = param_group.keys() & set(configs.engine_options(config_class))
+    for name in own:  # ZeroRedundancyOptimizer writes all options into groups
+        if param_group[name] != getattr(optimizer.config, name):
+            raise fail(f"group[{name!r}]", param_group[name], "it belongs to the optimizer, not to a group")
+    param_group = {name: value for name, value in param_group.items() if name not in own}
     for name in param_group.keys() - known - set(configs.GROUP_NAMES.values()):
         if near := difflib.get_close_matches(str(name), known, 1, 0.87):
             raise TypeError(f"parameter group has no option {name!r}. Did you mean {near[0]!r}?")
@@ -32,8 +35,7 @@ def new_group(optimizer: Any, param_group: dict[str, Any]) -> dict[str, Any]:
         raise TypeError("parameters in a set have no order that a checkpoint could keep: pass a list.")
     group = configs.checked_group(config_class, param_group, "parameter group")
     group["params"] = [params] if isinstance(params, Tensor) else list(params)
-    for p in group["params"]:
-        check_parameter(p[1] if isinstance(p, tuple) else p)
+    kinds.check_parameters(optimizer, group["params"])
     merged = {**optimizer.defaults, **group}
     configs.check_together(merged, "in the group")
     # What schedules are measured against; a scheduler may change lr and betas from the first step on.
@@ -43,18 +45,6 @@ def new_group(optimizer: Any, param_group: dict[str, Any]) -> dict[str, Any]:
     check_rate(merged)
     optimizer.recipe.specs(Layout.of(()), optimizer._hyper(merged, lora=False))  # what excludes each other
     return group
-
-
-def check_parameter(p: Any) -> None:
-    """Refuse what cannot be optimized."""
-    if not isinstance(p, Tensor):
-        return  # torch's own message is clear
-    if p.layout is not torch.strided:
-        raise ValueError(f"a {p.layout} parameter cannot be optimized: only dense parameters are supported.")
-    if p.is_complex():
-        raise ValueError(
-            f"a complex parameter ({p.dtype}) cannot be optimized: pass torch.view_as_real(p) instead."
-        )
 
 
 def check_rate(group: dict[str, Any]) -> None:

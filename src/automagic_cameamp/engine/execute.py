@@ -12,7 +12,7 @@ from .. import schedule, storage
 from ..storage import CORRECTION
 from ..storage.rounding import join, split
 from ..types import Layout, Phase
-from . import arena
+from . import arena, tensors
 from .buckets import Chunk
 from .rounding import random_bits, stochastic_round
 
@@ -68,8 +68,8 @@ def stack_params(params: list[Tensor], layout: Layout, compute: torch.dtype) -> 
     """[B,K,m,n] in the type of the arithmetic; a copy, except of a single contiguous tensor."""
     shape = (len(params), *layout.view)
     if len(params) == 1:
-        return params[0].detach().reshape(shape).to(compute)
-    return torch.stack([p.detach() for p in params]).reshape(shape).to(compute)
+        return tensors.plain(params[0]).reshape(shape).to(compute)
+    return torch.stack([tensors.plain(p) for p in params]).reshape(shape).to(compute)
 
 
 def allocate_state(
@@ -180,7 +180,10 @@ def run(
     _scatter(gathered, fields, values, keep, noise)
     if keep is not None:
         new_p = torch.where(keep, new_p, p)
-    write_params(params, new_p, rounding)
+    if tensors.is_wrapper(params[0]):
+        _write_wrappers(params, new_p, keep)
+    else:
+        write_params(params, new_p, rounding)
     return ok.flatten(), signals
 
 
@@ -247,11 +250,25 @@ def _scatter(
             arena.write(rows, stack, in_place, new)
 
 
+def _write_wrappers(params: list[Tensor], new: Tensor, keep: Tensor | None) -> None:
+    """Weights in a form of their own: they round by themselves, so one that is skipped is not written."""
+    chosen = [True] * len(params)
+    if keep is not None and keep.device.type == "cpu":  # elsewhere looking would wait, and it is rounded anew
+        chosen = keep.flatten().tolist()
+    for p, row, written in zip(params, new.unbind(0), chosen, strict=True):
+        if written:
+            p.copy_(row.view(p.shape))
+
+
 def write_params(params: list[Tensor], new: Tensor, noise: Noise | None) -> None:
     """Stacked weights into the parameters, rounded stochastically where there is noise."""
     if noise is not None:
         new = stochastic_round(new, noise.bits(new.shape, 0), params[0].dtype)
     rows = [row.view(params[0].shape) for row in new.unbind(0)]
+    if any(map(Tensor.is_neg, params)):  # lazily negated: torch writes these one by one only
+        for p, row in zip(params, rows, strict=True):
+            p.copy_(row)
+        return
     torch._foreach_copy_(params, rows)
 
 

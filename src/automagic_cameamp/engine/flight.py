@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..validate import fail
-from . import samples
+from . import samples, tensors
 from .eager import eagerly
 from .shards import is_distributed
 from .snapshot import Snapshot
@@ -53,6 +53,10 @@ class FlightRecorder:
             raise fail(
                 "record", steps, "0 with sharded parameters", "Each process holds a part of them only."
             )
+        own = next((p for g in optimizer.param_groups for p in g["params"] if tensors.is_wrapper(p)), None)
+        if own is not None:
+            kind = type(own).__name__
+            raise fail("record", steps, f"0 with parameters in a form of their own, such as a {kind}")
         self.optimizer, self.steps = optimizer, steps
         self.snapshot_every, self.snapshot_bits = snapshot_every, snapshot_bits
         self._count = 0

@@ -26,6 +26,7 @@ from .backends import REFERENCE, Left, Outcome, Work
 from .native_call import Table
 from .native_table import TYPES, Member
 from .rest import Rest, divide
+from .tensors import any_wrapper
 
 WITHOUT = (
     "the CPU kernels of automagic_cameamp cannot be used ({}). Steps on CPU run in plain torch and "
@@ -191,7 +192,7 @@ class Plan:
             return False
         if list(map(_SHAPE, params)) != self.shapes or list(map(Tensor.stride, params)) != self.strides:
             return False
-        if _flags(params) != self.flags:
+        if _flags(params) != self.flags or any(map(Tensor.is_neg, params)):
             return False
         return self._state_fits(optimizer) and self._take_gradients(params)
 
@@ -210,7 +211,9 @@ class Plan:
         if [g is not None for g in every] != self.present or not self.rest.fits(every):
             return False
         grads = self.take(every)
-        if not all(map(_IS_CPU, grads)) or list(map(_SHAPE, grads)) != self.wanted:
+        if any_wrapper(grads) or not all(map(_IS_CPU, grads)) or list(map(_SHAPE, grads)) != self.wanted:
+            return False
+        if 0 in map(Tensor.data_ptr, grads):  # zeros without memory
             return False
         types = list(map(_DTYPE, grads))
         if types != self.types:
@@ -269,6 +272,11 @@ def _taker(order: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
     return itemgetter(*order)
 
 
+def _tensors(optimizer: Any) -> Iterator[Tensor]:
+    values = chain.from_iterable(map(dict.values, optimizer.state.values()))
+    return (value for value in values if isinstance(value, Tensor))
+
+
 def planned(optimizer: Any, works: list[Work]) -> Plan | None:
     """A plan for these works, or None where the kernels take none of them or other devices take part.
 
@@ -284,6 +292,8 @@ def planned(optimizer: Any, works: list[Work]) -> Plan | None:
     if not taken or len(here) < len(works) or any(work.chunk.shard is not None for work in works):
         return None
     if not all(isinstance(p, Tensor) for p in optimizer.state):  # entries of the program's own
+        return None
+    if any(t.layout is not torch.strided for t in _tensors(optimizer)):  # which have no single address
         return None
     plan = Plan(optimizer, taken, left)
     params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))

@@ -17,6 +17,7 @@ from ..storage import CORRECTION, ErrorCorrected
 from . import copies, directions
 from .buckets import Chunk
 from .execute import Field
+from .tensors import is_wrapper
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MASKS = {"element": 1, "row": 2, "tensor": 3}
@@ -120,6 +121,8 @@ def _unsupported_codes(work: Any) -> str | None:
 
 def _unsupported_tensor(p: Tensor, hosted: bool) -> str | None:
     g = p.grad
+    if is_wrapper(p) or (g is not None and (is_wrapper(g) or g._is_zerotensor())):
+        return "tensors without memory of their own"
     if p.is_conj() or p.is_neg() or not (p.is_contiguous() or copies.apart(p)):
         return "parameters whose elements share memory or are negated when they are read"
     if g is None:

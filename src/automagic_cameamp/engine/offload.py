@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..validate import fail
-from . import execute
+from . import execute, tensors
 from .eager import eager
 from .shards import is_distributed
 
@@ -109,7 +109,7 @@ class Twin:
     def take(self, p: Tensor) -> None:
         """Begin to copy what has changed on the device."""
         if self.seen != _mark(p):
-            self.transfer.fetch(p.detach(), self.weight)
+            self.transfer.fetch(tensors.plain(p), self.weight)
             self.seen = _mark(p)
         g = p.grad
         if g is None:
@@ -117,7 +117,7 @@ class Twin:
         elif self.seen_grad != _mark(g):
             if self.grad is None or self.grad.shape != g.shape or self.grad.dtype != g.dtype:
                 self.grad = self.transfer.buffer(g)
-            self.transfer.fetch(g, self.grad)
+            self.transfer.fetch(tensors.plain(g), self.grad)
             self.seen_grad = _mark(g)
 
     def give(self, p: Tensor) -> None:
@@ -162,12 +162,12 @@ class _Arrival:
     def __call__(self, p: Tensor) -> None:
         offload = self.offload()
         if offload is not None and p in offload.twins and p.grad is not None:
-            if p.grad.layout is torch.strided:  # others are refused by step()
+            if tensors.is_readable(p.grad) and tensors.is_readable(p):  # others are refused by step()
                 offload.twin(p).take(p)
 
 
 def _mark(x: Tensor) -> Mark:
-    return x.data_ptr(), x._version, x.shape
+    return (*tensors.mark(x), x.shape)
 
 
 def refuse_release(optimizer: Any) -> None:
@@ -258,3 +258,4 @@ def _rename(optimizer: Any, names: dict[int, Tensor]) -> None:
         group["params"] = [names[id(p)] for p in group["params"]]
     state = {names.get(id(key), key): value for key, value in optimizer.state.items()}
     optimizer.state = defaultdict(dict, state)
+    optimizer._types = {id(names[k]) if k in names else k: v for k, v in optimizer._types.items()}

@@ -17,7 +17,19 @@ from torch.optim import Optimizer
 
 from .. import configs
 from ..storage import CORRECTION, Policy
-from . import backends, checkpoint, directions, execute, memory, offload, sharded, shards
+from . import (
+    backends,
+    checkpoint,
+    directions,
+    execute,
+    kinds,
+    memory,
+    offload,
+    sharded,
+    shards,
+    states,
+    tensors,
+)
 from .adapters import Adapters
 from .buckets import Chunk, chunks
 from .checks import new_group
@@ -34,7 +46,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("automagic_cameamp")
 LOG_EVERY = 100
-LISTS_KEPT = 4096
 
 
 class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume, Recording, Optimizer):
@@ -81,6 +92,9 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
         self._device_lists: dict[tuple[Any, ...], Tensor] = {}
         self._skipped: dict[torch.device, Tensor] = {}
         self._counts = directions.Counts()
+        self._neutral = False  # whether it was said that the controller starts without memory
+        self._types: states.Types = {}  # of the parameters, as of the last step that looked
+        self._matrices = kinds.matrices(self.__dict__.get("param_groups", ()))
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle("copying")
@@ -106,6 +120,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
         """
         self._settle("adding a group")
         super().add_param_group(new_group(self, param_group))
+        self._matrices += kinds.matrices(self.param_groups[-1:])
 
     @property
     def base_lrs(self) -> list[float]:
@@ -143,6 +158,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
 
     # ---------------------------------------------------------------- step
 
+    @torch.inference_mode(False)  # state made in a block of inference mode could not be written outside
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:  # type: ignore[override]
         """Update all parameters that have a gradient.
@@ -167,6 +183,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
 
     def _advance(self, loss: Any) -> None:
         """One step of all parameters that have a gradient."""
+        memory.adopt(self)
         plan = self._plan
         if plan is not None and not plan.fits(self):
             plan = self._plan = None
@@ -206,6 +223,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
     def _works(self) -> list[backends.Work]:
         """The updates of this step."""
         plan = list(self._chunks())
+        states.check(self, plan)
         # All groups look at the model as the last step left it: before any of them moves, and without those
         # that have their first gradient, as where gradients are released nobody knows yet who will.
         lagged = self._lagged()
@@ -249,19 +267,16 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
         )
         hp = self._options(group, chunk)
         fields = self._fields(group, chunk)
-        states = [self.state[p] for p in part.params]
-        device = part.params[0].device
-        for state in states:
-            if state["step"].device != device:  # the parameter was moved after its last step
-                state.update({k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()})
-        execute.check_complete(states, fields, chunk.layout)
+        held = [self.state[p] for p in part.params]
+        execute.check_complete(held, fields, chunk.layout)
         if directions.name_of(fields):
-            shared = shared._replace(refresh=self._counts.due(states, group["sync_frequency"]))
-        rounds = part.params[0].dtype in LOW_PRECISION and self.config.stochastic_rounding is not False
+            shared = shared._replace(refresh=self._counts.due(held, group["sync_frequency"]))
+        low = part.params[0].dtype in LOW_PRECISION and not tensors.is_wrapper(part.params[0])
+        rounds = low and self.config.stochastic_rounding is not False
         coded = any(f.codec is not None and f.codec.random for f in fields)
         keys = self._keys(part) if rounds or coded else None
         return backends.Work(
-            part, active, len(chunk.params), states, self.recipe, fields, shared, hp, keys, rounds
+            part, active, len(chunk.params), held, self.recipe, fields, shared, hp, keys, rounds
         )
 
     def _note(self, work: Any, ok: Tensor, signals: Any) -> None:
@@ -281,27 +296,9 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
         keys = [parameter_key(self.config.seed, i) for i in chunk.indices]
         return self._on_device(keys, torch.int32, chunk.params[0].device)
 
-    def _on_device(self, values: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A short list as a tensor, made once and without waiting for the device."""
-        key = (device, dtype, *values)
-        if key not in self._device_lists:
-            if len(self._device_lists) >= LISTS_KEPT:  # sets of active parameters that change for ever
-                self._device_lists.clear()
-            host = torch.tensor(values, dtype=dtype)
-            if device.type == "cuda":
-                host = host.pin_memory()
-            self._device_lists[key] = host.to(device, non_blocking=True)
-        return self._device_lists[key]
-
-    def _check_gradients(self) -> None:
+    def _check_gradients(self, only: Tensor | None = None) -> None:
         """Refuse what cannot be updated before anything is."""
-        for group in self.param_groups:
-            for i, p in enumerate(group["params"]):
-                if p.grad is not None and p.grad.layout is not torch.strided:
-                    raise RuntimeError(
-                        f"parameter {self._name(group, i)} has a {p.grad.layout} gradient: only dense "
-                        "gradients are supported. Use nn.Embedding(..., sparse=False)."
-                    )
+        kinds.before_step(self, only)
 
     # ---------------------------------------------------------------- numbers over all parameters
 
@@ -363,6 +360,10 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
             CheckpointError: the state is of another optimizer or model, or damaged; nothing was
                 changed then.
         """
+        with torch.inference_mode(False), torch.no_grad():
+            self._load(state_dict)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
         state_dict = copy(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = hook(self, state_dict)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..validate import fail
-from . import backends, offload
+from . import backends, kinds, memory, offload, states, tensors
 from .buckets import Chunk
 from .eager import eager, eagerly
 from .precision import refuse_scaler
@@ -34,8 +34,11 @@ class OpenStep:
 
     def __init__(self, optimizer: CameAMPOptimizer) -> None:
         self.optimizer = optimizer
+        kinds.check_groups(optimizer)
+        memory.adopt(optimizer)
         optimizer._plan = None  # it would not know of this step's updates
         self.plan = list(optimizer._chunks())
+        states.check(optimizer, self.plan, every=True)
         self.places: dict[int, Place] = {
             id(p): (group, chunk, i) for group, chunk in self.plan for i, p in enumerate(chunk.params)
         }
@@ -60,7 +63,7 @@ class OpenStep:
         group, chunk, i = self.places[id(p)]
         self.optimizer._create_states([(group, chunk._replace(params=[p], indices=[chunk.indices[i]]))])
         self._run([self.optimizer._work(group, chunk, [i], self.shared[chunk.key[0]])])
-        self.seen[id(p)] = _mark(p)
+        self.seen[id(p)] = tensors.mark(p.grad)
 
     def left(self) -> list[tuple[dict[str, Any], Chunk, list[int]]]:
         """Chunks with the members that have a gradient and are not updated yet."""
@@ -94,7 +97,7 @@ class OpenStep:
     def _done(self, p: Tensor) -> bool:
         if id(p) not in self.seen:
             return False
-        if self.seen[id(p)] != _mark(p):
+        if self.seen[id(p)] != tensors.mark(p.grad):
             group, chunk, i = self.places[id(p)]
             name = self.optimizer._name(group, next(n for n, q in enumerate(group["params"]) if q is p))
             raise RuntimeError(
@@ -131,11 +134,6 @@ class OpenStep:
         return work._replace(chunk=part, active=active), ok, signals
 
 
-def _mark(p: Tensor) -> tuple[int, int]:
-    """Tells this gradient from a later one, without keeping it alive."""
-    return (0, 0) if p.grad is None else (p.grad.data_ptr(), p.grad._version)
-
-
 @eagerly
 class GradientRelease:
     """The releasing half of the engine's optimizer."""
@@ -144,6 +142,7 @@ class GradientRelease:
     _open: OpenStep | None
     _handle: ReleaseHandle | None
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def step_parameter(self, p: Tensor, group: dict[str, Any] | None = None, i: int | None = None) -> None:
         """Update one parameter from its gradient; the caller may free the gradient afterwards.
@@ -174,8 +173,7 @@ class GradientRelease:
                 "a sharded parameter cannot be updated before the others: its sums over the processes go "
                 "through the same exchange as theirs. Use step() with fully_shard."
             )
-        if p.grad.layout is not torch.strided:
-            self._check_gradients()
+        self._check_gradients(p)
         if self._open is not None and id(p) in self._open.seen:
             self._open.finish(None, rest=False)
         current = OpenStep(self) if self._open is None else self._open  # type: ignore[arg-type]
@@ -208,7 +206,7 @@ class GradientRelease:
 
     if TYPE_CHECKING:  # the working half's
 
-        def _check_gradients(self) -> None: ...
+        def _check_gradients(self, only: Tensor | None = None) -> None: ...
 
 
 @eagerly

@@ -5,6 +5,7 @@ Of sharded parameters these are the parts that this process holds.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from .eager import eagerly
 if TYPE_CHECKING:
     from . import who
 
+LISTS_KEPT = 4096
+
 
 @eagerly
 class Reports:
@@ -29,13 +32,13 @@ class Reports:
     state: defaultdict[Tensor, Any]
     _steps: int
     _skipped: dict[torch.device, Tensor]
+    _device_lists: dict[tuple[Any, ...], Tensor]
 
     if TYPE_CHECKING:  # the working half's
 
         def _chunks(self) -> Iterator[tuple[dict[str, Any], Chunk]]: ...  # type: ignore[empty-body]
         def _fields(self, group: dict[str, Any], chunk: Chunk) -> list[execute.Field]: ...  # type: ignore[empty-body]
         def _options(self, group: dict[str, Any], chunk: Chunk) -> Any: ...
-        def _on_device(self, values: list[int], dtype: torch.dtype, device: torch.device) -> Tensor: ...  # type: ignore[empty-body]
 
     def _name(self, group: dict[str, Any], position: int) -> str:
         if "param_names" in group:
@@ -46,6 +49,30 @@ class Reports:
                 break
             before += len(other["params"])
         return f"param_{before + position}"
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters with their names, in order."""
+        number = 0
+        for group in self.param_groups:
+            names = group.get("param_names") or [f"param_{number + i}" for i in range(len(group["params"]))]
+            yield from ((str(name), p) for name, p in zip(names, group["params"], strict=False))
+            number += len(group["params"])
+
+    def _name_of(self, index: int) -> str:
+        """Name of the parameter at this position among all."""
+        return next(itertools.islice(self._named(), index, None))[0]
+
+    def _on_device(self, values: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A short list as a tensor, made once and without waiting for the device."""
+        key = (device, dtype, *values)
+        if key not in self._device_lists:
+            if len(self._device_lists) >= LISTS_KEPT:  # sets of active parameters that change for ever
+                self._device_lists.clear()
+            host = torch.tensor(values, dtype=dtype)
+            if device.type == "cuda":
+                host = host.pin_memory()
+            self._device_lists[key] = host.to(device, non_blocking=True)
+        return self._device_lists[key]
 
     def _count_skipped(self, chunk: Chunk, ok: Tensor) -> None:
         """Add to the counters of these parameters, without looking at them."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .backends import Left, Work, part
 from .native_table import reasons
+from .tensors import in_memory
 
 
 def divide(work: Work) -> tuple[Work | None, list[Left]]:
@@ -37,7 +38,9 @@ class Rest:
 
     def fits(self, grads: Sequence[Any]) -> bool:
         """Whether these gradients are of the kind that decided who takes their parameters."""
-        return [kind(grads[i]) for i in self.places] == self.kinds
+        # Others than in memory are looked at by the checks of a step without a plan.
+        found = [grads[i] for i in self.places]
+        return list(map(kind, found)) == self.kinds and all(map(in_memory, found))
 
     def now(self, optimizer: Any, params: Sequence[Tensor]) -> list[Work]:
         """The works of the step that comes, from numbers of the model as the last step left it.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..validate import unknown_option
-from . import memory
+from . import memory, tensors
 from .eager import eagerly
 from .saved import CheckpointError
 
@@ -110,10 +110,13 @@ class Resume:
         found = next(self._differences(whole, again, "after loading"), None)
         if found is None:
             gradients = list(_gradients(self))
+            devices = {p.device for group in self.param_groups for p in group["params"]}
+            devices = [device for device in devices if device.type == "cuda"]
             for number in range(steps):
                 for twin in (whole, again):
                     _give(twin, gradients, GAINS[number % len(GAINS)])
-                    twin.step(loss=LOSS)
+                    with torch.random.fork_rng(devices):  # weights that round by themselves draw from it
+                        twin.step(loss=LOSS)
                 found = next(self._differences(whole, again, f"at replayed step {number + 1}"), None)
                 if found is not None:
                     break
@@ -219,7 +222,8 @@ def _copy_of(optimizer: Any) -> Any:
 
 def _copy_of_parameter(p: Tensor) -> Tensor:
     copy = torch.nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad)
-    vars(copy).update(vars(p))  # type: ignore[attr-defined]  # marks, such as those of lora.mark_lora
+    # Marks, such as those of lora.mark_lora; not the tensors that a wrapper holds its values in.
+    vars(copy).update({key: value for key, value in vars(p).items() if key not in vars(copy)})  # type: ignore[attr-defined]
     return copy
 
 
@@ -270,6 +274,7 @@ def _unlike(a: Any, b: Any, where: str) -> Iterator[str]:
         forms = [f"{x.dtype} {tuple(x.shape)} on {x.device}" for x in (b, a)]
         yield f"{where} is {forms[0]}, was {forms[1]}"
         return
+    a, b = tensors.plain(a), tensors.plain(b)
     form = INTEGERS[a.element_size()] if not a.is_complex() else torch.uint8
     wrong = a.detach().reshape(-1).view(form) != b.detach().reshape(-1).view(form)
     if bool(wrong.any()):

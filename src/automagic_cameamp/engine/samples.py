@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .tensors import plain
+
 SAMPLE = 1024  # elements of a tensor that are looked at, evenly spread; smaller tensors are taken whole
 AT_LIMIT = 0.99  # of the limit: the weights round, and decay moves them too
 KEPT = 256
@@ -122,7 +124,7 @@ def _ends(states: list[dict[str, Any]], sizes: list[int], zero: Tensor) -> tuple
 
 def sampled(tensors: list[Tensor]) -> Tensor:
     """At most SAMPLE evenly spread elements of each tensor, one after the other."""
-    return torch.cat([t.detach().reshape(-1)[:: _stride(t.numel())] for t in tensors])
+    return torch.cat([plain(t).reshape(-1)[:: _stride(t.numel())] for t in tensors])
 
 
 def _stride(size: int) -> int:
