@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ..policies import BITSANDBYTES_AVAILABLE
-from . import execute, report, shards, views
+from . import execute, report, shards
 from .buckets import Chunk
 from .eager import eagerly
 
 if TYPE_CHECKING:
-    from . import who
+    from . import views, who
 
 LISTS_KEPT = 4096
 
@@ -187,6 +187,8 @@ class Reports:
     @property
     def quantized_states(self) -> views.StateView:
         """Parameter index -> state name -> codes, scales, zeros, dequantize(), error_accumulator."""
+        from . import views  # here, so that an import of the package stays light
+
         return views.StateView(
             {
                 i: views.quantized(
@@ -201,6 +203,8 @@ class Reports:
     @property
     def high_precision_states(self) -> views.StateView:
         """Parameter index -> state name -> tensor; ``lr_mask`` as rates, ``last_polarity`` as signs."""
+        from . import views
+
         sums = [
             (float(self.state[p]["lr_mask_sum"]), p.numel())
             for group in self.param_groups
