@@ -21,7 +21,8 @@ def new_group(optimizer: Any, param_group: dict[str, Any]) -> dict[str, Any]:
     known = {f.name for f in fields(config_class)}
     own = param_group.keys() & set(configs.engine_options(config_class))
     for name in own:  # ZeroRedundancyOptimizer writes all options into groups
-        if param_group[name] != getattr(optimizer.config, name):
+        mine = getattr(optimizer.config, name, None)
+        if type(param_group[name]) is not type(mine) or param_group[name] != mine:
             raise fail(f"group[{name!r}]", param_group[name], "it belongs to the optimizer, not to a group")
     param_group = {name: value for name, value in param_group.items() if name not in own}
     for name in param_group.keys() - known - set(configs.GROUP_NAMES.values()):
