@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..policies import BITSANDBYTES_AVAILABLE
-from . import execute, report, shards
+from . import execute, shards
 from .buckets import Chunk
 from .eager import eagerly
 
@@ -158,6 +158,8 @@ class Reports:
             ``compression_ratio`` = bytes held / bytes of the same states in fp32 (smaller is
             better); ``bytes_per_parameter``; ``fraction_of_adam`` (Adam holds 8 bytes).
         """
+        from . import report  # here, so that an import of the package stays light
+
         return report.memory_stats(
             [
                 (shards.local_of(p), shards.local_state(self.state[p]), fields)
@@ -176,6 +178,8 @@ class Reports:
             here larger is better, unlike the key of that name in ``get_memory_stats``;
             ``states_breakdown``: state name -> bytes held.
         """
+        from . import report
+
         report_ = report.efficiency(
             [
                 (shards.local_of(p), shards.local_state(self.state.get(p, {})), fields)
