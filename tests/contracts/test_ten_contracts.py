@@ -29,6 +29,7 @@ from engine.helpers import (
     same_bits,
     snapshot,
     train,
+    twin_of,
 )
 
 KINDS = pytest.mark.parametrize("kind", CLASSES)
@@ -151,7 +152,7 @@ def test_1_scheduler_and_optimizer_resume_together() -> None:
     whole, schedule = pair(params)
     go(whole, schedule, params, range(1, 5))
     saved = disk(whole.state_dict()), disk(schedule.state_dict())
-    weights = [nn.Parameter(p.detach().clone()) for p in params]
+    weights = [twin_of(p) for p in params]
     go(whole, schedule, params, range(5, 9))
     again, second = pair(weights)
     again.load_state_dict(saved[0])
