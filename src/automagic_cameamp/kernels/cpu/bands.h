@@ -1,7 +1,8 @@
 // Bands: a few rows of a tensor that a pass takes together, piece by piece, with every value in a register.
 //
 // Short rows come W at a time, so that the sums over them end in the lanes of one register; of longer rows
-// four share each load and store of a column's sums. Rows below one register are left to the loops over runs.
+// four share each load and store of a column's sums. Rows below one register come packed, a run of them as one row:
+// the loops are the same, and only what a row has one of (a factor, a sum) is found in another way.
 #pragma once
 
 #include "stencil.h"
@@ -13,7 +14,7 @@ constexpr int64_t SHORT = 128;  // longest row of which W make a band
 constexpr int64_t AHEAD = 256;                // elements; a processor's own prefetch stops at the end of a page
 constexpr int64_t FLUSH = 256;               // rows whose column sums are added in fp32
 
-AUTOMAGIC_INLINE bool in_bands(const Job& j) { return j.n >= W; }
+AUTOMAGIC_INLINE bool packed(const Job& j) { return j.n < W; }
 
 // Rows [row, row + rows), columns [column, column + count).
 struct Band {
@@ -26,18 +27,31 @@ struct Rows {
     int64_t stride;
 };
 
+// A value of each row, as the loops over a piece find it: the same for the whole row, or one for each element.
+struct OfRow {
+    V value;
+    AUTOMAGIC_INLINE V at(int64_t, int64_t) const { return value; }
+};
+struct OfElements {
+    const float* value;
+    AUTOMAGIC_INLINE V at(int64_t c, int64_t left) const { return get<false>(value + c, left); }
+};
+
 // How the loops over a piece are unrolled. ROWS: rows, or 0 where that is known when it runs only; WHOLE: rows
 // are whole registers long; ONE: rows are one register long and follow each other.
 template <int ROWS, bool WHOLE, bool ONE = false>
 struct Shape {
     static constexpr int most = ROWS ? ROWS : static_cast<int>(W);
     static constexpr bool whole = WHOLE;
+    int64_t given, width;
 
-    static AUTOMAGIC_INLINE int64_t columns(int64_t given) { return ONE ? W : given; }
-    static AUTOMAGIC_INLINE int64_t stride(int64_t given) { return ONE ? W : given; }
+    AUTOMAGIC_INLINE int64_t rows() const { return ROWS ? ROWS : given; }
+    AUTOMAGIC_INLINE int64_t columns() const { return ONE ? W : width; }
+    static AUTOMAGIC_INLINE int64_t stride(int64_t apart) { return ONE ? W : apart; }
+    static AUTOMAGIC_INLINE OfRow of_row(const float* values, int64_t r) { return {all(values[r])}; }
 
     template <class F>
-    static AUTOMAGIC_INLINE void each(int64_t given, F f) {
+    AUTOMAGIC_INLINE void each(F f) const {
         if constexpr (ROWS != 0) {
 #pragma GCC unroll 16
             for (int r = 0; r < ROWS; ++r) f(r);
@@ -47,25 +61,101 @@ struct Shape {
     }
 };
 
+// Rows below one register: the one row that holds them all.
+struct Packed {
+    static constexpr int most = 1;
+    static constexpr bool whole = false;
+    int64_t held, n;  // rows, and their elements
+
+    AUTOMAGIC_INLINE int64_t rows() const { return 1; }
+    AUTOMAGIC_INLINE int64_t columns() const { return held * n; }
+    static AUTOMAGIC_INLINE int64_t stride(int64_t apart) { return apart; }
+    static AUTOMAGIC_INLINE OfElements of_row(const float* values, int64_t) { return {values}; }
+
+    template <class F>
+    AUTOMAGIC_INLINE void each(F f) const {
+        f(0);
+    }
+};
+
+// Sums over each row of a piece.
+template <class S>
+struct RowSums {
+    V sum[S::most];
+
+    explicit AUTOMAGIC_INLINE RowSums(S s) {
+        s.each([&](int64_t r) __attribute__((always_inline)) { sum[r] = all(0.0f); });
+    }
+    AUTOMAGIC_INLINE void add(int64_t r, int64_t, V x) { sum[r] = sum[r] + x; }
+    AUTOMAGIC_INLINE void add_square(int64_t r, int64_t, V x) { sum[r] = fused(x, x, sum[r]); }
+    // out[r] += the sum of row r
+    AUTOMAGIC_INLINE void into(S s, float* out) const {
+        if (S::most == W && s.rows() == W) return store(load(out) + totals(sum), out);
+        for (int64_t r = 0; r < smaller(s.rows(), int64_t(S::most)); ++r) out[r] += total(sum[r]);
+    }
+};
+template <>
+struct RowSums<Packed> {
+    float held[RUN + W];
+
+    explicit AUTOMAGIC_INLINE RowSums(Packed) {}
+    AUTOMAGIC_INLINE void add(int64_t, int64_t c, V x) { store(x, held + c); }
+    AUTOMAGIC_INLINE void add_square(int64_t, int64_t c, V x) { store(x * x, held + c); }
+    AUTOMAGIC_INLINE void into(Packed s, float* out) const { row_sums(held, s.held, s.n, out); }  // no other piece adds
+};
+
 #define AUTOMAGIC_EACH [&](int64_t r) __attribute__((always_inline))
 
+// f of the shape of a piece, for loops that take all its rows at once.
 template <class F>
-AUTOMAGIC_INLINE void shaped(const Band& b, bool one, F f) {
-    bool whole = b.count % W == 0;
-    if (b.rows == W)
-        one ? f(Shape<W, true, true>()) : whole ? f(Shape<W, true>()) : f(Shape<W, false>());
-    else if (W != 4 && b.rows == 4)
-        whole ? f(Shape<4, true>()) : f(Shape<4, false>());
-    else if (b.rows == 1)
-        whole ? f(Shape<1, true>()) : f(Shape<1, false>());
+AUTOMAGIC_INLINE void shaped(const Job& j, const Band& b, F f) {
+    int64_t rows = b.rows, n = b.count;
+    bool whole = n % W == 0;
+    if (packed(j))
+        f(Packed{rows, n});
+    else if (rows == W)
+        j.n == W ? f(Shape<W, true, true>{rows, n}) : whole ? f(Shape<W, true>{rows, n}) : f(Shape<W, false>{rows, n});
+    else if (W != 4 && rows == 4)
+        whole ? f(Shape<4, true>{rows, n}) : f(Shape<4, false>{rows, n});
+    else if (rows == 1)
+        f(Shape<1, false>{rows, n});
     else
-        whole ? f(Shape<0, true>()) : f(Shape<0, false>());
+        f(Shape<0, false>{rows, n});
+}
+
+// The same for loops that take one row after the other, which need no copy for each number of rows.
+template <class F>
+AUTOMAGIC_INLINE void by_row(const Job& j, const Band& b, F f) {
+    if (packed(j))
+        f(Packed{b.rows, b.count});
+    else if (j.n == W)
+        f(Shape<0, true, true>{b.rows, b.count});
+    else if (b.count % W == 0)
+        f(Shape<0, true>{b.rows, b.count});
+    else
+        f(Shape<0, false>{b.rows, b.count});
+}
+
+// Values of the rows of a band, where the loops look for them: of_row.
+AUTOMAGIC_INLINE const float* of_rows(const Job& j, const Band& b, const float* values, float* held) {
+    if (!packed(j)) return values;
+    spread(values, b.rows, j.n, held);
+    return held;
+}
+
+// Values of columns, as far as the bands of a tile reach.
+AUTOMAGIC_INLINE const float* of_columns(const Job& j, const Tile& tile, const float* values, float* held) {
+    if (!packed(j)) return values;
+    tile_rows(values, smaller(j.group, tile.end - tile.first), j.n, held);
+    return held;
 }
 
 template <class F>
 inline void for_bands(const Job& j, const Tile& tile, F f) {
+    int64_t most = packed(j) ? j.group : j.n <= SHORT ? W : 4;
     for (int64_t r = tile.first; r < tile.end;) {
-        int64_t rows = j.n <= SHORT ? smaller(W, tile.end - r) : tile.end - r >= 4 ? 4 : 1;
+        int64_t left = tile.end - r, rows = smaller(most, left);
+        if (j.n > SHORT && left < most) rows = 1;
         f(Band{r, rows, 0, j.n});
         r += rows;
     }
@@ -110,27 +200,18 @@ inline Rows gradient_piece(const Job& j, const Tile& tile, const Band& b, Local&
 
 // ---- sums over rows ----------------------------------------------------------------------------
 
-// out[r] += the lanes of acc[r].
 template <class S>
-AUTOMAGIC_INLINE void add_totals(S, const V* acc, int64_t rows, float* out) {
-    if (S::most == W && rows == W) return store(load(out) + totals(acc), out);
-    for (int64_t r = 0; r < smaller(rows, int64_t(S::most)); ++r) out[r] += total(acc[r]);
-}
-
-template <class S>
-inline void add_row_squares(S s, Rows x, int64_t rows, int64_t n, float* out) {
-    const int64_t columns = S::columns(n), stride = S::stride(x.stride);
-    V acc[S::most];
-    S::each(rows, AUTOMAGIC_EACH { acc[r] = all(0.0f); });
+inline void add_row_squares(S s, Rows x, float* out) {
+    const int64_t columns = s.columns(), stride = s.stride(x.stride);
+    RowSums<S> sums(s);
     for (int64_t c = 0; c < columns; c += W) {
         const float* from = x.p + c;
-        S::each(rows, AUTOMAGIC_EACH {
+        s.each(AUTOMAGIC_EACH {
             AUTOMAGIC_PREFETCH(from + r * stride + AHEAD);
-            V v = get<S::whole>(from + r * stride, columns - c);
-            acc[r] = fused(v, v, acc[r]);
+            sums.add_square(r, c, get<S::whole>(from + r * stride, columns - c));
         });
     }
-    add_totals(s, acc, rows, out);
+    sums.into(s, out);
 }
 
 AUTOMAGIC_INLINE V lerp(V a, V b, float w) {
@@ -174,35 +255,37 @@ inline void clear_rows(const Band& b, float* row) {
 
 // a += x^2, b += x^2 inverse, over the rows of a piece.
 template <class S>
-inline void add_column_squares(S, Rows x, const float* inverse, int64_t rows, int64_t n, float* a, float* b) {
-    const int64_t columns = S::columns(n), stride = S::stride(x.stride);
+inline void add_column_squares(S s, Rows x, const float* inverse, float* a, float* b) {
+    const int64_t columns = s.columns(), stride = s.stride(x.stride);
     for (int64_t c = 0; c < columns; c += W) {
+        const int64_t left = columns - c;
         const float* from = x.p + c;
-        V s = load(a + c), t = load(b + c);
-        S::each(rows, AUTOMAGIC_EACH {
-            V v = get<S::whole>(from + r * stride, columns - c), q = v * v;
-            s = s + q;
-            t = fused(q, all(inverse[r]), t);
+        V sum = load(a + c), weighed = load(b + c);
+        s.each(AUTOMAGIC_EACH {
+            V v = get<S::whole>(from + r * stride, left), q = v * v;
+            sum = sum + q;
+            weighed = fused(q, s.of_row(inverse, r).at(c, left), weighed);
         });
-        store(s, a + c);
-        store(t, b + c);
+        store(sum, a + c);
+        store(weighed, b + c);
     }
 }
 
 // a += x m root; returns the sum of m^2.
 template <class S>
-inline float add_column_products(S, Rows x, Rows m, const float* root, int64_t rows, int64_t n, float* a) {
-    const int64_t columns = S::columns(n), stride = S::stride(x.stride), apart = S::stride(m.stride);
+inline float add_column_products(S s, Rows x, Rows m, const float* root, float* a) {
+    const int64_t columns = s.columns(), stride = s.stride(x.stride), apart = s.stride(m.stride);
     V squares = all(0.0f);
     for (int64_t c = 0; c < columns; c += W) {
+        const int64_t left = columns - c;
         const float *from = x.p + c, *mean = m.p + c;
-        V s = load(a + c);
-        S::each(rows, AUTOMAGIC_EACH {
-            V y = get<S::whole>(mean + r * apart, columns - c);
-            s = fused(get<S::whole>(from + r * stride, columns - c) * y, all(root[r]), s);
+        V sum = load(a + c);
+        s.each(AUTOMAGIC_EACH {
+            V y = get<S::whole>(mean + r * apart, left);
+            sum = fused(get<S::whole>(from + r * stride, left) * y, s.of_row(root, r).at(c, left), sum);
             squares = fused(y, y, squares);
         });
-        store(s, a + c);
+        store(sum, a + c);
     }
     return total(squares);
 }

@@ -10,38 +10,15 @@
 
 namespace AUTOMAGIC_ISA {
 
-AUTOMAGIC_INLINE const float* gradient(const Job& j, const Tile& tile, const Run& run, Local& w) {
-    if (j.filtered) return plane_of(j, w, FILTERED) + run.start - tile.origin;
-    return load_run(j.t->g, j.t->g_type, run.start, run.count, w.raw);
-}
-
-inline void add_squares(const float* AUTOMAGIC_RESTRICT x, const float* AUTOMAGIC_RESTRICT inverse, int64_t n,
-                        float* AUTOMAGIC_RESTRICT a, float* AUTOMAGIC_RESTRICT b) {
-    for (int64_t i = 0; i < n; ++i) {
-        float q = x[i] * x[i];
-        a[i] += q;
-        b[i] = fused(q, inverse[i], b[i]);
-    }
-}
-
-inline void add_products(const float* AUTOMAGIC_RESTRICT x, const float* AUTOMAGIC_RESTRICT m,
-                         const float* AUTOMAGIC_RESTRICT f, int64_t n, float* AUTOMAGIC_RESTRICT a) {
-    for (int64_t i = 0; i < n; ++i) a[i] = fused(x[i] * m[i], f[i], a[i]);
-}
-
-// Column sums of a tile, in `lines` lines, into those of the slab.
-inline void flush_columns(const Job& j, const Tile& tile, int64_t slab, int count, int64_t lines, Local& w) {
+// Column sums of bands into those of the slab; those of packed bands lie side by side, `rows` of them.
+inline void flush_columns(const Job& j, const Tile& tile, int64_t slab, int count, int64_t rows, Local& w) {
     for (int c = 0; c < count; ++c) {
         double* AUTOMAGIC_RESTRICT to = j.own_columns(c, slab) + tile.k * j.n;
-        for (int64_t r = 0; r < lines; ++r) {
+        for (int64_t r = 0; r < rows; ++r) {
             const float* AUTOMAGIC_RESTRICT from = w.sums[c] + r * j.n;
             for (int64_t i = 0; i < j.n; ++i) to[i] += from[i];
         }
     }
-}
-
-inline void clear_sums(const Job& j, int count, Local& w) {
-    for (int c = 0; c < count; ++c) fill(w.sums[c], 0.0f, larger(j.n, j.group * j.n));
 }
 
 inline void clear_columns(const Job& j, int64_t slab, int count) {
@@ -56,39 +33,39 @@ inline void clear_columns(const Job& j, int64_t slab, int count) {
 // Sums over the raw gradient and the weights.
 inline void add_raw_sums(const Job& j, int64_t first, int64_t n, Part& part, Local& w) {
     const float* g = load_run(j.t->g, j.t->g_type, first, n, w.raw);
-    const float* p = j.along ? load_run(j.t->p, j.t->p_type, first, n, w.p) : nullptr;
+    const float* p = j.along ? load_run(j.t->p, j.t->p_type, first, n, w.other) : nullptr;
     RawSums sums = raw_sums(g, p, n);
     part.sum[SQUARE] += sums.squares, part.sum[ABS] += sums.magnitudes, part.sum[ALONG] += sums.along;
 }
 
-inline void clear_lines(const Job& j, int count, Local& w) {
-    for (int c = 0; c < count; ++c) fill(w.sums[c], 0.0f, j.n);
-}
-
-// The column sums of bands: added in fp32 over some rows, whatever tiles they are in, then in doubles.
-struct Lines {
+// The column sums of bands: added in fp32 over some rows, whatever tiles they are in (packed: over a tile), then in
+// doubles.
+struct Columns {
     int64_t rows, last;
     int count;
 
-    Lines(const Job& j, int64_t slab, int columns, Local& w)
+    Columns(const Job& j, int64_t slab, int columns, Local& w)
         : rows(0), last(smaller((slab + 1) * j.slab_rows, j.rows)), count(columns) {
-        clear_lines(j, count, w);
+        clear(j, w);
+    }
+
+    void clear(const Job& j, Local& w) {
+        for (int c = 0; c < count; ++c) fill(w.sums[c], 0.0f, packed(j) ? j.group * j.n : j.n);
+        rows = 0;
     }
 
     void after(const Job& j, const Tile& tile, int64_t slab, const Band& b, Local& w) {
         rows += b.rows;
         int64_t end = b.row + b.rows;
-        if (rows < FLUSH && end < last && end < (tile.k + 1) * j.m) return;
-        flush_columns(j, tile, slab, count, 1, w);
-        clear_lines(j, count, w);
-        rows = 0;
+        if (packed(j) ? end < tile.end : rows < FLUSH && end < last && end < (tile.k + 1) * j.m) return;
+        flush_columns(j, tile, slab, count, packed(j) ? smaller(j.group, tile.end - tile.first) : 1, w);
+        clear(j, w);
     }
 };
 
 // Pass A over the bands of a tile.
-inline void gradient_bands(Job& j, const Tile& tile, int64_t slab, Part& part, bool torque, Lines& lines, Local& w) {
+inline void gradient_bands(Job& j, const Tile& tile, int64_t slab, Part& part, bool torque, Columns& columns, Local& w) {
     float weight = static_cast<float>(1 - j.o->beta[1]), eps = static_cast<float>(j.o->eps[0]);
-    bool one = j.n == W;  // every piece is its rows one after the other, in place or not
     for_bands(j, tile, [&](const Band& band) {
         if (j.sums_needed)
             for_lines(j, band, [&](int64_t first, int64_t n, int64_t) {
@@ -98,64 +75,36 @@ inline void gradient_bands(Job& j, const Tile& tile, int64_t slab, Part& part, b
             clear_rows(band, w.row);
             for_pieces(j, band, [&](const Band& b) {
                 Rows x = gradient_piece(j, tile, b, w);
-                shaped(b, one, [&](auto s) { add_row_squares(s, x, b.rows, b.count, w.row); });
+                shaped(j, b, [&](auto s) { add_row_squares(s, x, w.row); });
             });
             move_row_means(w.row, static_cast<float>(j.n), eps, weight, band.rows, j.R + band.row, w.inverse);
         } else {
             fill(w.inverse, 1.0f, band.rows);
         }
-        for (int64_t i = 0; torque && i < band.rows; ++i) w.rate[i] = sqrtf(w.inverse[i]);
+        for (int64_t i = 0; torque && i < band.rows; ++i) w.first[i] = sqrtf(w.inverse[i]);
+        const float* inverse = of_rows(j, band, w.inverse, w.spread[0]);
+        const float* root = torque ? of_rows(j, band, w.first, w.spread[1]) : nullptr;
         for_pieces(j, band, [&](const Band& b) {
             Rows x = gradient_piece(j, tile, b, w);
             float *first = w.sums[0] + b.column, *second = w.sums[1] + b.column, *third = w.sums[2] + b.column;
-            shaped(b, one, [&](auto s) { add_column_squares(s, x, w.inverse, b.rows, b.count, first, second); });
+            shaped(j, b, [&](auto s) { add_column_squares(s, x, inverse, first, second); });
             if (!torque) return;
             Rows m = decoded_piece(j.t->exp_avg, j, b, w.band[1]);
-            shaped(b, one, [&](auto s) {
-                part.sum[MEAN2] += add_column_products(s, x, m, w.rate, b.rows, b.count, third);
-            });
+            shaped(j, b, [&](auto s) { part.sum[MEAN2] += add_column_products(s, x, m, root, third); });
         });
-        lines.after(j, tile, slab, band, w);
+        columns.after(j, tile, slab, band, w);
     });
 }
 
 inline void pass_gradient(Job& j, int64_t slab, Local& w) {
     Part& part = j.parts[slab];
     for (double& s : part.sum) s = 0;
-    bool torque = j.torque && !j.low_rank, rows = j.matrix;
-    float weight = static_cast<float>(1 - j.o->beta[1]), eps = static_cast<float>(j.o->eps[0]);
+    bool torque = j.torque && !j.low_rank;
     clear_columns(j, slab, torque ? 3 : 2);
-    Lines lines(j, slab, torque ? 3 : 2, w);
+    Columns columns(j, slab, torque ? 3 : 2, w);
     for_tiles(j, slab, [&](const Tile& tile) {
         if (j.filtered || j.edges) part.sum[EDGES] += filter_tile(j, tile, w);
-        if (in_bands(j)) return gradient_bands(j, tile, slab, part, torque, lines, w);
-        // Short rows: runs of many, summed line by line.
-        clear_sums(j, torque ? 3 : 2, w);
-        for (int64_t r = tile.first; r < tile.end;) {
-            int64_t count = rows_at_once(j, r, tile.end);
-            for_runs(j, r, count, [&](const Run& run) {
-                if (j.sums_needed) add_raw_sums(j, run.start, run.count, part, w);
-                if (rows) row_squares(gradient(j, tile, run, w), count, j.n, w.out, w.row);
-            });
-            if (rows)
-                move_row_means(w.row, static_cast<float>(j.n), eps, weight, count, j.R + r, w.inverse);
-            else
-                fill(w.inverse, 1.0f, count);
-            for_runs(j, r, count, [&](const Run& run) {
-                const float* x = gradient(j, tile, run, w);
-                spread(w.inverse, count, j.n, w.rf);
-                add_squares(x, w.rf, run.count, w.sums[0], w.sums[1]);
-                if (!torque) return;
-                const float* m = decode_run(j.t->exp_avg, run.start, run.count, w.u);
-                part.sum[MEAN2] += sum_squares(m, run.count);
-                float root[RUN];
-                for (int64_t i = 0; i < count; ++i) root[i] = sqrtf(w.inverse[i]);
-                spread(root, count, j.n, w.rf);
-                add_products(x, m, w.rf, run.count, w.sums[2]);
-            });
-            r += count;
-        }
-        flush_columns(j, tile, slab, torque ? 3 : 2, smaller(j.group, tile.end - tile.first), w);
+        gradient_bands(j, tile, slab, part, torque, columns, w);
     });
 }
 

@@ -1,9 +1,19 @@
 // The work on one tensor: how it is cut, and what its passes hand to each other.
 //
-// A tensor [K, m, n] is cut into slabs, the units of work, and a slab into tiles, whose scratch stays in
-// cache; a tile is walked in runs of at most RUN elements, pieces of a row or several whole rows. All of
-// this depends on shapes and options alone, and sums are formed per run, then per tile, then per slab,
-// in that order: the result does not depend on the number of threads.
+// The words, used so in every file:
+//
+//   tensor  [K, m, n]: K matrices of m rows and n columns; a vector has one row
+//   slab    consecutive rows, the unit of work of a thread
+//   tile    rows of a slab, of one matrix, whose scratch stays in the cache
+//   band    the few rows of a tile that a pass takes together (for_bands)
+//   piece   a band's rows in some of its columns, at most RUN: what the loops in registers walk (for_pieces)
+//   line    what of a piece lies contiguously in memory (for_lines): all of it, or a part of one row
+//   run     at most RUN contiguous elements, whatever rows they are in
+//   plane   an array with a place for every element of a tensor or of a tile: codes, scratch
+//   packed  said of rows below one register: a band holds a run of them, and loops walk it as one row
+//
+// How a tensor is cut depends on shapes and options alone, and sums are formed per piece, then per band, then per
+// slab, in that order: the result does not depend on the number of threads.
 #pragma once
 
 #include <stdlib.h>
@@ -12,7 +22,7 @@
 
 namespace AUTOMAGIC_ISA {
 
-constexpr int64_t RUN = 512, BAND = 2048;  // a band: some rows of a run's length
+constexpr int64_t RUN = 512, BAND = 2048;  // elements of a run, and of a piece, at most
 constexpr int64_t RESIDENT = 196608;  // up to here the scratch of a whole tensor fits into the L2 cache
 constexpr int64_t TILE = 32768, SLABS = 32, LEAST_SLAB = 16384;
 constexpr int PLANES = 4 + MAX_SCALES;  // full-size scratch, see below
@@ -57,7 +67,7 @@ struct Job {
     const Options* o;
     const Step* step;
     int64_t K, m, n, rows, numel;  // rows = K m
-    int64_t group, piece;          // rows per run (0: a row has several runs), elements per run
+    int64_t group, piece;          // whole rows in a run (0: a row has several), and the elements of these
     int64_t unit;                  // rows after which blocks, nibbles and bits start anew
     int64_t slab_rows, slabs, tile_rows;
     bool resident, matrix, picture, filtered, edges, low_rank, per_row;  // per_row: side of the variance
@@ -204,11 +214,13 @@ inline bool lay_out(Job& j, Arena& a) {
 // What one thread needs to walk a tile.
 struct Local {
     Arena arena;
-    float *raw, *x, *rf, *cf, *u, *p, *out, *rate;  // runs
-    float *row, *inverse;                            // values of the rows of a run
-    float* band[4];                                  // pieces of a band
-    float* sums[4];                                  // column sums of a tile
-    float* plane[PLANES];                            // tile scratch where the tensor is not resident
+    float *raw, *other;                       // runs
+    float *row, *inverse, *first, *second;    // values of the rows of a band
+    float *spread[2], *tiled[2];              // values of rows and of columns, for each element of a packed band
+    const float *cf, *ds;                     // factors of the columns of a tile; packed: as long as a band
+    float* band[4];                           // pieces
+    float* sums[4];                           // column sums of some bands
+    float* plane[PLANES];                     // tile scratch where the tensor is not resident
     float *pad, *smooth;                             // stencils
     float *left, *right, *up, *down, *none;          // 1 where a neighbour exists
 
@@ -221,7 +233,7 @@ struct Local {
         if (j.picture) floats += 2 * halo + 5 * wide;
         if (!arena.reserve(static_cast<size_t>(floats) * 4 + 64 * 64))
             return false;
-        float** runs[] = {&raw, &x, &rf, &cf, &u, &p, &out, &rate, &row, &inverse};
+        float** runs[] = {&raw, &other, &row, &inverse, &first, &second, &spread[0], &spread[1], &tiled[0], &tiled[1]};
         for (float** v : runs) *v = arena.take<float>(rounded(RUN));
         for (float*& v : band) v = arena.take<float>(rounded(BAND));
         for (float*& v : sums) v = arena.take<float>(wide);
@@ -241,11 +253,6 @@ struct Tile {
     int64_t first, end, k, start, count, origin;
 };
 
-// Part of a tile: `rows` whole rows from `row`, or a piece of one row from column `column`.
-struct Run {
-    int64_t row, rows, column, start, count;
-};
-
 template <class F>
 inline void for_tiles(const Job& j, int64_t slab, F f) {
     int64_t end = smaller((slab + 1) * j.slab_rows, j.rows);
@@ -257,16 +264,12 @@ inline void for_tiles(const Job& j, int64_t slab, F f) {
     }
 }
 
-// before(first row, rows) -> runs of these rows -> after: what a pass does per row goes around the runs.
+// Calls f(first element, elements) for the runs of a tile.
 template <class F>
-inline void for_runs(const Job& j, int64_t row, int64_t rows, F f) {
-    if (j.group) return f(Run{row, rows, 0, row * j.n, rows * j.n});
-    for (int64_t c = 0; c < j.n; c += j.piece)
-        f(Run{row, 1, c, row * j.n + c, smaller(j.piece, j.n - c)});
-}
-
-inline int64_t rows_at_once(const Job& j, int64_t row, int64_t end) {
-    return j.group ? smaller(j.group, end - row) : 1;
+inline void for_runs(const Job& j, const Tile& tile, F f) {
+    int64_t length = j.group ? tile.count : j.n;  // a run holds whole rows, or ends with one
+    for (int64_t i = 0; i < tile.count; i += length)
+        for (int64_t c = 0; c < length; c += j.piece) f(tile.start + i + c, smaller(j.piece, length - c));
 }
 
 }  // namespace AUTOMAGIC_ISA

@@ -93,11 +93,6 @@ inline void build_turn(Job& j) {
     }
 }
 
-inline void scale_run(const float* x, const float* AUTOMAGIC_RESTRICT rf, const float* AUTOMAGIC_RESTRICT cf,
-                      int64_t n, float* out) {
-    for (int64_t i = 0; i < n; ++i) out[i] = x[i] * rf[i] * cf[i];
-}
-
 // out = x rf cf; returns `squares` plus those of the products.
 inline V scale_wide(const float* x, float rf, const float* AUTOMAGIC_RESTRICT cf, int64_t n, float* out, V squares) {
     V row = all(rf);
@@ -180,7 +175,7 @@ inline void pass_turn(Job& j, int64_t slab, Local& w) {
     int64_t start = slab * j.slab_rows * j.n, end = smaller((slab + 1) * j.slab_rows, j.rows) * j.n;
     for (int64_t i = start; j.torque && i < end; i += RUN) {
         int64_t n = smaller(RUN, end - i);
-        const float* m = decode_run(j.t->exp_avg, i, n, w.u);
+        const float* m = decode_run(j.t->exp_avg, i, n, w.other);
         cross += dot(m, j.full[FILTERED] + i, n);
         mean2 += sum_squares(m, n);
     }

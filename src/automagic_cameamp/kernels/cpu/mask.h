@@ -57,10 +57,10 @@ inline float sum_masks(const uint8_t* word, int64_t n) {
     return total(i < n ? fused(values.at(word + i, n - i), first_ones(n - i), s) : s);
 }
 
-inline void move_words(const Job& j, const Run& run, const float* g, Part& part) {
-    uint8_t* word = static_cast<uint8_t*>(j.t->mask) + run.start;
-    move_run(g, run.count, stride(j), word);
-    part.sum[MASK] += sum_masks(word, run.count);
+inline void move_words(const Job& j, int64_t first, int64_t n, const float* g, Part& part) {
+    uint8_t* word = static_cast<uint8_t*>(j.t->mask) + first;
+    move_run(g, n, stride(j), word);
+    part.sum[MASK] += sum_masks(word, n);
 }
 
 // Signs of up to 64 elements, a bit each.

@@ -5,10 +5,10 @@
 
 namespace AUTOMAGIC_ISA {
 
-// Update, momentum and where it goes, of a piece.
+// The unit update of a piece, and its momentum.
 struct Means {
     Rows x, old;
-    const float *rf, *cf;  // of the rows of the band, of the columns of the piece
+    const float *rf, *cf;  // of the rows of the band (of_rows), of the columns of the piece
     float turn;            // factor of a turned update, which needs no other
     bool turned;
     float damping, weight;
@@ -16,52 +16,67 @@ struct Means {
     int64_t stride;        // of its rows
 };
 
-// Unit update, new momentum; u and m are handed to `see(row, column, u, m)`, between `open` and `close` of a column.
+// The unit update u, everywhere this product in this order: see(row, column, elements left, u), between `open` and
+// `close` of a register of columns.
 template <class S, class Open, class See, class Close>
-AUTOMAGIC_INLINE void each_mean(S, const Means& a, int64_t rows, int64_t n, Open open, See see, Close close) {
-    const int64_t columns = S::columns(n), stride = S::stride(a.x.stride), apart = S::stride(a.old.stride);
-    const int64_t step = S::stride(a.stride);
+AUTOMAGIC_INLINE void each_update(S s, const Means& a, Open open, See see, Close close) {
+    const int64_t columns = s.columns(), stride = s.stride(a.x.stride);
     const bool turned = a.turned;
-    const V weight = all(a.weight * a.damping), kept = all(1.0f - a.weight), turn = all(a.turn);
-    const float *x = a.x.p, *was = a.old.p, *rf = a.rf, *cf = a.cf;
-    float* to = a.m;
+    const V turn = all(a.turn);
+    const float *x = a.x.p, *rf = a.rf, *cf = a.cf;
     for (int64_t c = 0; c < columns; c += W) {
-        const V column = turned ? turn : get<S::whole>(cf + c, columns - c);
-        const float *from = x + c, *before = was + c;
-        float* now = to + c;
+        const int64_t left = columns - c;
+        const V column = turned ? turn : get<S::whole>(cf + c, left);
+        const float* from = x + c;
         open(c);
-        S::each(rows, AUTOMAGIC_EACH {
-            V u = get<S::whole>(from + r * stride, columns - c) * column;
-            if (!turned) u = u * all(rf[r]);
-            AUTOMAGIC_PREFETCH(before + r * apart + AHEAD);
+        s.each(AUTOMAGIC_EACH {
+            V u = get<S::whole>(from + r * stride, left) * column;
+            if (!turned) u = u * s.of_row(rf, r).at(c, left);
             AUTOMAGIC_PREFETCH(from + r * stride + AHEAD);
-            V m = fused(u, weight, get<S::whole>(before + r * apart, columns - c) * kept);
-            put<S::whole>(m, now + r * step, columns - c);
-            see(r, c, u, m);
+            see(r, c, left, u);
         });
         close(c);
     }
 }
 
+// The same with the new momentum m, which is written: see(row, column, elements left, u, m).
+template <class S, class Open, class See, class Close>
+AUTOMAGIC_INLINE void each_mean(S s, const Means& a, Open open, See see, Close close) {
+    const int64_t apart = s.stride(a.old.stride), step = s.stride(a.stride);
+    const V weight = all(a.weight * a.damping), kept = all(1.0f - a.weight);
+    const float* was = a.old.p;
+    float* to = a.m;
+    each_update(
+        s, a, open,
+        [&](int64_t r, int64_t c, int64_t left, V u) __attribute__((always_inline)) {
+            const float* before = was + r * apart + c;
+            AUTOMAGIC_PREFETCH(before + AHEAD);
+            V m = fused(u, weight, get<S::whole>(before, left) * kept);
+            put<S::whole>(m, to + r * step + c, left);
+            see(r, c, left, u, m);
+        },
+        close);
+}
+
 template <class S>
-inline void move_means(S s, const Means& a, int64_t rows, int64_t n) {
-    each_mean(s, a, rows, n, [](int64_t) {}, [](int64_t, int64_t, V, V) {}, [](int64_t) {});
+inline void move_means(S s, const Means& a) {
+    each_mean(s, a, [](int64_t) {}, [](int64_t, int64_t, int64_t, V, V) {}, [](int64_t) {});
 }
 
 // The same, and the squares of the surprise into column and row sums.
 template <class S>
-inline void move_surprised(S s, const Means& a, int64_t rows, int64_t n, float* column, float* row) {
-    V acc[S::most], sum = all(0.0f);
-    S::each(rows, AUTOMAGIC_EACH { acc[r] = all(0.0f); });
+inline void move_surprised(S s, const Means& a, float* column, float* row) {
+    RowSums<S> rows(s);
+    V sum = all(0.0f);
     each_mean(
-        s, a, rows, n, [&](int64_t c) { sum = load(column + c); },
-        [&](int64_t r, int64_t, V u, V m) __attribute__((always_inline)) {
+        s, a, [&](int64_t c) { sum = load(column + c); },
+        [&](int64_t r, int64_t c, int64_t, V u, V m) __attribute__((always_inline)) {
             V d = u - m;
             sum = fused(d, d, sum);
-            acc[r] = fused(d, d, acc[r]);
+            rows.add_square(r, c, d);
         },
         [&](int64_t c) { store(sum, column + c); });
-    add_totals(s, acc, rows, row);
+    rows.into(s, row);
 }
 
 // Further means of a piece, and what the momentum is mixed of.
@@ -77,17 +92,16 @@ struct Mixture {
 
 // The same as move_surprised with the mixture in place of the momentum; `column` may be null.
 template <class S>
-inline void move_mixed(S s, const Means& a, const Mixture& given, int64_t rows, int64_t n, float* column, float* row) {
+inline void move_mixed(S s, const Means& a, const Mixture& given, float* column, float* row) {
     const Mixture x = given;
-    V acc[S::most], sum = all(0.0f);
-    S::each(rows, AUTOMAGIC_EACH { acc[r] = all(0.0f); });
+    RowSums<S> rows(s);
+    V sum = all(0.0f);
     each_mean(
-        s, a, rows, n,
+        s, a,
         [&](int64_t c) {
             if (column != nullptr) sum = load(column + c);
         },
-        [&](int64_t r, int64_t c, V u, V m) __attribute__((always_inline)) {
-            const int64_t left = n - c;
+        [&](int64_t r, int64_t c, int64_t left, V u, V m) __attribute__((always_inline)) {
             V mix = fused(u, all(x.update), m * all(x.own));
             for (int k = 0; k < x.scales; ++k) {
                 V old = get<S::whole>(x.old[k].p + r * x.old[k].stride + c, left);
@@ -98,51 +112,44 @@ inline void move_mixed(S s, const Means& a, const Mixture& given, int64_t rows, 
             put<S::whole>(mix, x.mixture + r * x.stride + c, left);
             V d = u - mix;
             sum = fused(d, d, sum);
-            acc[r] = fused(d, d, acc[r]);
+            rows.add_square(r, c, d);
         },
         [&](int64_t c) {
             if (column != nullptr) store(sum, column + c);
         });
-    if (column != nullptr) add_totals(s, acc, rows, row);
+    if (column != nullptr) rows.into(s, row);
 }
 
-// The unit update of a piece, rows `count` apart.
-inline void write_updates(const Means& a, const Band& b, float* out) {
-    for (int64_t r = 0; r < b.rows; ++r)
-        for (int64_t c = 0; c < b.count; c += W) {
-            const int64_t left = b.count - c;
-            V u = get<false>(a.x.p + r * a.x.stride + c, left);
-            u = a.turned ? u * all(a.turn) : u * get<false>(a.cf + c, left) * all(a.rf[r]);
-            put<false>(u, out + r * b.count + c, left);
-        }
+// The unit update of a piece, rows as long as it is wide.
+template <class S>
+inline void write_updates(S s, const Means& a, float* out) {
+    const int64_t columns = s.columns();
+    each_update(
+        s, a, [](int64_t) {},
+        [&](int64_t r, int64_t c, int64_t left, V u) { put<S::whole>(u, out + r * columns + c, left); }, [](int64_t) {});
 }
 
 // Sums of the update and its squares, over the rows and over the columns of a piece; either may be null.
 template <class S>
-inline void add_moments(S s, const Means& a, int64_t rows, int64_t n, float* first, float* second, float* row_first,
-                        float* row_second) {
-    const int64_t columns = S::columns(n), stride = S::stride(a.x.stride);
-    V one[S::most], two[S::most];
-    S::each(rows, AUTOMAGIC_EACH { one[r] = two[r] = all(0.0f); });
-    for (int64_t c = 0; c < columns; c += W) {
-        const V column = a.turned ? all(a.turn) : get<S::whole>(a.cf + c, columns - c);
-        const float* from = a.x.p + c;
-        V p = all(0.0f), q = all(0.0f);
-        S::each(rows, AUTOMAGIC_EACH {
-            V u = get<S::whole>(from + r * stride, columns - c) * column;
-            if (!a.turned) u = u * all(a.rf[r]);
+inline void add_moments(S s, const Means& a, float* first, float* second, float* row_first, float* row_second) {
+    RowSums<S> one(s), two(s);
+    V p = all(0.0f), q = p;
+    each_update(
+        s, a, [&](int64_t) { p = q = all(0.0f); },
+        [&](int64_t r, int64_t c, int64_t, V u) __attribute__((always_inline)) {
             p = p + u;
             q = fused(u, u, q);
-            one[r] = one[r] + u;
-            two[r] = fused(u, u, two[r]);
+            one.add(r, c, u);
+            two.add_square(r, c, u);
+        },
+        [&](int64_t c) {
+            if (first == nullptr) return;
+            store(load(first + c) + p, first + c);
+            store(load(second + c) + q, second + c);
         });
-        if (first == nullptr) continue;
-        store(load(first + c) + p, first + c);
-        store(load(second + c) + q, second + c);
-    }
     if (row_first == nullptr) return;
-    add_totals(s, one, rows, row_first);
-    add_totals(s, two, rows, row_second);
+    one.into(s, row_first);
+    two.into(s, row_second);
 }
 
 // What a sign costs or gains: weight of the elements that disagree with the gradient, and that agree.
@@ -164,21 +171,21 @@ AUTOMAGIC_INLINE bool strict(const Signs& s) { return s.none != s.with; }
 // column += (direction)^2 inverse, of a direction in which signs.with is 1; returns how many elements agree with
 // the gradient, where COUNTED.
 template <class S, bool STRICT, bool COUNTED>
-inline float add_directions(S, Rows m, Rows g, const float* inverse, const Signs& signs, int64_t rows, int64_t n,
-                            float* column) {
-    const int64_t columns = S::columns(n), stride = S::stride(m.stride), apart = S::stride(g.stride);
+inline float add_directions(S s, Rows m, Rows g, const float* inverse, const Signs& signs, float* column) {
+    const int64_t columns = s.columns(), stride = s.stride(m.stride), apart = s.stride(g.stride);
     const V ratio = all(signs.against);
     V agree = all(0.0f);
     for (int64_t c = 0; c < columns; c += W) {
+        const int64_t left = columns - c;
         const float *mean = m.p + c, *gradient = g.p + c;
-        V s = load(column + c);
-        S::each(rows, AUTOMAGIC_EACH {
-            V x = get<S::whole>(mean + r * stride, columns - c);
-            V product = x * get<S::whole>(gradient + r * apart, columns - c), d = signed_by<STRICT>(x, product, ratio);
-            s = fused(d * d, all(inverse[r]), s);
+        V sum = load(column + c);
+        s.each(AUTOMAGIC_EACH {
+            V x = get<S::whole>(mean + r * stride, left);
+            V product = x * get<S::whole>(gradient + r * apart, left), d = signed_by<STRICT>(x, product, ratio);
+            sum = fused(d * d, s.of_row(inverse, r).at(c, left), sum);
             if (COUNTED) agree = agree + choose(all(0.0f) < product, all(1.0f), all(0.0f));
         });
-        store(s, column + c);
+        store(sum, column + c);
     }
     return total(agree);
 }

@@ -47,9 +47,9 @@ struct Bounds {
 struct Move {
     Rows m, g, p;
     float* to;                     // the weights again, as far apart
-    const float *gain, *rate;      // of the rows of the band
+    const float *gain, *rate;      // of the rows of the band (of_rows)
     const float* ds;               // of the columns of the piece
-    const uint8_t* word;           // mask words, rows j.n apart, or null
+    const uint8_t* word;           // mask words, or null
     Rows factor;                   // of each element, or null
     int64_t stride;                // of the mask words
     Signs signs;
@@ -72,8 +72,8 @@ struct Weighed {
 };
 
 template <class S, bool STRICT, bool WORDS, bool EXTRA>
-inline Weighed weigh_piece(S, const Move& a, int64_t given, int64_t n) {
-    const int64_t rows = S::most == 1 ? 1 : given, columns = S::columns(n), step = a.stride;
+inline Weighed weigh_piece(S s, const Move& a) {
+    const int64_t rows = s.rows(), columns = s.columns(), step = a.stride;
     const MaskValues values;
     const V low = all(larger(a.bounds.low, a.bounds.floor)), high = all(larger(a.bounds.high, a.bounds.floor));
     const V ratio = all(a.signs.against / a.signs.with), with = all(a.signs.with), shrink = all(a.shrink);
@@ -83,7 +83,7 @@ inline Weighed weigh_piece(S, const Move& a, int64_t given, int64_t n) {
     float* out = a.to;
     V sum = all(0.0f), before = sum, after = sum;
     for (int64_t r = 0; r < rows; ++r) {
-        const V gain = all(gains[r]) * with, row_rate = all(rates[r]);
+        const auto gain = s.of_row(gains, r), own = s.of_row(rates, r);
         const float *m = means.p + r * means.stride, *g = gradients.p + r * gradients.stride, *p = old.p + r * old.stride;
         const uint8_t* word = WORDS ? words + r * step : nullptr;
         float* to = out + r * old.stride;
@@ -91,8 +91,8 @@ inline Weighed weigh_piece(S, const Move& a, int64_t given, int64_t n) {
             const int64_t left = columns - c;
             AUTOMAGIC_PREFETCH(m + c + AHEAD);
             AUTOMAGIC_PREFETCH(g + c + AHEAD);
-            V x = get<S::whole>(m + c, left), y = get<S::whole>(g + c, left), rate = row_rate;
-            V move = signed_by<STRICT>(x * get<S::whole>(ds + c, left) * gain, x * y, ratio);
+            V x = get<S::whole>(m + c, left), y = get<S::whole>(g + c, left), rate = own.at(c, left);
+            V move = signed_by<STRICT>(x * get<S::whole>(ds + c, left) * (gain.at(c, left) * with), x * y, ratio);
             if (WORDS) {
                 rate = smaller(larger(values.at(word + c, left) * rate, low), high);
                 sum = S::whole || left >= W ? sum + rate : fused(rate, first_ones(left), sum);

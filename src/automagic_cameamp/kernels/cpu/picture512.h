@@ -188,9 +188,7 @@ struct Edges512 {
     }
 };
 
-// edge_gains of stencil.h on a history of four bits, read and written here: `first` is even. FRESH: the factor is
-// the gain itself.
-template <bool FRESH>
+// edge_gains of stencil.h on a history of four bits, read and written here: `first` is even.
 inline void edges_512(uint8_t* plane, const float* laplace, Edges512 edges, int64_t first, int64_t n, float* factor) {
     uint8_t* byte = plane + (first >> 1);
     int64_t i = 0;
@@ -198,7 +196,7 @@ inline void edges_512(uint8_t* plane, const float* laplace, Edges512 edges, int6
         __m128i held = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(byte));
         __m512 gain = edges.move(_mm512_loadu_ps(laplace + i), held);
         _mm_storel_epi64(reinterpret_cast<__m128i*>(byte), held);
-        _mm512_storeu_ps(factor + i, FRESH ? gain : _mm512_mul_ps(gain, _mm512_loadu_ps(factor + i)));
+        _mm512_storeu_ps(factor + i, gain);
     }
     if (i == n) return;
     __mmask16 there = lanes(n - i), bytes_there = lanes((n - i + 1) >> 1);
@@ -211,7 +209,6 @@ inline void edges_512(uint8_t* plane, const float* laplace, Edges512 edges, int6
         held = _mm_load_si128(reinterpret_cast<const __m128i*>(last));
     }
     _mm_mask_storeu_epi8(byte, bytes_there, held);
-    if (!FRESH) gain = _mm512_mul_ps(gain, _mm512_maskz_loadu_ps(there, factor + i));
     _mm512_mask_storeu_ps(factor + i, there, gain);
 }
 

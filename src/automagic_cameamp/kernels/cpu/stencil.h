@@ -17,7 +17,7 @@ AUTOMAGIC_INLINE bool maskless(const Job& j) {
 #endif
 }
 
-// Where a neighbour exists: over one row of the matrix, or the rows of a run.
+// Where a neighbour exists: over one row of the matrix, or the whole rows of a run.
 inline void neighbours(const Job& j, Local& w) {
     if (maskless(j)) return;
     int64_t width = j.t->width, height = j.t->height;
@@ -158,7 +158,7 @@ struct EdgeRule {
     float scale, threshold, penalty;
 };
 
-// New history of edges and its gain, element by element: history[i], factor[i] *= 1 - penalty history. The history
+// New history of edges and its gain, element by element: history[i], factor[i] = 1 - penalty history. The history
 // may replace the old one, which a compiler has to be told is no obstacle.
 inline void edge_gains(const float* AUTOMAGIC_RESTRICT laplace, const float* old, EdgeRule rule, int64_t n,
                        float* history, float* AUTOMAGIC_RESTRICT factor) {
@@ -168,23 +168,20 @@ inline void edge_gains(const float* AUTOMAGIC_RESTRICT laplace, const float* old
         float e = edge / (edge + rule.scale + 1e-38f);
         float h = lerp(old[i], e > rule.threshold ? e : 0.0f, 0.1f);
         history[i] = h;
-        factor[i] *= 1.0f - rule.penalty * h;
+        factor[i] = 1.0f - rule.penalty * h;
     }
 }
 
 // The same for elements [first, first + n) of a coded history, which is written back unless `dry`; `held` is
 // scratch of n elements. Runs of one slab come in order, so a byte that two of them share is read before it is lost.
-// FRESH: the factor is the gain itself.
-template <bool FRESH>
 inline void move_edges(const Coded& c, const float* laplace, EdgeRule rule, int64_t first, int64_t n, int64_t numel,
                        uint32_t base, bool dry, float* held, float* factor) {
 #if defined(AUTOMAGIC_TABLES512)
     if (c.code == UNIT4 && (first & 1) == 0 && ((n & 1) == 0 || first + n == numel) && !dry) {
         Edges512 edges(rule.scale, rule.threshold, rule.penalty, first, base);
-        return edges_512<FRESH>(static_cast<uint8_t*>(c.q), laplace, edges, first, n, factor);
+        return edges_512(static_cast<uint8_t*>(c.q), laplace, edges, first, n, factor);
     }
 #endif
-    if (FRESH) fill(factor, 1.0f, n);
     const float* old = decode_run(c, first, n, held);
     edge_gains(laplace, old, rule, n, held, factor);
     if (!dry) encode_run(c, held, first, n, numel, base);

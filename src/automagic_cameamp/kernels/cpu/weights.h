@@ -13,7 +13,7 @@ inline void background(const float* AUTOMAGIC_RESTRICT energy, float mean, int64
     }
 }
 
-// Lines with more detail than the average move more: factor *= gain.
+// Rows, or columns, with more detail than the average move more: factor *= gain.
 inline void detail(const float* AUTOMAGIC_RESTRICT variance, float mean, float strength, int64_t n,
                    float* AUTOMAGIC_RESTRICT factor) {
     for (int64_t i = 0; i < n; ++i) {
@@ -89,12 +89,6 @@ inline void finish_momentum(Job& j) {
     }
 }
 
-inline void direct(const float* AUTOMAGIC_RESTRICT m, const float* AUTOMAGIC_RESTRICT g,
-                   const float* AUTOMAGIC_RESTRICT row, const float* AUTOMAGIC_RESTRICT col, Signs s, int64_t n,
-                   float* AUTOMAGIC_RESTRICT out) {
-    for (int64_t i = 0; i < n; ++i) out[i] = m[i] * row[i] * col[i] * sign_weight(m[i], g[i], s);
-}
-
 AUTOMAGIC_INLINE float bounded(float rate, const Bounds& b) {
     return larger(smaller(larger(rate, b.low), b.high), b.floor);
 }
@@ -121,34 +115,6 @@ inline float bound_rows(Bounds b, int64_t n, float* AUTOMAGIC_RESTRICT row) {
     return s;
 }
 
-inline float rates(const uint8_t* AUTOMAGIC_RESTRICT word, const float* AUTOMAGIC_RESTRICT row, Bounds b, int64_t n,
-                   float* AUTOMAGIC_RESTRICT rate) {
-    float s = 0.0f;
-#pragma omp simd reduction(+ : s)
-    for (int64_t i = 0; i < n; ++i) {
-        float mask = exp2_small(static_cast<float>(static_cast<int32_t>(word[i] >> 1) + MASK_LOW) * MASK_STEP);
-        float r = bounded(mask * row[i], b);
-        rate[i] = r;
-        s += r;
-    }
-    return s;
-}
-
-// p - p rate strength(|g|): adaptive decay.
-inline void decay_run(const float* AUTOMAGIC_RESTRICT g, const float* AUTOMAGIC_RESTRICT rate, float mean, float slope,
-                      float strength, int64_t n, float* AUTOMAGIC_RESTRICT p) {
-    for (int64_t i = 0; i < n; ++i) {
-        float x = smaller(larger((magnitude(g[i]) - mean) * slope, -87.0f), 87.0f);
-        float sigmoid = 2.0f / (1.0f + exp2_small(x * 1.44269504f));
-        p[i] = fused(p[i], -(sigmoid * rate[i] * strength), p[i]);
-    }
-}
-
-inline void move_run(const float* AUTOMAGIC_RESTRICT out, const float* AUTOMAGIC_RESTRICT rate, int64_t n,
-                     float* AUTOMAGIC_RESTRICT p) {
-    for (int64_t i = 0; i < n; ++i) p[i] = fused(-out[i], rate[i], p[i]);
-}
-
 inline EdgeRule edge_rule(const Job& j) {
     return {static_cast<float>(sqrt(j.total(EDGES) / static_cast<double>(j.numel))),
             static_cast<float>(j.o->edge_threshold), static_cast<float>(j.o->edge_penalty)};
@@ -165,7 +131,8 @@ inline Move factors_of(const Job& j, bool dry) {
     double average = j.total(ABS) / count, square_mean = j.total(SQUARE) / count;
     double deviation = sqrt(square_mean > average * average ? square_mean - average * average : 0.0);
     a.average = static_cast<float>(average);
-    a.slope = static_cast<float>(-4.0 / (deviation + 1e-4 * average + 1e-30));
+    // A single number deviates from nothing: its decay is the usual one.
+    a.slope = j.numel < 2 ? 0.0f : static_cast<float>(-4.0 / (deviation + 1e-4 * average + 1e-30));
     a.decay = j.decays ? static_cast<float>(o.lr * o.weight_decay) : 0.0f;
     a.shrink = dry ? 1.0f : j.shrink;
     a.dry = dry;
@@ -191,25 +158,26 @@ inline double row_rates(const Job& j, const Bounds& bounds, int64_t r, int64_t r
 }
 
 template <class S, bool STRICT, bool EXTRA>
-AUTOMAGIC_INLINE Weighed weigh_signed(S s, const Move& a, const Band& b) {
-    return a.word != nullptr ? weigh_piece<S, STRICT, true, EXTRA>(s, a, b.rows, b.count)
-                             : weigh_piece<S, STRICT, false, EXTRA>(s, a, b.rows, b.count);
+AUTOMAGIC_INLINE Weighed weigh_signed(S s, const Move& a) {
+    return a.word != nullptr ? weigh_piece<S, STRICT, true, EXTRA>(s, a) : weigh_piece<S, STRICT, false, EXTRA>(s, a);
 }
 
 // Pass C over the bands of a tile.
 inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w) {
     const Task& t = *j.t;
     bool allora = j.o->allora && j.matrix;
-    bool one = j.n == W, extra = j.edges || j.decays || a.shrink != 1.0f || a.dry;
+    bool extra = j.edges || j.decays || a.shrink != 1.0f || a.dry;
     uint32_t base = j.noise(0), edge_base = j.noise(t.edge.salt);
     const EdgeRule edges = edge_rule(j);
     a.stride = j.n;
+    if (!j.resident) w.cf = of_columns(j, tile, j.cf + tile.k * j.n, w.tiled[0]);
+    w.ds = of_columns(j, tile, j.ds + tile.k * j.n, w.tiled[1]);
     for_bands(j, tile, [&](const Band& band) {
         if (allora) {
             clear_rows(band, w.row);
             for_pieces(j, band, [&](const Band& b) {
                 Rows p = piece_of(t.p, t.p_type, j, b, w.band[2]);
-                shaped(b, one, [&](auto s) { add_row_squares(s, p, b.rows, b.count, w.row); });
+                shaped(j, b, [&](auto s) { add_row_squares(s, p, w.row); });
             });
         }
         double rates = row_rates(j, a.bounds, band.row, band.rows, w);
@@ -219,11 +187,11 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
                 Means means = means_of(j, tile, b, w);
                 Mixture mixture{};
                 if (j.o->mixed) mixture = mixture_of(j, tile, b, w);
-                shaped(b, one, [&](auto s) {
+                shaped(j, b, [&](auto s) {
                     if (j.o->mixed)
-                        move_mixed(s, means, mixture, b.rows, b.count, nullptr, nullptr);
+                        move_mixed(s, means, mixture, nullptr, nullptr);
                     else
-                        move_means(s, means, b.rows, b.count);
+                        move_means(s, means);
                 });
             }
             int64_t first = b.row * j.n + b.column;
@@ -231,25 +199,25 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
             a.m = {plane_piece(j, tile, b, w, used_plane(j)), j.n};
             a.p = piece_of(t.p, t.p_type, j, b, w.band[2]);
             a.to = const_cast<float*>(a.p.p);
-            a.gain = w.inverse, a.rate = w.row;
-            a.ds = j.ds + tile.k * j.n + b.column;
+            a.gain = of_rows(j, b, w.inverse, w.spread[0]), a.rate = of_rows(j, b, w.row, w.spread[1]);
+            a.ds = w.ds + b.column;
             if (j.o->mask == 1) a.word = static_cast<const uint8_t*>(t.mask) + first;
             if (j.edges) {
                 const float* laplace = plane_of(j, w, LAPLACIAN) - tile.origin;
                 for_lines(j, b, [&](int64_t from, int64_t n, int64_t at) {
-                    move_edges<true>(t.edge, laplace + from, edges, from, n, j.numel, edge_base, a.dry, w.band[1],
+                    move_edges(t.edge, laplace + from, edges, from, n, j.numel, edge_base, a.dry, w.band[1],
                                      w.band[3] + at);
                 });
                 a.factor = {w.band[3], b.count};
             }
-            shaped(b, one, [&](auto s) {
+            by_row(j, b, [&](auto s) {
                 using S = decltype(s);
                 bool clear = strict(a.signs);
                 Weighed sums;
                 if (extra)
-                    sums = clear ? weigh_signed<S, true, true>(s, a, b) : weigh_signed<S, false, true>(s, a, b);
+                    sums = clear ? weigh_signed<S, true, true>(s, a) : weigh_signed<S, false, true>(s, a);
                 else
-                    sums = clear ? weigh_signed<S, true, false>(s, a, b) : weigh_signed<S, false, false>(s, a, b);
+                    sums = clear ? weigh_signed<S, true, false>(s, a) : weigh_signed<S, false, false>(s, a);
                 part.sum[RATE] += sums.rates, part.sum[WEIGHT2] += sums.before, part.sum[NEW2] += sums.after;
             });
             if (t.p_type == F32 || a.dry) return;
@@ -258,68 +226,6 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
             });
         });
     });
-}
-
-// Pass C over the runs of a tile: rows shorter than a register. Where `dry`, only the sums of
-// squares of the old and the new weights.
-inline void weight_runs(Job& j, const Tile& tile, Part& part, const Move& a, bool dry, Local& w) {
-    const Options& o = *j.o;
-    const Task& t = *j.t;
-    bool allora = o.allora && j.matrix, elements = o.mask == 1;
-    uint32_t base = j.noise(0), edge_base = j.noise(t.edge.salt);
-    const EdgeRule edges = edge_rule(j);
-    const float* plane = momentum_plane(j, w) - tile.origin;
-    for (int64_t r = tile.first; r < tile.end;) {
-        int64_t rows = rows_at_once(j, r, tile.end);
-        if (allora) {
-            for_runs(j, r, rows, [&](const Run& run) {
-                row_squares(load_run(t.p, t.p_type, run.start, run.count, w.p), rows, j.n, w.out, w.row);
-            });
-        }
-        double total = row_rates(j, a.bounds, r, rows, w);
-        if (!dry) part.sum[RATE] += total;
-        for_runs(j, r, rows, [&](const Run& run) {
-            if (!j.resident) {
-                unit_update(j, tile, run, w);
-                move_run_means(j, tile, run, w);
-            }
-            const float* g = load_run(t.g, t.g_type, run.start, run.count, w.raw);
-            const float* m = plane + run.start;
-            const float* ds = j.ds + tile.k * j.n;
-            spread(w.row, rows, j.n, w.rf);
-            tile_rows(ds, rows, j.n, w.cf);
-            spread(w.inverse, rows, j.n, w.rate);
-            direct(m, g, w.rate, w.cf, a.signs, run.count, w.out);
-            const float* rate = w.rf;
-            if (elements) {
-                const uint8_t* word = static_cast<const uint8_t*>(t.mask) + run.start;
-                float total = rates(word, w.rf, a.bounds, run.count, w.rate);
-                if (!dry) part.sum[RATE] += total;
-                rate = w.rate;
-            }
-            if (j.edges) {
-                const float* laplace = plane_of(j, w, LAPLACIAN) + run.start - tile.origin;
-                move_edges<false>(t.edge, laplace, edges, run.start, run.count, j.numel, edge_base, dry, w.x, w.out);
-            }
-            const float* p = load_run(t.p, t.p_type, run.start, run.count, w.p);
-            if (p != w.p) copy_run(p, run.count, w.p);
-            if (dry) part.sum[WEIGHT2] += sum_squares(w.p, run.count);
-            if (j.decays) {
-                if (j.numel < 2)
-                    w.p[0] -= w.p[0] * rate[0] * a.decay;
-                else
-                    decay_run(g, rate, a.average, a.slope, a.decay, run.count, w.p);
-            }
-            move_run(w.out, rate, run.count, w.p);
-            if (dry) {
-                part.sum[NEW2] += sum_squares(w.p, run.count);
-                return;
-            }
-            if (a.shrink != 1.0f) weigh(w.p, a.shrink, run.count, w.out);
-            store_run(a.shrink != 1.0f ? w.out : w.p, t.p, t.p_type, run.start, run.count, t.rounds, base);
-        });
-        r += rows;
-    }
 }
 
 // The new weights of a slab, or, where `dry`, only the sums of squares of the old and the new ones.
@@ -331,10 +237,7 @@ inline void pass_weights(Job& j, int64_t slab, Local& w, bool dry) {
     int64_t done = slab * j.slab_rows * j.n;
     for_tiles(j, slab, [&](const Tile& tile) {
         if (!j.resident && (j.filtered || j.edges)) filter_tile(j, tile, w);
-        if (in_bands(j))
-            weight_bands(j, tile, part, factors, w);
-        else
-            weight_runs(j, tile, part, factors, dry, w);
+        weight_bands(j, tile, part, factors, w);
         if (dry) return;
         if (!j.resident) done = encode_means(j, tile, done, tile.start + tile.count, w);
     });
