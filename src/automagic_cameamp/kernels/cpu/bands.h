@@ -37,6 +37,10 @@ struct OfElements {
     AUTOMAGIC_INLINE V at(int64_t c, int64_t left) const { return get<false>(value + c, left); }
 };
 
+// A loop over a piece: a function of its own, so that its registers are its own. Inlined into a pass, where dozens of
+// them meet, they spilled twice as often and took longer to compile.
+#define AUTOMAGIC_LOOP inline __attribute__((noinline))
+
 // How the loops over a piece are unrolled. ROWS: rows, or 0 where that is known when it runs only; WHOLE: rows
 // are whole registers long; ONE: rows are one register long and follow each other.
 template <int ROWS, bool WHOLE, bool ONE = false>
@@ -201,7 +205,7 @@ inline Rows gradient_piece(const Job& j, const Tile& tile, const Band& b, Local&
 // ---- sums over rows ----------------------------------------------------------------------------
 
 template <class S>
-inline void add_row_squares(S s, Rows x, float* out) {
+AUTOMAGIC_LOOP void add_row_squares(S s, Rows x, float* out) {
     const int64_t columns = s.columns(), stride = s.stride(x.stride);
     RowSums<S> sums(s);
     for (int64_t c = 0; c < columns; c += W) {
@@ -255,7 +259,7 @@ inline void clear_rows(const Band& b, float* row) {
 
 // a += x^2, b += x^2 inverse, over the rows of a piece.
 template <class S>
-inline void add_column_squares(S s, Rows x, const float* inverse, float* a, float* b) {
+AUTOMAGIC_LOOP void add_column_squares(S s, Rows x, const float* inverse, float* a, float* b) {
     const int64_t columns = s.columns(), stride = s.stride(x.stride);
     for (int64_t c = 0; c < columns; c += W) {
         const int64_t left = columns - c;
@@ -273,7 +277,7 @@ inline void add_column_squares(S s, Rows x, const float* inverse, float* a, floa
 
 // a += x m root; returns the sum of m^2.
 template <class S>
-inline float add_column_products(S s, Rows x, Rows m, const float* root, float* a) {
+AUTOMAGIC_LOOP float add_column_products(S s, Rows x, Rows m, const float* root, float* a) {
     const int64_t columns = s.columns(), stride = s.stride(x.stride), apart = s.stride(m.stride);
     V squares = all(0.0f);
     for (int64_t c = 0; c < columns; c += W) {

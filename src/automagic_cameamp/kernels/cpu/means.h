@@ -44,28 +44,31 @@ template <class S, class Open, class See, class Close>
 AUTOMAGIC_INLINE void each_mean(S s, const Means& a, Open open, See see, Close close) {
     const int64_t apart = s.stride(a.old.stride), step = s.stride(a.stride);
     const V weight = all(a.weight * a.damping), kept = all(1.0f - a.weight);
-    const float* was = a.old.p;
-    float* to = a.m;
+    const float *was = a.old.p, *before = was;
+    float *to = a.m, *now = to;
     each_update(
-        s, a, open,
+        s, a,
+        [&](int64_t c) __attribute__((always_inline)) {
+            before = was + c, now = to + c;
+            open(c);
+        },
         [&](int64_t r, int64_t c, int64_t left, V u) __attribute__((always_inline)) {
-            const float* before = was + r * apart + c;
-            AUTOMAGIC_PREFETCH(before + AHEAD);
-            V m = fused(u, weight, get<S::whole>(before, left) * kept);
-            put<S::whole>(m, to + r * step + c, left);
+            AUTOMAGIC_PREFETCH(before + r * apart + AHEAD);
+            V m = fused(u, weight, get<S::whole>(before + r * apart, left) * kept);
+            put<S::whole>(m, now + r * step, left);
             see(r, c, left, u, m);
         },
         close);
 }
 
 template <class S>
-inline void move_means(S s, const Means& a) {
+AUTOMAGIC_LOOP void move_means(S s, const Means& a) {
     each_mean(s, a, [](int64_t) {}, [](int64_t, int64_t, int64_t, V, V) {}, [](int64_t) {});
 }
 
 // The same, and the squares of the surprise into column and row sums.
 template <class S>
-inline void move_surprised(S s, const Means& a, float* column, float* row) {
+AUTOMAGIC_LOOP void move_surprised(S s, const Means& a, float* column, float* row) {
     RowSums<S> rows(s);
     V sum = all(0.0f);
     each_mean(
@@ -92,7 +95,7 @@ struct Mixture {
 
 // The same as move_surprised with the mixture in place of the momentum; `column` may be null.
 template <class S>
-inline void move_mixed(S s, const Means& a, const Mixture& given, float* column, float* row) {
+AUTOMAGIC_LOOP void move_mixed(S s, const Means& a, const Mixture& given, float* column, float* row) {
     const Mixture x = given;
     RowSums<S> rows(s);
     V sum = all(0.0f);
@@ -122,7 +125,7 @@ inline void move_mixed(S s, const Means& a, const Mixture& given, float* column,
 
 // The unit update of a piece, rows as long as it is wide.
 template <class S>
-inline void write_updates(S s, const Means& a, float* out) {
+AUTOMAGIC_LOOP void write_updates(S s, const Means& a, float* out) {
     const int64_t columns = s.columns();
     each_update(
         s, a, [](int64_t) {},
@@ -131,7 +134,7 @@ inline void write_updates(S s, const Means& a, float* out) {
 
 // Sums of the update and its squares, over the rows and over the columns of a piece; either may be null.
 template <class S>
-inline void add_moments(S s, const Means& a, float* first, float* second, float* row_first, float* row_second) {
+AUTOMAGIC_LOOP void add_moments(S s, const Means& a, float* first, float* second, float* row_first, float* row_second) {
     RowSums<S> one(s), two(s);
     V p = all(0.0f), q = p;
     each_update(
@@ -171,7 +174,7 @@ AUTOMAGIC_INLINE bool strict(const Signs& s) { return s.none != s.with; }
 // column += (direction)^2 inverse, of a direction in which signs.with is 1; returns how many elements agree with
 // the gradient, where COUNTED.
 template <class S, bool STRICT, bool COUNTED>
-inline float add_directions(S s, Rows m, Rows g, const float* inverse, const Signs& signs, float* column) {
+AUTOMAGIC_LOOP float add_directions(S s, Rows m, Rows g, const float* inverse, const Signs& signs, float* column) {
     const int64_t columns = s.columns(), stride = s.stride(m.stride), apart = s.stride(g.stride);
     const V ratio = all(signs.against);
     V agree = all(0.0f);

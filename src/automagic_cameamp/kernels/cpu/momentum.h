@@ -7,10 +7,6 @@
 
 namespace AUTOMAGIC_ISA {
 
-inline void weigh(const float* AUTOMAGIC_RESTRICT x, float weight, int64_t n, float* AUTOMAGIC_RESTRICT out) {
-    for (int64_t i = 0; i < n; ++i) out[i] = x[i] * weight;
-}
-
 // Codes of the means from element `done` of the tensor on, as far as blocks are complete; returns how far.
 inline int64_t encode_means(const Job& j, const Tile& tile, int64_t done, int64_t end, const Local& w) {
     int64_t limit = end == j.numel ? end : end - end % (j.unit * j.n);
@@ -79,6 +75,16 @@ inline Mixture mixture_of(const Job& j, const Tile& tile, const Band& b, const L
 // The momentum that directions are made of.
 AUTOMAGIC_INLINE int used_plane(const Job& j) { return j.o->mixed ? MIXTURE : MOMENTUM; }
 
+// New means of a piece; the squares of their surprise to `column` and w.row, where `column` is not null.
+AUTOMAGIC_INLINE void move_piece(const Job& j, const Tile& tile, const Band& b, const Means& a, float* column, Local& w) {
+    if (j.o->mixed) {
+        const Mixture x = mixture_of(j, tile, b, w);
+        by_row(j, b, [&](auto s) { move_mixed(s, a, x, column, w.row); });
+    } else {
+        shaped(j, b, [&](auto s) { column != nullptr ? move_surprised(s, a, column, w.row) : move_means(s, a); });
+    }
+}
+
 // Pass B over the bands of a tile.
 inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, Columns& columns, int64_t& done,
                            Local& w) {
@@ -101,20 +107,11 @@ inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, C
                     add_sketch(j, slab, w.band[2] + at, start, n);
                 });
             }
-            if (variance) {
+            if (variance) {  // few have one, and sums in two directions fill no fewer registers by being unrolled
                 float *p = down ? w.sums[2] + b.column : nullptr, *q = w.sums[3] + b.column;
-                shaped(j, b, [&](auto s) { add_moments(s, a, p, q, across ? w.first : nullptr, w.second); });
+                by_row(j, b, [&](auto s) { add_moments(s, a, p, q, across ? w.first : nullptr, w.second); });
             }
-            Mixture mixture{};
-            if (o.mixed) mixture = mixture_of(j, tile, b, w);
-            shaped(j, b, [&](auto s) {
-                if (o.mixed)
-                    move_mixed(s, a, mixture, j.confidence ? column : nullptr, w.row);
-                else if (j.confidence)
-                    move_surprised(s, a, column, w.row);
-                else
-                    move_means(s, a);
-            });
+            move_piece(j, tile, b, a, j.confidence ? column : nullptr, w);
         });
         if (rows)
             move_row_means(w.row, static_cast<float>(j.n), eps, weight, band.rows, j.S + band.row, w.inverse);

@@ -72,7 +72,7 @@ struct Weighed {
 };
 
 template <class S, bool STRICT, bool WORDS, bool EXTRA>
-inline Weighed weigh_piece(S s, const Move& a) {
+AUTOMAGIC_LOOP Weighed weigh_piece(S s, const Move& a) {
     const int64_t rows = s.rows(), columns = s.columns(), step = a.stride;
     const MaskValues values;
     const V low = all(larger(a.bounds.low, a.bounds.floor)), high = all(larger(a.bounds.high, a.bounds.floor));

@@ -311,28 +311,4 @@ inline void pack_negative(const float* AUTOMAGIC_RESTRICT x, int64_t first, int6
     }
 }
 
-// The geometric mask's word is 2 (k + 84) + [last gradient negative], -84 <= k <= 42.
-constexpr int32_t MASK_OFFSET = 84, MASK_TOP = 126;
-
-// Word after a gradient: k moves with or against the last sign if ``live`` is 1, not if it is 0; a gradient
-// of 0 (or NaN) changes nothing.
-AUTOMAGIC_INLINE uint8_t mask_word(uint8_t word, float g, int32_t live) {
-    int32_t negative = g < 0.0f, moves = (g > 0.0f) | negative, last = word & 1;
-    int32_t bump = (moves & live) * (1 - 2 * (negative ^ last));
-    int32_t k = smaller(larger((word >> 1) + bump, 0), MASK_TOP);
-    return static_cast<uint8_t>(2 * k + (moves ? negative : last));
-}
-
-// Words of a run, in place.
-inline void run_mask_words(const float* AUTOMAGIC_RESTRICT g, int64_t count, int32_t live,
-                           uint8_t* AUTOMAGIC_RESTRICT word) {
-    for (int64_t i = 0; i < count; ++i) word[i] = mask_word(word[i], g[i], live);
-}
-
-// Multipliers of a run: ``table`` holds 2^(k step) / mean for k + 84 = 0 .. 126, and one more.
-inline void run_mask_values(const uint8_t* AUTOMAGIC_RESTRICT word, const float* AUTOMAGIC_RESTRICT table,
-                            int64_t count, float* AUTOMAGIC_RESTRICT out) {
-    for (int64_t i = 0; i < count; ++i) out[i] = table[word[i] >> 1];
-}
-
 }  // namespace AUTOMAGIC_ISA

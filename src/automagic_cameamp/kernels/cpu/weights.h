@@ -89,32 +89,6 @@ inline void finish_momentum(Job& j) {
     }
 }
 
-AUTOMAGIC_INLINE float bounded(float rate, const Bounds& b) {
-    return larger(smaller(larger(rate, b.low), b.high), b.floor);
-}
-
-// Squares of row norms -> ALLoRA's gain times a factor. Norms may be 0.
-inline void allora_rates(float factor, float least, int64_t n, float* row) {
-    for (int64_t i = 0; i < n; i += W)
-        put<false>(all(factor) * inverse_root(root(get<false>(row + i, n - i)) + all(least)), row + i, n - i);
-}
-
-inline void row_masks(const int8_t* AUTOMAGIC_RESTRICT k, int64_t stride, int64_t n, float* AUTOMAGIC_RESTRICT row) {
-    for (int64_t i = 0; i < n; ++i)
-        row[i] *= exp2_small(static_cast<float>(static_cast<int32_t>(k[i * stride])) * MASK_STEP);
-}
-
-inline float bound_rows(Bounds b, int64_t n, float* AUTOMAGIC_RESTRICT row) {
-    float s = 0.0f;
-#pragma omp simd reduction(+ : s)
-    for (int64_t i = 0; i < n; ++i) {
-        float r = bounded(row[i], b);
-        row[i] = r;
-        s += r;
-    }
-    return s;
-}
-
 inline EdgeRule edge_rule(const Job& j) {
     return {static_cast<float>(sqrt(j.total(EDGES) / static_cast<double>(j.numel))),
             static_cast<float>(j.o->edge_threshold), static_cast<float>(j.o->edge_penalty)};
@@ -141,20 +115,29 @@ inline Move factors_of(const Job& j, bool dry) {
 
 // Rates of rows in w.row, from the squares of their norms where ALLoRA wants them, and what multiplies their
 // direction in w.inverse. Returns the sum of the rates where elements have none of their own.
-inline double row_rates(const Job& j, const Bounds& bounds, int64_t r, int64_t rows, Local& w) {
+AUTOMAGIC_LOOP double row_rates(const Job& j, const Bounds& b, int64_t r, int64_t rows, Local& w) {
     const Options& o = *j.o;
-    float share = static_cast<float>(o.multiplier / j.mask_mean);
-    if (o.allora && j.matrix)
-        allora_rates(share, static_cast<float>(1 / (o.eta * o.eta)), rows, w.row);
-    else
-        fill(w.row, share, rows);
-    if (o.mask >= 2) {
-        const int8_t* k = static_cast<const int8_t*>(j.t->mask);
-        row_masks(o.mask == 2 ? k + r : k, o.mask == 2, rows, w.row);
+    const bool allora = o.allora && j.matrix, counters = o.mask == 2;
+    const int8_t* counter = o.mask >= 2 ? static_cast<const int8_t*>(j.t->mask) : nullptr;
+    const V share = all(static_cast<float>(o.multiplier / j.mask_mean)), gain = all(j.gain * static_cast<float>(o.lr));
+    const V least = all(static_cast<float>(1 / (o.eta * o.eta))), highest = all(127.0f);
+    const V low = all(larger(b.low, b.floor)), high = all(larger(b.high, b.floor));
+    V sum = all(0.0f), k = all(o.mask == 3 ? static_cast<float>(*counter) : 0.0f);
+    for (int64_t i = 0; i < rows; i += W) {
+        const int64_t left = rows - i;
+        V rate = share;
+        if (allora) rate = rate * inverse_root(root(get<false>(w.row + i, left)) + least);  // norms may be 0
+        if (counters) {
+            V byte = get_bytes(reinterpret_cast<const uint8_t*>(counter) + r + i, left);
+            k = choose(highest < byte, byte - all(256.0f), byte);
+        }
+        if (counter != nullptr) rate = rate * exp2_small(k * all(MASK_STEP));
+        if (o.mask != 1) rate = smaller(larger(rate, low), high);
+        sum = fused(rate, first_ones(left), sum);
+        put<false>(rate, w.row + i, left);
+        put<false>(get<false>(j.rs + r + i, left) * gain, w.inverse + i, left);
     }
-    weigh(j.rs + r, j.gain * static_cast<float>(o.lr), rows, w.inverse);
-    if (o.mask == 1) return 0;
-    return static_cast<double>(bound_rows(bounds, rows, w.row)) * static_cast<double>(j.n);
+    return o.mask == 1 ? 0 : static_cast<double>(total(sum)) * static_cast<double>(j.n);
 }
 
 template <class S, bool STRICT, bool EXTRA>
@@ -183,17 +166,7 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
         double rates = row_rates(j, a.bounds, band.row, band.rows, w);
         if (!a.dry) part.sum[RATE] += rates;
         for_pieces(j, band, [&](const Band& b) {
-            if (!j.resident) {
-                Means means = means_of(j, tile, b, w);
-                Mixture mixture{};
-                if (j.o->mixed) mixture = mixture_of(j, tile, b, w);
-                shaped(j, b, [&](auto s) {
-                    if (j.o->mixed)
-                        move_mixed(s, means, mixture, nullptr, nullptr);
-                    else
-                        move_means(s, means);
-                });
-            }
+            if (!j.resident) move_piece(j, tile, b, means_of(j, tile, b, w), nullptr, w);
             int64_t first = b.row * j.n + b.column;
             a.g = piece_of(t.g, t.g_type, j, b, w.band[0]);
             a.m = {plane_piece(j, tile, b, w, used_plane(j)), j.n};
