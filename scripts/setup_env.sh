@@ -110,8 +110,17 @@ fi
 
 cp constraints.txt "$VENV/constraints.txt"
 
+# The same, and what the build of the CPU kernels says is shown while it runs.
+install_aloud() {
+    if ! "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off --verbose \
+        "$@" 2>&1 | tee -a "$LOG" | { grep --line-buffered -o 'kernels: .*' || true; } | sed 's/^/setup:   /'; then
+        grep -v '^WARNING' "$LOG" | tail -n 12 | sed 's/^/    /' >&2
+        fail "pip could not install: $*  (everything it said is in $LOG)"
+    fi
+}
+
 step "optimizers with [$EXTRAS], and trainer, in editable form"
-install --constraint "$VENV/constraints.txt" --constraint "$VENV/torch.txt" \
+install_aloud --constraint "$VENV/constraints.txt" --constraint "$VENV/torch.txt" \
     --editable ".[$EXTRAS]" --editable ./trainer
 
 # Only its model files are used; its own dependency list would pull in far more than that.

@@ -142,9 +142,6 @@ class Codecs:
         self._random(self.u32(key & 0xFFFFFFFF), step, self.i64(count), address(out))
         return out
 
-    def mask(
-        self, g: Tensor, live: int, table: Tensor, word: Tensor, value: Tensor, negative: Tensor
-    ) -> None:
-        """Words in place, their multipliers, packed signs of g."""
-        rest = (address(table), address(word), address(value), address(negative))
-        self._mask(address(g), self.i64(g.numel()), live, *rest)
+    def mask(self, g: Tensor, by: int, word: Tensor, value: Tensor, negative: Tensor) -> None:
+        """Words in place, their values, packed signs of g."""
+        self._mask(address(g), self.i64(g.numel()), by, address(word), address(value), address(negative))

@@ -1,5 +1,5 @@
 // Entry points by which tests reach the codecs alone; compiled once per instruction set.
-#include "small_codes.h"
+#include "mask.h"
 
 #if defined(_WIN32)
 #define AUTOMAGIC_EXPORT extern "C" __declspec(dllexport)
@@ -13,7 +13,7 @@ using namespace AUTOMAGIC_ISA;
 
 namespace {
 
-enum Code : int32_t {
+enum class Known : int32_t {
     DYNAMIC = 0,
     AFFINE = 1,
     AFFINE4 = 2,
@@ -35,17 +35,17 @@ AUTOMAGIC_EXPORT void AUTOMAGIC_JOIN(automagic_decode, AUTOMAGIC_ISA)(int32_t co
     const uint8_t* q = static_cast<const uint8_t*>(a);
     const float* scale = static_cast<const float*>(b);
     const uint8_t *third = static_cast<const uint8_t*>(c), *fourth = static_cast<const uint8_t*>(d);
-    switch (code) {
-        case DYNAMIC: return Dynamic8::decode(q, scale, first, count, block, out);
-        case AFFINE: return Affine8::decode(q, scale, third, first, count, block, out);
-        case AFFINE4: return CorrectedAffine8<4>::decode(q, scale, third, fourth, first, count, block, out);
-        case AFFINE8: return CorrectedAffine8<8>::decode(q, scale, third, fourth, first, count, block, out);
-        case SOFTSIGN: return Softsign8::decode(q, scale, first, count, block, out);
-        case SOFTSIGN4: return CorrectedSoftsign8<4>::decode(q, scale, third, first, count, block, out);
-        case SOFTSIGN8: return CorrectedSoftsign8<8>::decode(q, scale, third, first, count, block, out);
-        case LOG: return Log8::decode(q, scale, first, count, block, out);
-        case UNIT: return Unit4::decode(q, first, count, out);
-        case LOG16: return Log16::decode(static_cast<const int16_t*>(a), static_cast<const uint16_t*>(b), count, out);
+    switch (static_cast<Known>(code)) {
+        case Known::DYNAMIC: return Dynamic8::decode(q, scale, first, count, block, out);
+        case Known::AFFINE: return Affine8::decode(q, scale, third, first, count, block, out);
+        case Known::AFFINE4: return CorrectedAffine8<4>::decode(q, scale, third, fourth, first, count, block, out);
+        case Known::AFFINE8: return CorrectedAffine8<8>::decode(q, scale, third, fourth, first, count, block, out);
+        case Known::SOFTSIGN: return Softsign8::decode(q, scale, first, count, block, out);
+        case Known::SOFTSIGN4: return CorrectedSoftsign8<4>::decode(q, scale, third, first, count, block, out);
+        case Known::SOFTSIGN8: return CorrectedSoftsign8<8>::decode(q, scale, third, first, count, block, out);
+        case Known::LOG: return Log8::decode(q, scale, first, count, block, out);
+        case Known::UNIT: return Unit4::decode(q, first, count, out);
+        case Known::LOG16: return Log16::decode(static_cast<const int16_t*>(a), static_cast<const uint16_t*>(b), count, out);
         default: return;
     }
 }
@@ -57,17 +57,17 @@ AUTOMAGIC_EXPORT void AUTOMAGIC_JOIN(automagic_encode, AUTOMAGIC_ISA)(int32_t co
     uint8_t* q = static_cast<uint8_t*>(a);
     float* scale = static_cast<float*>(b);
     uint8_t *third = static_cast<uint8_t*>(c), *fourth = static_cast<uint8_t*>(d);
-    switch (code) {
-        case DYNAMIC: return Dynamic8::encode(x, first, count, block, q, scale);
-        case AFFINE: return Affine8::encode(x, first, count, block, q, scale, third);
-        case AFFINE4: return CorrectedAffine8<4>::encode(x, first, count, block, numel, q, scale, third, fourth);
-        case AFFINE8: return CorrectedAffine8<8>::encode(x, first, count, block, numel, q, scale, third, fourth);
-        case SOFTSIGN: return Softsign8::encode(x, first, count, block, q, scale);
-        case SOFTSIGN4: return CorrectedSoftsign8<4>::encode(x, first, count, block, numel, q, scale, third);
-        case SOFTSIGN8: return CorrectedSoftsign8<8>::encode(x, first, count, block, numel, q, scale, third);
-        case LOG: return Log8::encode(x, first, count, block, q, scale);
-        case UNIT: return Unit4::encode(x, first, count, numel, random != 0, base, q);
-        case LOG16:
+    switch (static_cast<Known>(code)) {
+        case Known::DYNAMIC: return Dynamic8::encode(x, first, count, block, q, scale);
+        case Known::AFFINE: return Affine8::encode(x, first, count, block, q, scale, third);
+        case Known::AFFINE4: return CorrectedAffine8<4>::encode(x, first, count, block, numel, q, scale, third, fourth);
+        case Known::AFFINE8: return CorrectedAffine8<8>::encode(x, first, count, block, numel, q, scale, third, fourth);
+        case Known::SOFTSIGN: return Softsign8::encode(x, first, count, block, q, scale);
+        case Known::SOFTSIGN4: return CorrectedSoftsign8<4>::encode(x, first, count, block, numel, q, scale, third);
+        case Known::SOFTSIGN8: return CorrectedSoftsign8<8>::encode(x, first, count, block, numel, q, scale, third);
+        case Known::LOG: return Log8::encode(x, first, count, block, q, scale);
+        case Known::UNIT: return Unit4::encode(x, first, count, numel, random != 0, base, q);
+        case Known::LOG16:
             return Log16::encode(x, count, random != 0, base, static_cast<int16_t*>(a), static_cast<uint16_t*>(b));
         default: return;
     }
@@ -77,12 +77,9 @@ AUTOMAGIC_EXPORT void AUTOMAGIC_JOIN(automagic_encode, AUTOMAGIC_ISA)(int32_t co
 AUTOMAGIC_EXPORT void AUTOMAGIC_JOIN(automagic_convert, AUTOMAGIC_ISA)(int32_t mode, int32_t type, uint32_t key,
                                                                       int32_t step, int64_t first, int64_t count,
                                                                       float* x, void* typed) {
-    if (mode == 0)
-        load(typed, type, first, count, x);
-    else if (mode == 1)
-        store(x, type, first, count, typed);
-    else
-        store_stochastic(x, type, random_base(key, step), first, count, typed);
+    if (mode != 0) return store_run(x, typed, type, first, count, mode == 2, random_base(key, step));
+    const float* from = load_run(typed, type, first, count, x);
+    if (from != x) copy_run(from, count, x);
 }
 
 AUTOMAGIC_EXPORT void AUTOMAGIC_JOIN(automagic_random, AUTOMAGIC_ISA)(uint32_t key, int32_t step, int64_t count,
@@ -91,11 +88,11 @@ AUTOMAGIC_EXPORT void AUTOMAGIC_JOIN(automagic_random, AUTOMAGIC_ISA)(uint32_t k
     for (int64_t i = 0; i < count; ++i) out[i] = random_bits(base, static_cast<uint32_t>(i));
 }
 
-// One step of the mask's words, their multipliers, and the packed signs of g.
-AUTOMAGIC_EXPORT void AUTOMAGIC_JOIN(automagic_mask, AUTOMAGIC_ISA)(const float* g, int64_t count, int32_t live,
-                                                                   const float* table, uint8_t* word, float* value,
-                                                                   uint8_t* negative) {
-    run_mask_words(g, count, live, word);
-    run_mask_values(word, table, count, value);
-    pack_negative(g, 0, count, negative);
+// One step of the mask's words by `by`, their values, and the signs of g, which are kept.
+AUTOMAGIC_EXPORT void AUTOMAGIC_JOIN(automagic_mask, AUTOMAGIC_ISA)(const float* g, int64_t count, int32_t by,
+                                                                   uint8_t* word, float* value, uint8_t* negative) {
+    const MaskValues values;
+    move_run(g, count, by, word);
+    for (int64_t i = 0; i < count; i += W) put<false>(values.at(word + i, count - i), value + i, count - i);
+    for (int64_t i = 0; i < count; i += 64) cast_votes(g + i, i, smaller(int64_t(64), count - i), negative);
 }

@@ -1,8 +1,12 @@
-"""The structures that Python and the kernels share: ``cpu/abi.h`` for ctypes, field by field."""
+"""The structures that Python and the kernels share: ``cpu/abi.h`` for ctypes, field by field.
+
+``native.py`` compares them with what the library says of its own when it is opened.
+"""
 
 from __future__ import annotations
 
 import ctypes as c
+from typing import Any, NamedTuple
 
 ABI_VERSION = 2
 MAX_SCALES = 6
@@ -70,3 +74,31 @@ class Step(c.Structure):
         ("bad", c.c_int64),
         *((name, c.c_int32) for name in ("threads", "flavour")),
     ]
+
+
+class Field(NamedTuple):
+    """Where a field of a structure lies, in bytes, and what its elements are."""
+
+    offset: int
+    size: int
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} at {self.offset}, {self.size} bytes"
+
+
+KINDS: dict[Any, str] = {
+    **{c.c_void_p: "address", c.c_uint64: "address"},
+    **{c.c_double: "float64", c.c_int64: "int64", c.c_int32: "int32", Coded: "Coded"},
+}
+
+
+def fields() -> dict[str, Field]:
+    """Every field of every structure, by its name in ``abi.h``, such as ``Options.lr``."""
+    found: dict[str, Field] = {}
+    for structure in (Coded, Options, Task, Step):
+        for name, kind, *_ in structure._fields_:
+            place, element = getattr(structure, name), getattr(kind, "_type_", None)
+            kind = element if hasattr(kind, "_length_") else kind
+            found[f"{structure.__name__}.{name}"] = Field(place.offset, place.size, KINDS[kind])
+    return found

@@ -24,6 +24,24 @@ class Unavailable(RuntimeError):
     """There is no usable library; the message says why."""
 
 
+def fields_of(library: Any) -> dict[str, layout.Field]:
+    """The fields of the structures that a library was built with."""
+    found: dict[str, layout.Field] = {}
+    place, kind = (ctypes.c_int32 * 2)(), ctypes.c_char_p()
+    while (name := library.automagic_field(len(found), place, ctypes.byref(kind))) is not None:
+        found[name.decode()] = layout.Field(place[0], place[1], (kind.value or b"").decode())
+    return found
+
+
+def difference(ours: dict[str, layout.Field], theirs: dict[str, layout.Field]) -> str | None:
+    """The first field in which Python's structures and a library's differ, in words, or None."""
+    for name in [*ours, *theirs]:
+        here, there = ours.get(name, "missing"), theirs.get(name, "missing")
+        if here != there:
+            return f"{name} is {there} in the library, {here} in Python"
+    return None
+
+
 @lru_cache(maxsize=1)
 def _opened() -> Any:
     """The library, or the reason why there is none."""
@@ -35,17 +53,19 @@ def _opened() -> Any:
         return f"{path} does not exist: no C++ compiler was found when the package was installed"
     try:
         library = ctypes.CDLL(path)
-        library.automagic_abi.restype = ctypes.c_int32
-        library.automagic_abi.argtypes = [ctypes.c_int32]
+        library.automagic_abi.restype, library.automagic_abi.argtypes = ctypes.c_int32, [ctypes.c_int32]
+        version = library.automagic_abi(0)
+        if version != layout.ABI_VERSION:
+            return f"{path} is of version {version}, expected {layout.ABI_VERSION}: install the package again"
+        library.automagic_best.restype, library.automagic_best.argtypes = ctypes.c_int32, []
+        library.automagic_field.restype = ctypes.c_char_p
         library.automagic_step.restype = None
         library.automagic_step.argtypes = [ctypes.c_void_p]
     except (OSError, AttributeError) as error:
         return f"{path} could not be opened: {error}"
-    sizes = (ctypes.sizeof(s) for s in (layout.Coded, layout.Options, layout.Task, layout.Step))
-    expected = [layout.ABI_VERSION, *sizes]
-    found = [library.automagic_abi(i) for i in range(len(expected))]
-    if found != expected:
-        return f"{path} is of another version ({found}, expected {expected}): install the package again"
+    different = difference(layout.fields(), fields_of(library))
+    if different is not None:
+        return f"{path} was built from another abi.h: {different}; install the package again"
     return library
 
 
@@ -81,7 +101,7 @@ def limit() -> int:
 
 def flavour() -> str:
     """Instruction set of the steps: 'base', 'avx2' or 'avx512'."""
-    best, most = library().automagic_abi(5), limit()
+    best, most = library().automagic_best(), limit()
     return FLAVOURS[best if most < 0 else min(best, most)]
 
 

@@ -1,10 +1,11 @@
-// What Python and the kernels agree on. Plain data; layout.py holds the same structures for ctypes.
+// What Python and the kernels agree on. Plain data without padding; layout.py holds the same structures for ctypes,
+// and fields.h the list by which the two are compared when the library is opened.
 #pragma once
 #include <stdint.h>
 
 enum { ABI_VERSION = 2 };  // counts changes of this file
 enum Type { F32 = 0, BF16 = 1, F16 = 2 };
-enum Code { PLAIN = 0, DYNAMIC8 = 1, SOFTSIGN8 = 2, AFFINE8 = 3, UNIT4 = 4, HALF16 = 5, LOG16 = 6, LOG8 = 7 };
+enum Code { PLAIN = 0, DYNAMIC8 = 1, SOFTSIGN8 = 2, AFFINE8 = 3, UNIT4 = 4, LOG16 = 6, LOG8 = 7 };
 enum { MAX_SCALES = 6 };
 
 // One state field of one tensor: its planes. q is null where the tensor has no such field.

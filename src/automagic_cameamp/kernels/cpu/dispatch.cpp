@@ -1,7 +1,5 @@
 // The library's plain C interface: picks the flavour that this processor can run.
-#include <stddef.h>
-
-#include "abi.h"
+#include "fields.h"
 
 #if defined(_WIN32)
 #define PUBLIC extern "C" __declspec(dllexport)
@@ -38,16 +36,26 @@ int best() {
 
 }  // namespace
 
-PUBLIC int32_t automagic_abi(int32_t what) {
-  switch (what) {
-    case 0: return ABI_VERSION;
-    case 1: return (int32_t)sizeof(Coded);
-    case 2: return (int32_t)sizeof(Options);
-    case 3: return (int32_t)sizeof(Task);
-    case 4: return (int32_t)sizeof(Step);
-    case 5: return best();
-    default: return -1;
+// The argument is 0: libraries of version 1 had further numbers to tell.
+PUBLIC int32_t automagic_abi(int32_t) { return ABI_VERSION; }
+
+// Number of the best flavour that this processor runs: 0 base, 1 AVX2, 2 AVX-512.
+PUBLIC int32_t automagic_best(void) { return best(); }
+
+// Field `index` of the structures of abi.h: its name and kind, and in `place` its offset and size; null beyond the last.
+PUBLIC const char* automagic_field(int32_t index, int32_t* place, const char** kind) {
+  const Field* lists[] = {CODED_FIELDS, OPTIONS_FIELDS, TASK_FIELDS, STEP_FIELDS};
+  const size_t counts[] = {sizeof(CODED_FIELDS), sizeof(OPTIONS_FIELDS), sizeof(TASK_FIELDS), sizeof(STEP_FIELDS)};
+  for (int l = 0; l < 4; l++) {
+    int32_t count = (int32_t)(counts[l] / sizeof(Field));
+    if (index < count) {
+      const Field& f = lists[l][index];
+      place[0] = f.offset, place[1] = f.size, *kind = f.kind;
+      return f.name;
+    }
+    index -= count;
   }
+  return nullptr;
 }
 
 PUBLIC void automagic_step(Step* s) {

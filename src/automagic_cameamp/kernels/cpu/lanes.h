@@ -54,10 +54,6 @@ inline float dot(const float* AUTOMAGIC_RESTRICT x, const float* AUTOMAGIC_RESTR
     return s;
 }
 
-inline void square(const float* AUTOMAGIC_RESTRICT x, int64_t n, float* AUTOMAGIC_RESTRICT y) {
-    for (int64_t i = 0; i < n; ++i) y[i] = x[i] * x[i];
-}
-
 template <int N>
 inline void short_rows(const float* AUTOMAGIC_RESTRICT x, int64_t rows, float* AUTOMAGIC_RESTRICT out) {
     for (int64_t r = 0; r < rows; ++r) {
@@ -73,12 +69,6 @@ inline void row_sums(const float* x, int64_t rows, int64_t n, float* out) {
     if (n == 8) return short_rows<8>(x, rows, out);
     if (n == 4) return short_rows<4>(x, rows, out);
     for (int64_t r = 0; r < rows; ++r) out[r] = sum(x + r * n, n);
-}
-
-// Sums of the squares of consecutive rows; ``held`` is scratch of that size.
-inline void row_squares(const float* x, int64_t rows, int64_t n, float* held, float* out) {
-    square(x, rows * n, held);
-    row_sums(held, rows, n, out);
 }
 
 template <int N>

@@ -217,39 +217,4 @@ inline void run_stochastic_fp16(const float* AUTOMAGIC_RESTRICT x, uint32_t base
         h[i] = stochastic_fp16(x[i], random_bits(base, start + static_cast<uint32_t>(i)));
 }
 
-enum Type : int32_t { F32 = 0, BF16 = 1, F16 = 2 };
-
-// Elements [first, first + count) of a tensor of ``type`` -> fp32.
-inline void load(const void* from, int32_t type, int64_t first, int64_t count, float* x) {
-    const uint16_t* half = static_cast<const uint16_t*>(from) + first;
-    if (type == BF16)
-        run_from_bf16(half, count, x);
-    else if (type == F16)
-        run_from_fp16(half, count, x);
-    else
-        std::memcpy(x, static_cast<const float*>(from) + first, static_cast<size_t>(count) * sizeof(float));
-}
-
-// fp32 -> elements [first, first + count), to the nearest, ties to even.
-inline void store(const float* x, int32_t type, int64_t first, int64_t count, void* to) {
-    uint16_t* half = static_cast<uint16_t*>(to) + first;
-    if (type == BF16)
-        run_to_bf16(x, count, half);
-    else if (type == F16)
-        run_to_fp16(x, count, half);
-    else
-        std::memcpy(static_cast<float*>(to) + first, x, static_cast<size_t>(count) * sizeof(float));
-}
-
-// The same, rounded stochastically; ``base`` is random_base(key ^ salt, step). fp32 is copied.
-inline void store_stochastic(const float* x, int32_t type, uint32_t base, int64_t first, int64_t count, void* to) {
-    uint16_t* half = static_cast<uint16_t*>(to) + first;
-    if (type == BF16)
-        run_stochastic_bf16(x, base, first, count, half);
-    else if (type == F16)
-        run_stochastic_fp16(x, base, first, count, half);
-    else
-        store(x, F32, first, count, to);
-}
-
 }  // namespace AUTOMAGIC_ISA

@@ -292,23 +292,4 @@ struct Log16 {
     }
 };
 
-// ---- sign bits and mask words ------------------------------------------------------------------
-
-// Bits [first, first + count) of a plane, lowest bit first; ``first`` is a multiple of 8. A run that ends
-// inside a byte is the end of the tensor: the rest of the byte is 0.
-inline void pack_negative(const float* AUTOMAGIC_RESTRICT x, int64_t first, int64_t count, uint8_t* plane) {
-    uint8_t* AUTOMAGIC_RESTRICT to = plane + (first >> 3);
-    int64_t whole = count >> 3;
-    for (int64_t i = 0; i < whole; ++i) {
-        uint32_t byte = 0;
-        for (int j = 0; j < 8; ++j) byte |= static_cast<uint32_t>(x[8 * i + j] < 0.0f) << j;
-        to[i] = static_cast<uint8_t>(byte);
-    }
-    if (count & 7) {
-        uint32_t byte = 0;
-        for (int j = 0; j < (count & 7); ++j) byte |= static_cast<uint32_t>(x[8 * whole + j] < 0.0f) << j;
-        to[whole] = static_cast<uint8_t>(byte);
-    }
-}
-
 }  // namespace AUTOMAGIC_ISA
