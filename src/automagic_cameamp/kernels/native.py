@@ -56,7 +56,8 @@ def _opened() -> Any:
         library.automagic_abi.restype, library.automagic_abi.argtypes = ctypes.c_int32, [ctypes.c_int32]
         version = library.automagic_abi(0)
         if version != layout.ABI_VERSION:
-            return f"{path} is of another version ({version}, expected {layout.ABI_VERSION}): install the package again"
+            wanted = layout.ABI_VERSION
+            return f"{path} is of another version ({version}, expected {wanted}): install the package again"
         library.automagic_best.restype, library.automagic_best.argtypes = ctypes.c_int32, []
         library.automagic_field.restype = ctypes.c_char_p
         library.automagic_step.restype = None
