@@ -51,7 +51,7 @@ constexpr Field OPTIONS_FIELDS[] = {
     FIELD(Options, share), FIELD(Options, scale_rate), FIELD(Options, scales), FIELD(Options, mixed),
     FIELD(Options, improved), FIELD(Options, allora), FIELD(Options, grams), FIELD(Options, cautious),
     FIELD(Options, decay_always), FIELD(Options, spd), FIELD(Options, background), FIELD(Options, d_coef),
-    FIELD(Options, tam), FIELD(Options, mask), FIELD(Options, signals), FIELD(Options, unused),
+    FIELD(Options, tam), FIELD(Options, mask), FIELD(Options, signals), FIELD(Options, table),
 };
 static_assert(complete<Options>(OPTIONS_FIELDS), "fields.h: a field of Options is missing");
 

@@ -84,7 +84,7 @@ struct Job {
     double* columns[4];  // partial sums, [K == 1 ? slabs : 1][K n]
     Part* parts;
     float* sketches;  // [slabs][min(numel, 4096)]
-    uint8_t* sides;   // [K] which neighbours a matrix has, see lines.h
+    uint8_t* sides;   // [K] which neighbours a matrix has, see neighbours.h
     float* basis;     // [K][r][turn_pitch(r)] identity + (e - 1) Q Q^T
     float* full[PLANES];  // resident scratch, or null
 

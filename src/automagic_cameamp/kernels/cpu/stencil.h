@@ -3,7 +3,7 @@
 // A picture is a whole matrix, or the kernel of a convolution, many of which lie in one row.
 #pragma once
 
-#include "lines.h"
+#include "neighbours.h"
 #include "picture512.h"
 
 namespace AUTOMAGIC_ISA {
