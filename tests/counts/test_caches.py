@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -116,7 +118,7 @@ def play(engine: str, program: list[Any], forget: bool, name: str, **options: An
             run = part(run)
             continue
         if forget:
-            run[0]._plan = None
+            run[0]._plan, run[0]._plans = None, {}
             run[0]._counts.clear()
         give(run[1], number, part[1])
         run[0].step()
@@ -234,3 +236,49 @@ def test_offload_is_no_other_run(engine: str) -> None:
                 load((optimizer, params))
         results.append(held(optimizer, params))
     assert same(*results)
+
+
+@pytest.mark.skipif("native" not in ENGINES, reason="not built")
+def test_plans_of_a_program_that_alternates_are_kept() -> None:
+    params = weights()
+    optimizer = build("Automagic_CameAMP_Improved", params, "native")
+    turns = [SOME, (NONE, GOOD, NONE, GOOD, NONE), ALL]
+    found = []
+    for step in range(12):
+        give(params, step, turns[step % 3])
+        optimizer.step()
+        found.append(optimizer._plan)
+    # The first round makes the states, the second the plans.
+    assert found[6:9] == found[9:] == found[3:6] and len(set(map(id, found[3:]))) == 3
+
+
+@pytest.mark.skipif("native" not in ENGINES, reason="not built")
+def test_kept_plans_keep_no_state_that_is_gone() -> None:
+    params = weights()
+    optimizer = build("Automagic_CameAMP8bit", params, "native")
+    for step in range(6):
+        give(params, step, ALL if step % 2 else SOME)
+        optimizer.step()
+    old = [weakref.ref(v) for state in optimizer.state.values() for v in state.values()]
+    optimizer.state.clear()
+    for kinds in (SOME, ALL, (NONE, GOOD, NONE, GOOD, NONE)):
+        give(params, 7, kinds)
+        optimizer.step()
+    gc.collect()
+    assert all(ref() is None for ref in old)
+
+
+@pytest.mark.skipif("native" not in ENGINES, reason="not built")
+def test_a_program_may_keep_things_in_the_state() -> None:
+    """They may change at every step: no new plan."""
+    params = weights()
+    optimizer = build("Automagic_CameAMP_COptim", params, "native")
+    plans = set()
+    for step in range(8):
+        optimizer.state["trainer"] = {"step": step}
+        give(params, step, ALL)
+        optimizer.step()
+        optimizer.state[params[2]]["seen"] = step
+        if step > 2:
+            plans.add(id(optimizer._plan))
+    assert len(plans) == 1 and optimizer._plan is not None

@@ -163,7 +163,7 @@ def test_a_change_between_two_steps_is_seen(change: Callable[[Any, list[Any]], N
             p.grad = g
         change(optimizer, params)
         if forget:
-            optimizer._plan = None
+            optimizer._plan, optimizer._plans = None, {}
         optimizer.step()
         optimizer.step()
         results.append(held(optimizer, params))

@@ -97,7 +97,11 @@ class Schedule:
                 self.home += [(number, i) for i in range(len(work.states))]
         self.places: Any = np.array(places, dtype=np.intp)
         self.every: Any = np.array(every, dtype=np.int64)
-        self.counts: Any = np.array(self._read(places), dtype=np.int64)
+        self.counts: Any = np.zeros(len(places), dtype=np.int64)
+
+    def renew(self) -> None:
+        """Read all numbers, where not every update since the last was one of this plan's."""
+        self.counts[:] = self._read(self.places.tolist())
 
     def _read(self, places: list[int]) -> list[int]:
         return read([self.states[i]["step"] for i in places]) if places else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
 from typing import Any
@@ -26,6 +26,7 @@ from .backends import REFERENCE, Left, Outcome, Work
 from .native_call import Table
 from .native_table import TYPES, Member
 from .rest import Rest, divide
+from .saved import is_ours
 from .tensors import any_wrapper
 
 WITHOUT = (
@@ -33,6 +34,7 @@ WITHOUT = (
     "take 10 to 30 times as long. Install the package where a C++ compiler is, or pass "
     "engine='reference' to silence this."
 )
+PLANS = 4  # kept for programs that train some parameters at one step and others at the next
 _SAID: set[str] = set()
 _DTYPE, _SHAPE, _GRAD, _IS_CPU = (attrgetter(name) for name in ("dtype", "shape", "grad", "is_cpu"))
 _MARKS = attrgetter("__dict__")
@@ -145,7 +147,13 @@ class Plan:
         self.dtypes, self.shapes = list(map(_DTYPE, params)), list(map(_SHAPE, params))
         self.wanted = list(self.take(self.shapes))
         self.strides = [p.stride() for p in params]
-        self.entries = list(optimizer.state.values())
+        # Entries that the program keeps there itself may change as they like.
+        self.strange = not all(isinstance(key, Tensor) for key in optimizer.state)
+        self.entries = self._entries(optimizer.state)
+        names = {"c_optim", *chain.from_iterable(self.entries)}  # the controller's is new at every step
+        self.aside = {name for name in names if not is_ours(name)}
+        self.marked = [entry for entry in self.entries if not self.aside.isdisjoint(entry)]
+        self.plain = [entry for entry in self.entries if self.aside.isdisjoint(entry)]
         self.held = list(self._values())
         self.tensors = [t for t in self.held if isinstance(t, Tensor)]
         self.places = list(map(Tensor.data_ptr, self.tensors))
@@ -155,7 +163,11 @@ class Plan:
         # group, its rows of options, any options of it
         self.rates = [(g, rows, works[rows[0]].hp) for g, rows in numbers.items()]
         self.table.watch(
-            [(s["lr_mask_sum"], p.numel()) for p, s in optimizer.state.items() if "lr_mask_sum" in s]
+            [
+                (s["lr_mask_sum"], p.numel())
+                for p, s in optimizer.state.items()
+                if isinstance(p, Tensor) and "lr_mask_sum" in s
+            ]
         )
         self.rest = Rest(optimizer, left)
         self.grads: Sequence[Tensor] = ()
@@ -165,12 +177,18 @@ class Plan:
         # update yet.
         self.first: tuple[Tensor, list[Work]] | None = works[0].shared.mask_mean, [work for work, _ in left]
         self.due = directions.Schedule(works, self.table.slices, self.table.states, groups)
+        self.due.renew()
+
+    def _entries(self, state: Mapping[Any, Any]) -> list[dict[str, Any]]:
+        """What is kept for parameters."""
+        return (
+            [v for k, v in state.items() if isinstance(k, Tensor)] if self.strange else list(state.values())
+        )
 
     def _values(self) -> Iterator[Any]:
-        """All state but the controller's memory, a new tensor at every step that the kernels never see."""
-        if not any("c_optim" in entry for entry in self.entries):
-            return chain.from_iterable(map(dict.values, self.entries))
-        return (value for entry in self.entries for name, value in entry.items() if name != "c_optim")
+        """All state that the kernels see."""
+        some = (value for entry in self.marked for name, value in entry.items() if name not in self.aside)
+        return chain(some, chain.from_iterable(map(dict.values, self.plain)))
 
     def fits(self, optimizer: Any) -> bool:
         """Whether everything is as it was; takes the gradients of this step."""
@@ -186,6 +204,9 @@ class Plan:
         if vars(optimizer.config) != self.config or list(map(self.options_of, groups)) != self.options:
             return False
         params = list(chain.from_iterable(group["params"] for group in groups))
+        every = list(map(_GRAD, params))
+        if [g is not None for g in every] != self.present:
+            return False
         if not all(map(is_, params, map(_ALIVE, self.params))):
             return False
         if list(map(Tensor.data_ptr, params)) != self.pointers or list(map(_DTYPE, params)) != self.dtypes:
@@ -194,23 +215,28 @@ class Plan:
             return False
         if _flags(params) != self.flags or any(map(Tensor.is_neg, params)):
             return False
-        return self._state_fits(optimizer) and self._take_gradients(params)
+        return self.holds(optimizer) and self._take_gradients(params, every)
+
+    def holds(self, optimizer: Any) -> bool:
+        """Whether the state is the one that the plan knows."""
+        try:
+            return self._state_fits(optimizer)
+        except (RuntimeError, AttributeError, TypeError):
+            return False
 
     def _state_fits(self, optimizer: Any) -> bool:
-        state = optimizer.state
-        if len(state) != len(self.entries) or not all(map(is_, state.values(), self.entries)):
+        entries = self._entries(optimizer.state)
+        if len(entries) != len(self.entries) or not all(map(is_, entries, self.entries)):
             return False
-        if sum(map(len, self.entries)) != len(self.held) + sum("c_optim" in entry for entry in self.entries):
-            return False
-        if not all(map(is_, self._values(), self.held)):
+        values = list(self._values())
+        if len(values) != len(self.held) or not all(map(is_, values, self.held)):
             return False
         return list(map(Tensor.data_ptr, self.tensors)) == self.places
 
-    def _take_gradients(self, params: list[Tensor]) -> bool:
-        every = list(map(_GRAD, params))
-        if [g is not None for g in every] != self.present or not self.rest.fits(every):
+    def _take_gradients(self, params: list[Tensor], every: list[Tensor | None]) -> bool:
+        if not self.rest.fits(every):
             return False
-        grads = self.take(every)
+        grads: Sequence[Any] = self.take(every)
         if any_wrapper(grads) or not all(map(_IS_CPU, grads)) or list(map(_SHAPE, grads)) != self.wanted:
             return False
         if 0 in map(Tensor.data_ptr, grads):  # zeros without memory
@@ -273,7 +299,9 @@ def _taker(order: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
 
 
 def _tensors(optimizer: Any) -> Iterator[Tensor]:
-    values = chain.from_iterable(map(dict.values, optimizer.state.values()))
+    """State of ours, without what the program keeps there."""
+    entries = (entry for key, entry in optimizer.state.items() if isinstance(key, Tensor))
+    values = (value for entry in entries for name, value in entry.items() if is_ours(name))
     return (value for value in values if isinstance(value, Tensor))
 
 
@@ -291,10 +319,26 @@ def planned(optimizer: Any, works: list[Work]) -> Plan | None:
     who.tell(taken, left)
     if not taken or len(here) < len(works) or any(work.chunk.shard is not None for work in works):
         return None
-    if not all(isinstance(p, Tensor) for p in optimizer.state):  # entries of the program's own
-        return None
     if any(t.layout is not torch.strided for t in _tensors(optimizer)):  # which have no single address
         return None
     plan = Plan(optimizer, taken, left)
     params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
-    return plan if plan._take_gradients(params) else None
+    if not plan._take_gradients(params, list(map(_GRAD, params))):
+        return None
+    # A plan of a state that is gone would keep it alive.
+    plans = {key: old for key, old in optimizer._plans.items() if old.holds(optimizer)}
+    optimizer._plans = {**dict(list(plans.items())[1 - PLANS :]), bytes(plan.present): plan}
+    return plan
+
+
+def known(optimizer: Any) -> Plan | None:
+    """The plan of an earlier step in which the same parameters had a gradient, where it still fits."""
+    if not optimizer._plans:
+        return None
+    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    plan: Plan | None = optimizer._plans.pop(bytes(p.grad is not None for p in params), None)
+    if plan is None or not plan.fits(optimizer):
+        return None
+    optimizer._plans[bytes(plan.present)] = plan  # the latest stands last
+    plan.due.renew()  # others have counted since
+    return plan

@@ -73,8 +73,13 @@ def reasons(work: Any, hosted: bool = False) -> list[str | None]:
     whole = _unsupported_options(work, hosted) or _unsupported_codes(work)
     if whole is not None:
         return [whole] * len(work.chunk.params)
+    wanted = [
+        (field.spec.name, field.spec.name + plane.suffix, plane.dtype, math.prod(plane.shape))
+        for field in work.fields
+        for plane in field.planes(work.chunk.layout, torch.float32)
+    ]
     return [
-        _unsupported_tensor(p, hosted) or (_unsupported_state(work, state) if state else None)
+        _unsupported_tensor(p, hosted) or (_unsupported_state(state, wanted) if state else None)
         for p, state in zip(work.chunk.params, work.states, strict=True)
     ]
 
@@ -133,14 +138,11 @@ def _unsupported_tensor(p: Tensor, hosted: bool) -> str | None:
     return None
 
 
-def _unsupported_state(work: Any, state: dict[str, Any]) -> str | None:
-    for field in work.fields:
-        for plane in field.planes(work.chunk.layout, torch.float32):
-            t: Any = state.get(field.spec.name + plane.suffix)
-            if t is None or t.dtype != plane.dtype or t.numel() != math.prod(plane.shape):
-                return f"the state {field.spec.name!r} as it is held"
-            if t.device.type != "cpu" or not t.is_contiguous():
-                return f"the state {field.spec.name!r} as it is held"
+def _unsupported_state(state: dict[str, Any], wanted: list[tuple[str, str, torch.dtype, int]]) -> str | None:
+    for name, key, dtype, size in wanted:
+        t: Any = state.get(key)
+        if t is None or t.dtype != dtype or t.numel() != size or not t.is_cpu or not t.is_contiguous():
+            return f"the state {name!r} as it is held"
     return None
 
 

@@ -86,6 +86,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
         """Caches and counters that no checkpoint needs."""
         self._steps = 0
         self._plan: native.Plan | None = None
+        self._plans: dict[bytes, native.Plan] = {}  # by who has a gradient
         self._open = None
         self._handle = None
         self._offload: offload.Offload | None = None
@@ -106,7 +107,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
         keep_step_eager(type(self))
         if "_steps" not in self.__dict__:
             self._reset_transient()
-        self._plan = None  # what it and the counts know of the old state may not hold
+        self._plan, self._plans = None, {}  # what they and the counts know of the old state may not hold
         self._counts.clear()
 
     # ---------------------------------------------------------------- groups
@@ -183,10 +184,12 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
 
     def _advance(self, loss: Any) -> None:
         """One step of all parameters that have a gradient."""
+        from . import native  # here, so that an import of the package stays light
+
         memory.adopt(self)
         plan = self._plan
-        if plan is not None and not plan.fits(self):
-            plan = self._plan = None
+        if plan is None or not plan.fits(self):
+            plan = self._plan = native.known(self)
         if plan is None:
             self._check_gradients()
         if self.controller is not None:
@@ -194,8 +197,6 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
         works = [] if plan is not None else self._works()
         cut = [work for work in works if work.chunk.shard is not None]
         if plan is None:
-            from . import native  # here, so that an import of the package stays light
-
             plan = self._plan = native.planned(self, works)
         if plan is not None:
             plan.run(self)

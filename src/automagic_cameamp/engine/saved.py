@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -65,6 +66,12 @@ def refuse_foreign(name: str, state: Mapping[Any, Any]) -> None:
         )
 
 
+@lru_cache(maxsize=256)
+def is_ours(key: Any) -> bool:
+    """Whether a key of a parameter's state is one that the family writes, the controller's memory aside."""
+    return _carry.in_family(split_key(str(key))[0])
+
+
 def apart(state: Mapping[Any, Any], wanted: Collection[str]) -> tuple[Mapping[Any, Any], dict[Any, Any]]:
     """A saved state, and what a program keeps beside it under names of its own.
 
@@ -75,7 +82,7 @@ def apart(state: Mapping[Any, Any], wanted: Collection[str]) -> tuple[Mapping[An
     """
     if len(state) == len(wanted) or not state.keys() >= set(wanted):
         return state, {}
-    own = {k: v for k, v in state.items() if not _carry.in_family(split_key(str(k))[0])}
+    own = {k: v for k, v in state.items() if not is_ours(k)}
     return {k: v for k, v in state.items() if k not in own}, own
 
 
