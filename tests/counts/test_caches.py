@@ -261,8 +261,8 @@ def test_kept_plans_keep_no_state_that_is_gone() -> None:
         optimizer.step()
     old = [weakref.ref(v) for state in optimizer.state.values() for v in state.values()]
     optimizer.state.clear()
-    for kinds in (SOME, ALL, (NONE, GOOD, NONE, GOOD, NONE)):
-        give(params, 7, kinds)
+    for pattern in (SOME, ALL, (NONE, GOOD, NONE, GOOD, NONE)):
+        give(params, 7, pattern)
         optimizer.step()
     gc.collect()
     assert all(ref() is None for ref in old)

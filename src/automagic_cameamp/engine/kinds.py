@@ -30,10 +30,22 @@ def matrices(groups: Iterable[dict[str, Any]]) -> list[bool]:
 
 
 def check_parameters(optimizer: Any, params: Iterable[Any]) -> None:
-    """``check_parameter`` for those of a new group, as (name, parameter) or without names."""
+    """``check_parameter`` for those of a new group, as (name, parameter) or without names.
+
+    Raises:
+        ValueError: one of them cannot be optimized, or stands there twice. torch warns of that; two updates
+            of one tensor would run side by side here.
+    """
     first = sum(len(group["params"]) for group in optimizer.param_groups)
+    seen: dict[int, str] = {}
     for number, p in enumerate(params, first):
         name, p = p if isinstance(p, tuple) else (f"param_{number}", p)
+        if id(p) in seen and isinstance(p, Tensor):
+            raise ValueError(
+                f"parameter {name} stands twice in its group, as {seen[id(p)]} too (tied weights?): pass "
+                "each tensor once, for example list(dict.fromkeys(params))."
+            )
+        seen[id(p)] = str(name)
         check_parameter(p, name, optimizer.config)
 
 

@@ -46,10 +46,11 @@ def adopt(optimizer: Any) -> None:
     if controller is None:
         return
     state = optimizer.state
-    owners = (p for group in optimizer.param_groups for p in group["params"])
+    owners = [p for group in optimizer.param_groups for p in group["params"]]
     home = next((p for p in owners if p in state and KEY in state[p]), None)
     if home is None:
-        if controller.memory is None and not optimizer._neutral and any(state.values()):
+        filled = controller.memory is None and not optimizer._neutral
+        if filled and any(state[p] for p in owners if p in state):
             optimizer._neutral = True
             text = f"optimizer.state was filled without a {KEY!r}: {NEUTRAL}"
             warnings.warn(text, stacklevel=callers_depth())

@@ -126,6 +126,7 @@ def _all_fit(states: list[dict[str, Any]], plane: _Expected, device: torch.devic
             and set(map(_SHAPE, rows)) == {plane.shape}
             and set(map(_DTYPE, rows)) == {plane.dtype}
             and set(map(_DEVICE, rows)) == {device}
+            and 0 not in map(Tensor.data_ptr, rows)
         )
     except KeyError:
         return False
