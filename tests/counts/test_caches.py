@@ -7,7 +7,7 @@ import gc
 import pickle
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -112,10 +112,9 @@ programs = st.lists(st.one_of(whole, whole, steps, st.sampled_from(BETWEEN)), mi
 def play(engine: str, program: list[Any], forget: bool, name: str, **options: Any) -> list[Any]:
     params = weights()
     run: Run = (build(name, params, engine, use_lr_mask=True, **options), params)
-    part: Any
     for number, part in enumerate(program):
         if callable(part):
-            run = part(run)
+            run = cast(Run, part(run))
             continue
         if forget:
             run[0]._plan, run[0]._plans = None, {}
