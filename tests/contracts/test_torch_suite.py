@@ -22,6 +22,7 @@ from engine.helpers import (
     same_bits,
     snapshot,
     train,
+    twin_of,
 )
 
 KINDS = pytest.mark.parametrize("kind", CLASSES)
@@ -165,7 +166,7 @@ def test_state_dict_is_deterministic(kind: str) -> None:
     train(optimizer, params, range(1, 4))
     saved = optimizer.state_dict()
     frozen = disk(saved)
-    copies = [nn.Parameter(p.detach().clone()) for p in params]
+    copies = [twin_of(p) for p in params]
     second = build(kind, copies)
     second.load_state_dict(saved)
     for t in range(4, 8):
