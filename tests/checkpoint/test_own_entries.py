@@ -95,3 +95,15 @@ def test_hooks() -> None:
     assert [len(again.state[p]) for p in again.param_groups[0]["params"]] == [
         len(optimizer.state[p]) for p in params
     ]
+
+
+def test_a_step_says_nothing_of_tensors_that_it_does_not_write() -> None:
+    """A tensor that a program keeps there may be needed by a backward pass after the step."""
+    optimizer, params = build("Automagic_CameAMP8bit")
+    step(optimizer, params, 0)
+    mine = torch.ones(3, requires_grad=True) * 2
+    optimizer.state[params[0]]["mine"] = mine
+    for number in range(1, 3):
+        version = mine._version
+        step(optimizer, params, number)
+        assert mine._version == version

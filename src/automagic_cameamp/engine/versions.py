@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from .saved import is_ours
+
 
 @lru_cache(maxsize=1)
 def _takes_lists() -> bool:
@@ -38,7 +40,7 @@ def counters(states: Iterable[dict[str, Any]]) -> list[Tensor]:
     """One tensor for each counter of a state: rows of one stack share that of the stack."""
     found: dict[int, Tensor] = {}
     for state in states:
-        for x in state.values():
-            if isinstance(x, Tensor):
+        for name, x in state.items():
+            if isinstance(x, Tensor) and is_ours(name):  # the program's own are not written
                 found.setdefault(id(x if x._base is None else x._base), x)
     return list(found.values())
