@@ -59,6 +59,22 @@ def local(reach: Locality) -> Callable[[F], F]:
     return mark
 
 
+class Place(NamedTuple):
+    """Which part of a tensor this process holds, where several hold one.
+
+    Args:
+        split: dimension of [B,K,m,n] that is split: 1, 2 or 3.
+        size: its length in the whole tensor.
+        first: flat index of the first element that is here.
+        whole: elements of the whole tensor.
+    """
+
+    split: int
+    size: int
+    first: int
+    whole: int
+
+
 class Layout(NamedTuple):
     """The batch-first view ``[B, K, m, n]`` of same-shape parameters.
 
@@ -71,6 +87,7 @@ class Layout(NamedTuple):
         rows: m.
         cols: n.
         matrix: False for 0-D and 1-D parameters, which are never factored.
+        place: which part of a tensor it is the view of, or None where that is whole.
     """
 
     shape: tuple[int, ...]
@@ -78,6 +95,7 @@ class Layout(NamedTuple):
     rows: int
     cols: int
     matrix: bool
+    place: Place | None = None
 
     @classmethod
     def of(cls, shape: tuple[int, ...]) -> Layout:

@@ -17,6 +17,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from automagic_cameamp.optimizers import OPTIMIZERS
+from automagic_cameamp.engine import sharded
 from distributed.models import (
     WITHOUT_NEIGHBOURS,
     build,
@@ -52,6 +53,14 @@ CASES: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
         {"lr_mask_rule": "additive", "lr_bump": 1e-3, "hard_min_lr": True, "weight_decay_phase": "always"},
     ),
     "contextual, AdaBelief": ("Automagic_CameAMP_COptim", torch.float64, {"came": False}),
+    "base, gradient and projection": (
+        "Automagic_CameAMP", torch.float64, {"use_agr": True, "use_orthograd": True},
+    ),
+    "improved, clipped by percentile": (
+        "Automagic_CameAMP_Improved_8Bit", torch.float64,
+        {"percentile_clipping": 50, "spatial_awareness": True, "optim_bits": 32},
+    ),
+    "improved, detail": ("Automagic_CameAMP_Improved", torch.float64, {"spatial_awareness": True}),
     "improved, early cautious": ("Automagic_CameAMP_Improved", torch.float64, {"warmup_steps": 2}),
     "improved, fp32": ("Automagic_CameAMP_Improved", torch.float32, {}),
 }  # fmt: skip
@@ -63,7 +72,7 @@ def lockstep(folder: Path) -> dict[str, Any]:
     for case, (name, dtype, options) in list(CASES.items())[: 4 if dist.get_world_size() > 2 else None]:
         whole, cut = twins(dtype)
         if is_improved(name):
-            options = {**options, **WITHOUT_NEIGHBOURS}
+            options = {**WITHOUT_NEIGHBOURS, **options}
         options = {"warmup_steps": WARMUP, **options}
         optimizers = [build(name, model.parameters(), **options) for model in (whole, cut)]
         worst = 0.0
@@ -155,6 +164,19 @@ def collectives(folder: Path) -> dict[str, Any]:
     return results
 
 
+def batches(folder: Path) -> dict[str, Any]:
+    """Updates that wait together are limited: more of them make more reductions, and the same step."""
+    whole, cut = twins(torch.float64)
+    optimizers = [build("Automagic_CameAMP", model.parameters()) for model in (whole, cut)]
+    counted = mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce)
+    with mock.patch.object(sharded, "AT_ONCE", 500), counted as calls:
+        for t in range(2):
+            set_gradients(whole, cut, t)
+            for optimizer in optimizers:
+                optimizer.step()
+    return {"worst": distance(whole, cut), "reductions": calls.call_count / 2}
+
+
 def training(folder: Path) -> dict[str, Any]:
     """fully_shard's own gradients: each process has its share of the batch; the whole model all of it."""
     torch.manual_seed(0)
@@ -216,18 +238,10 @@ def refusals(folder: Path) -> dict[str, Any]:
     mesh = init_device_mesh("cpu", (world,))
     results = {}
     for name, options in {
-        "use_agr": {"use_agr": True},
-        "use_orthograd": {"use_orthograd": True},
         "lr_level": {"lr_level": "distance"},
         "lr_mask_granularity": {"lr_mask_granularity": "row"},
     }.items():
         results[name] = _refused([_parameter(mesh, [Shard(0)])], "Automagic_CameAMP", **options)
-    results["percentile_clipping"] = _refused(
-        [_parameter(mesh, [Shard(0)])],
-        "Automagic_CameAMP_Improved_8Bit",
-        percentile_clipping=50,
-        **WITHOUT_NEIGHBOURS,
-    )
     results["columns"] = _refused([_parameter(mesh, [Shard(1)])], "Automagic_CameAMP")
     results["replicated"] = _refused([_parameter(mesh, [Replicate()])], "Automagic_CameAMP")
     grid = init_device_mesh("cpu", (world, 1))

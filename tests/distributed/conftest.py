@@ -24,7 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def two(folder: Path) -> Results:
-    checks = ["replicas", "losses", "lockstep", "codes", "collectives", "training", "nonfinite", "refusals"]
+    checks = ["replicas", "losses", "lockstep", "codes", "collectives"]
+    checks += ["batches", "training", "nonfinite", "refusals"]
     return launch(2, folder, [*checks, "four_bits", "save", "load", "flat", "zero", "changed_shards"])
 
 

@@ -22,7 +22,6 @@ LR = 1e-2
 WITHOUT_NEIGHBOURS = {
     "frequency_penalty": 0.0,
     "edge_suppression": False,
-    "spatial_awareness": False,
     "lora_rank_penalty": False,
 }
 

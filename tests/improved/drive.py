@@ -14,6 +14,7 @@ from automagic_cameamp import (
     Automagic_CameAMP_Improved,
     Automagic_CameAMP_Improved_8Bit,
 )
+from automagic_cameamp import techniques as T
 from automagic_cameamp.configs import ImprovedOptimizerConfig, in_group
 from automagic_cameamp.recipes import improved
 from automagic_cameamp.schedule import phase_of
@@ -135,7 +136,7 @@ def run(
     state = fresh(p, hp, layout)
     for t, g in enumerate(gradients, start=1):
         now = phase_of(t, hp.warmup_steps) if phase is None else phase(t)
-        result = improved.update(p, g, state, shared(hp, t, p.dtype, len(p)), hp, now, layout)
+        result = T.alone(improved.update(p, g, state, shared(hp, t, p.dtype, len(p)), hp, now, layout))
         p, state = result.p, result.state
         yield flatten(result)
 

@@ -169,7 +169,7 @@ def test_phases_of_a_stack_are_told_apart():
     state = state._replace(step=torch.tensor([2.0, 5.0]).view(2, 1, 1, 1))
     word = torch.full((2, 1, 4, 6), T.GEOMETRIC.start + 1, dtype=torch.uint8)  # last sign: -
     state = state._replace(lr_mask=word)
-    result = improved.update(p, -p, state, drive.shared(hp, 2), hp, Phase.MIXED, layout)
+    result = T.alone(improved.update(p, -p, state, drive.shared(hp, 2), hp, Phase.MIXED, layout))
     assert result.state.lr_mask is not None
     moved = T.split_word(result.state.lr_mask, T.GEOMETRIC)[0]
     assert moved[0].unique().tolist() == [4] and moved[1].unique().tolist() == [1]

@@ -24,7 +24,7 @@ BASE = {
     "factored_moment": ALWAYS,
     "torque": EARLY,
     "grams": ALWAYS,
-    "agreeing": NEVER,
+    "cautious": NEVER,
     "orthograd": NEVER,
     "adaptive_decay": EARLY,
     "spd": NEVER,
@@ -40,7 +40,7 @@ BASE = {
 IMPROVED = {
     **BASE,
     "grams": EARLY,
-    "agreeing": AFTER,
+    "cautious": AFTER,
     "adaptive_decay": NEVER,
     "spd": WARM,
     "frequency_filter": ALWAYS,
@@ -67,7 +67,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any], dict[str, tuple[Phase, ...]]]] = {
     "I options": (
         "Automagic_CameAMP_Improved",
         {"use_agr": True, "use_orthograd": True, "use_grams": False, "use_cautious": False, "use_spd": False},
-        {**IMPROVED, "agr": ALWAYS, "orthograd": EARLY, "grams": NEVER, "agreeing": NEVER, "spd": NEVER},
+        {**IMPROVED, "agr": ALWAYS, "orthograd": EARLY, "grams": NEVER, "cautious": NEVER, "spd": NEVER},
     ),
     "I no mask": (
         "Automagic_CameAMP_Improved",
@@ -92,6 +92,13 @@ def spied(monkeypatch: pytest.MonkeyPatch, names: Any) -> dict[str, int]:
             calls[_name] += 1
             return _function(*args, **options)
 
+        if hasattr(function, "steps"):  # a recipe drives it step by step
+
+            def steps(*args: Any, _name: str = name, _function: Any = function, **options: Any) -> Any:
+                calls[_name] += 1
+                return _function.steps(*args, **options)
+
+            call.steps = steps  # type: ignore[attr-defined]
         monkeypatch.setattr(T, name, call)
     return calls
 

@@ -18,6 +18,7 @@ from automagic_cameamp import (
     Automagic_CameAMP_Improved,
 )
 from automagic_cameamp.engine import buckets
+from automagic_cameamp import techniques as T
 from automagic_cameamp.recipes import improved
 from automagic_cameamp.schedule import phase_of
 from automagic_cameamp.types import Layout, Phase
@@ -112,7 +113,7 @@ def eight_steps(way, phase=None, warmup=6):
         moving = hp._replace(lr=torch.tensor(1e-3 * (1 - t / 9)))
         shared = drive.shared(hp, t)
         a = traced(p, g, state, shared, moving, now, layout)
-        b = improved.update(q, g, other, shared, moving, now, layout)
+        b = T.alone(improved.update(q, g, other, shared, moving, now, layout))
         p, state, q, other = a.p, stored(a.state), b.p, b.state
         for name, x in drive.flatten(b).items():
             assert torch.equal(drive.flatten(a)[name], x), f"{name} at t={t}"

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from automagic_cameamp import schedule
+from automagic_cameamp import techniques as T
 from automagic_cameamp.recipes import base
 from automagic_cameamp.schedule import phase_between, phase_of
 from automagic_cameamp.types import Layout, Phase
@@ -91,7 +92,7 @@ def test_a_stack_of_tensors_in_different_phases(way):
         for t, g in enumerate(drive.gradients(shape, done, seed=i), start=1):
             state = drive.fresh(p, hp, layout) if state is None else state
             now = phase_of(t, hp.warmup_steps)
-            result = base.update(p, g, state, drive.shared(hp, 5), hp, now, layout)
+            result = T.alone(base.update(p, g, state, drive.shared(hp, 5), hp, now, layout))
             p, state = result.p, result.state
         weights.append(p)
         states.append(drive.fresh(p, hp, layout) if state is None else state)
@@ -99,12 +100,12 @@ def test_a_stack_of_tensors_in_different_phases(way):
 
     rows = [base.as_dict(s) for s in states]
     joined = {k: torch.cat([r[k] for r in rows]) for k, v in rows[0].items() if v is not None}
-    together = base.update(
-        torch.cat(weights), g, base.make_state(joined), drive.shared(hp, 5), hp, Phase.MIXED, layout
-    )
+    shared = drive.shared(hp, 5)
+    steps = base.update(torch.cat(weights), g, base.make_state(joined), shared, hp, Phase.MIXED, layout)
+    together = T.alone(steps)
     for i, done in enumerate(starts):
         now = phase_of(done + 1, hp.warmup_steps)
-        alone = base.update(weights[i], g[i : i + 1], states[i], drive.shared(hp, 5), hp, now, layout)
+        alone = T.alone(base.update(weights[i], g[i : i + 1], states[i], shared, hp, now, layout))
         part = {name: x[i : i + 1] for name, x in drive.flatten(together).items()}
         assert_same(part, drive.flatten(alone), f"of a tensor at t={done + 1}")
 

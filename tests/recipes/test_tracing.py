@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from automagic_cameamp import techniques as T
 from automagic_cameamp.recipes import base
 from automagic_cameamp.schedule import phase_of
 from automagic_cameamp.types import Layout, Phase
@@ -52,7 +53,7 @@ def sixty_steps(way, phase=None, warmup=40):
         moving = hp._replace(lr=torch.tensor(1e-3 * (1 - t / 61)))
         shared = drive.shared(hp, t)
         a = traced(p, g, state, shared, moving, now, layout)
-        b = base.update(q, g, other, shared, moving, now, layout)
+        b = T.alone(base.update(q, g, other, shared, moving, now, layout))
         p, state, q, other = a.p, a.state, b.p, b.state
         for name, x in drive.flatten(b).items():
             assert torch.equal(drive.flatten(a)[name], x), f"{name} at t={t}"

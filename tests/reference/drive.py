@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from automagic_cameamp import Automagic_CameAMP
+from automagic_cameamp import techniques as T
 from automagic_cameamp.configs import OptimizerConfig, in_group
 from automagic_cameamp.recipes import base
 from automagic_cameamp.schedule import phase_of
@@ -103,7 +104,7 @@ def run(
     state = fresh(p, hp, layout) if state is None else state
     for t, g in enumerate(gradients, start=first):
         now = phase_of(t, hp.warmup_steps) if phase is None else phase(t)
-        result = base.update(p, g, state, shared(hp, t, p.dtype), hp, now, layout)
+        result = T.alone(base.update(p, g, state, shared(hp, t, p.dtype), hp, now, layout))
         p, state = result.p, result.state
         yield flatten(result)
 

@@ -14,7 +14,9 @@ from automagic_cameamp import techniques as T
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "techniques.md"
 TEXT = PAGE.read_text("utf-8")
 FUNCTIONS = sorted(
-    name for name in T.__all__ if callable(getattr(T, name)) and not isinstance(getattr(T, name), type)
+    name
+    for name in T.__all__
+    if callable(getattr(T, name)) and not isinstance(getattr(T, name), type) and name != "Steps"
 )
 DECLARED = {
     name: getattr(T, name).locality.value for name in FUNCTIONS if hasattr(getattr(T, name), "locality")

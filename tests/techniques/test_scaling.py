@@ -18,10 +18,10 @@ thresholds = st.sampled_from([0.1, 1.0, 3.0])
 
 def moments(g, beta=0.9, eps=1e-30, steps=1):
     """Row and column moments after some steps of the same gradient."""
-    row, col = torch.zeros_like(g[..., :1]), torch.zeros_like(g[..., :1, :])
+    row, col, level = torch.zeros_like(g[..., :1]), torch.zeros_like(g[..., :1, :]), g
     for _ in range(steps):
-        row, col = T.factored_moment(row, col, g.square(), beta, eps)
-    return row, col
+        row, col, level = T.factored_moment(row, col, g.square(), beta, eps)
+    return row, col, level
 
 
 @given(draws.matrix_shapes, draws.seeds, draws.scales)
@@ -55,7 +55,7 @@ def test_factored_is_exact_where_the_square_has_rank_one(shape, seed):
 
 @given(draws.matrix_shapes, draws.seeds)
 def test_the_two_moments_have_the_same_mean(shape, seed):
-    row, col = moments(draws.heavy(shape, seed), steps=4)
+    row, col, _ = moments(draws.heavy(shape, seed), steps=4)
     torch.testing.assert_close(row.mean(-2), col.mean(-1), rtol=1e-12, atol=0.0)
 
 
@@ -99,6 +99,6 @@ def test_belief_residual(shape, seed):
 
 @pytest.mark.parametrize("eps", [0.0, 1e-30, 1e-3])
 def test_the_floor_is_inside_the_average(eps):
-    row, col = moments(torch.zeros(1, 1, 2, 3, dtype=torch.float64), beta=0.75, eps=eps)
+    row, col, _ = moments(torch.zeros(1, 1, 2, 3, dtype=torch.float64), beta=0.75, eps=eps)
     assert float(row[0, 0, 0, 0]) == pytest.approx(0.25 * eps)
     assert float(col[0, 0, 0, 0]) == pytest.approx(0.25 * eps)

@@ -107,7 +107,7 @@ class ContextualController:
             x = g.detach().float().reshape(1, *Layout.of(tuple(g.shape)).view)
             square = T.tensor_sum(x.square()).flatten()
             good = torch.isfinite(square)
-            q = T.sketch(x) * (T.numel(x) / square.clamp(min=TINY)).sqrt()
+            q = T.sketch(x) * (x[0].numel() / square.clamp(min=TINY)).sqrt()
             self._add(torch.where(good, q, 0.0), torch.where(good, square, 0.0), ~good, (0, number))
         self._observe(lr, self._sketch.device if self._sketch is not None else torch.device("cpu"))
 

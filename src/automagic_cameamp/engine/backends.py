@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..recipes import alone
 from . import execute
 from .buckets import Chunk
 
@@ -119,7 +120,8 @@ class Reference:
     def run(self, works: list[Work]) -> Iterator[Outcome]:
         """One chunk after the other."""
         for w in works:
-            ok, signals = execute.run(w.chunk, w.states, w.recipe, w.fields, w.shared, w.hp, w.keys, w.rounds)
+            update = execute.Update(w.chunk, w.states, w.recipe, w.fields, w.shared, w.hp, w.rounds)
+            ok, signals = update.finish(alone(update.steps), w.keys)
             yield w, ok, signals
 
 

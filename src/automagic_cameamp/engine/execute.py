@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import schedule, storage
+from ..recipes import Steps
 from ..storage import CORRECTION
 from ..storage.rounding import join, split
 from ..types import Layout, Phase
@@ -31,7 +32,7 @@ class Field(NamedTuple):
         return (storage.Plane("", self.spec.stack_shape(layout), self.spec.own_shape(layout), dtype),)
 
 
-class Gathered(NamedTuple):
+class Rows(NamedTuple):
     """Rows of one plane, their stack, and whether the stack aliases the rows."""
 
     rows: list[Tensor]
@@ -64,12 +65,14 @@ def fields_of(
     return [Field(spec, storage.choose(spec, layout, policy, by_rows)) for spec in recipe.specs(layout, hp)]
 
 
-def stack_params(params: list[Tensor], layout: Layout, compute: torch.dtype) -> Tensor:
-    """[B,K,m,n] in the type of the arithmetic; a copy, except of a single contiguous tensor."""
+def stack_params(params: list[Tensor], layout: Layout, compute: torch.dtype | None) -> Tensor:
+    """[B,K,m,n] in this type, or in their own; a copy, except of a single contiguous tensor."""
     shape = (len(params), *layout.view)
     if len(params) == 1:
-        return tensors.plain(params[0]).reshape(shape).to(compute)
-    return torch.stack([tensors.plain(p) for p in params]).reshape(shape).to(compute)
+        stack = tensors.plain(params[0]).reshape(shape)
+    else:
+        stack = torch.stack([tensors.plain(p) for p in params]).reshape(shape)
+    return stack if compute is None else stack.to(compute)
 
 
 def allocate_state(
@@ -137,70 +140,196 @@ def phase_on_host(step: Tensor, warmup_steps: int) -> Phase:
     return schedule.phase_between(float(low) + 1, float(high) + 1, warmup_steps)
 
 
-def run(
-    chunk: Chunk,
-    states: list[dict[str, Any]],
-    recipe: ModuleType,
-    fields: list[Field],
-    shared: Any,
-    hp: Any,
-    keys: Tensor | None,
-    round_params: bool,
-) -> tuple[Tensor, Any]:
-    """Update the parameters and states of a chunk in place.
+class Text(NamedTuple):
+    """What an update is, without its tensors: the same for every step of a chunk.
+
+    Args:
+        recipe: module with ``update``.
+        fields: storage of each state field.
+        hp: the recipe's options.
+        layout: view of what is here of the parameters.
+        dtype: type of the parameters.
+        rounds: whether they are rounded stochastically.
+    """
+
+    recipe: ModuleType
+    fields: list[Field]
+    hp: Any
+    layout: Layout
+    dtype: torch.dtype
+    rounds: bool
+
+    @property
+    def compute(self) -> torch.dtype:
+        """Type of the arithmetic."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def corrected(self) -> bool:
+        """Whether the weights have 24 bits, the last eight beside them."""
+        return any(field.spec.name == CORRECTION.name for field in self.fields)
+
+
+Planes = dict[str, tuple[Tensor, ...]]  # field -> its stacked planes
+
+
+class Ended(NamedTuple):
+    """What an update leaves: stacks to be written; None where a field stays as it is."""
+
+    p: Tensor
+    planes: dict[str, tuple[Tensor, ...] | None]
+    ok: Tensor
+    signals: Any
+
+
+def begin(text: Text, p: Tensor, g: Tensor, planes: Planes, shared: Any, phase: Phase) -> Steps[Any]:
+    """Decode a stack and begin the recipe's update; what it yields are sums over whole tensors.
+
+    Args:
+        text: what is computed.
+        p: [B,K,m,n] weights as they are held.
+        g: [B,K,m,n] gradients as they came.
+        planes: the stored state.
+        shared: the recipe's scalars over all parameters.
+        phase: where the whole stack stands, or MIXED.
+    """
+    compute = text.compute
+    decoded: dict[str, Tensor] = {}
+    for spec, codec in text.fields:
+        if spec.name != CORRECTION.name:
+            value = codec.decode(planes[spec.name]) if codec is not None else planes[spec.name][0]
+            decoded[spec.name] = value.to(compute) if spec.dtype is None else value
+    weights = join(p, planes[CORRECTION.name][0]) if text.corrected else p.to(compute)
+    state = text.recipe.make_state(decoded)
+    return text.recipe.update(weights, g.to(compute), state, shared, text.hp, phase, text.layout)
+
+
+def end(text: Text, p: Tensor, planes: Planes, result: Any, keep: Tensor | None, keys: Tensor | None) -> Ended:
+    """Encode what the recipe returned, in the types in which it is held.
+
+    Args:
+        text, p, planes: as in ``begin``.
+        result: what the steps returned.
+        keep: [B,1,1,1] bool, False where nothing may change; None where all are usable.
+        keys: [B] int32 random keys, or None where nothing is rounded stochastically.
+    """
+    new_p, new_state, ok, signals = result
+    place = text.layout.place
+    noise = None if keys is None else Noise(keys, new_state.step.flatten(), 0 if place is None else place.first)
+    values = text.recipe.as_dict(new_state)
+    rounding = noise if text.rounds else None
+    if text.corrected:
+        bits = None if rounding is None else rounding.bits(new_p.shape, 0)
+        new_p, values[CORRECTION.name] = split(new_p, bits, text.dtype)
+    elif rounding is not None:
+        new_p = stochastic_round(new_p, rounding.bits(new_p.shape, 0), text.dtype)
+    if keep is not None:
+        new_p = torch.where(keep, new_p.to(p.dtype), p)
+    written: dict[str, tuple[Tensor, ...] | None] = {}
+    for number, (spec, codec) in enumerate(text.fields):
+        value, old = values[spec.name], planes[spec.name]
+        if codec is None and value is old[0]:
+            written[spec.name] = None  # untouched in this phase
+            continue
+        if codec is None:
+            stored: tuple[Tensor, ...] = (value,)
+        else:
+            bits = noise.bits(value.shape, number + 1) if noise is not None and codec.random else None
+            stored = codec.encode(value, bits)
+        if keep is not None:
+            stored = tuple(
+                torch.where(keep.view(-1, *[1] * (new.dim() - 1)), new.to(was.dtype), was)
+                for new, was in zip(stored, old, strict=True)
+            )
+        written[spec.name] = stored
+    return Ended(new_p, written, ok, signals)
+
+
+class Gathered:
+    """The parameters, gradients and state of a chunk as stacks, and the way back.
 
     Args:
         chunk: parameters that all have a dense gradient.
         states: ``optimizer.state[p]`` of each, complete.
-        recipe: module with ``update``.
         fields: storage of each state field.
+    """
+
+    def __init__(self, chunk: Chunk, states: list[dict[str, Any]], fields: list[Field]) -> None:
+        self.params, layout = chunk.params, chunk.layout
+        self.wrapped = tensors.is_wrapper(chunk.params[0])
+        first = self.params[0]
+        self.p = stack_params(self.params, layout, first.dtype)
+        self.g = stack_params([_gradient(q) for q in self.params], layout, None)
+        self.rows: dict[str, list[Rows]] = {}
+        for field in fields:
+            rows = []
+            for plane in field.planes(layout, compute_dtype(first)):
+                held = [state[field.spec.name + plane.suffix] for state in states]
+                rows.append(Rows(held, *arena.stacked(held, plane.shape)))
+            self.rows[field.spec.name] = rows
+
+    @property
+    def planes(self) -> Planes:
+        """The stored state."""
+        return {name: tuple(row.stack for row in rows) for name, rows in self.rows.items()}
+
+    def write(self, ended: Ended, keep: Tensor | None) -> None:
+        """Put an update into parameters and states; ``keep`` as in ``end``."""
+        for name, stored in ended.planes.items():
+            if stored is not None:
+                for (rows, stack, in_place), new in zip(self.rows[name], stored, strict=True):
+                    arena.write(rows, stack, in_place, new)
+        if self.wrapped:
+            _write_wrappers(self.params, ended.p, keep)
+        else:
+            write_params(self.params, ended.p, None)
+
+
+class Update:
+    """The update of one chunk, begun: its stacks, and the recipe's steps.
+
+    Args:
+        chunk, states, fields: as in ``Gathered``.
+        recipe: module with ``update``.
         shared: the recipe's scalars over all parameters.
         hp: the recipe's options.
-        keys: [B] int32 random keys, or None where nothing is rounded stochastically.
-        round_params: whether the weights are.
-
-    Returns:
-        [B] bool, False where the gradient was not finite and nothing was changed; and the
-        recipe's signals.
+        rounds: whether the weights are rounded stochastically.
     """
-    params = chunk.params
-    p, gathered, result = evaluate(chunk, states, recipe, fields, shared, hp)
-    new_p, new_state, ok, signals = result
 
-    # On CPU looking at the flag is free; elsewhere it would wait for the device.
-    keep = None if ok.device.type == "cpu" and bool(ok.all()) else ok
-    first = 0 if chunk.shard is None else chunk.shard.place.first
-    noise = None if keys is None else Noise(keys, new_state.step.flatten(), first)
-    values = recipe.as_dict(new_state)
-    rounding = noise if round_params else None
-    if CORRECTION.name in gathered:
-        bits = None if rounding is None else rounding.bits(new_p.shape, 0)
-        new_p, values[CORRECTION.name] = split(new_p, bits, params[0].dtype)
-        rounding, p = None, stack_params(params, chunk.layout, params[0].dtype)
-    _scatter(gathered, fields, values, keep, noise)
-    if keep is not None:
-        new_p = torch.where(keep, new_p, p)
-    if tensors.is_wrapper(params[0]):
-        _write_wrappers(params, new_p, keep)
-    else:
-        write_params(params, new_p, rounding)
-    return ok.flatten(), signals
+    def __init__(
+        self,
+        chunk: Chunk,
+        states: list[dict[str, Any]],
+        recipe: ModuleType,
+        fields: list[Field],
+        shared: Any,
+        hp: Any,
+        rounds: bool,
+    ) -> None:
+        self.gathered = Gathered(chunk, states, fields)
+        rounds = rounds and not self.gathered.wrapped  # those round by themselves
+        self.text = Text(recipe, fields, hp, chunk.layout, chunk.params[0].dtype, rounds)
+        self.planes = self.gathered.planes
+        phase = phase_on_host(self.planes["step"][0], hp.warmup_steps)
+        self.steps = begin(self.text, self.gathered.p, self.gathered.g, self.planes, shared, phase)
 
+    def finish(self, result: Any, keys: Tensor | None) -> tuple[Tensor, Any]:
+        """Write the recipe's result into parameters and states.
 
-def evaluate(
-    chunk: Chunk, states: list[dict[str, Any]], recipe: ModuleType, fields: list[Field], shared: Any, hp: Any
-) -> tuple[Tensor, dict[str, list[Gathered]], Any]:
-    """The stacked weights, the stored state, and what the recipe makes of them; nothing is written."""
-    params, layout = chunk.params, chunk.layout
-    compute = compute_dtype(params[0])
-    p = stack_params(params, layout, compute)
-    g = stack_params([_gradient(q) for q in params], layout, compute)
-    gathered, decoded = _gather(states, fields, layout, compute)
-    if (rest := decoded.pop(CORRECTION.name, None)) is not None:
-        p = join(stack_params(params, layout, params[0].dtype), rest)
-    phase = phase_on_host(decoded["step"], hp.warmup_steps)
-    state = recipe.make_state(decoded)
-    return p, gathered, recipe.update(p, g, state, shared, hp, phase, layout)
+        Args:
+            result: what the steps returned.
+            keys: [B] int32 random keys, or None where nothing is rounded stochastically.
+
+        Returns:
+            [B] bool, False where the gradient was not finite and nothing was changed; and the
+            recipe's signals.
+        """
+        ok = result.ok
+        # On CPU looking at the flag is free; elsewhere it would wait for the device.
+        keep = None if ok.device.type == "cpu" and bool(ok.all()) else ok
+        ended = end(self.text, self.gathered.p, self.planes, result, keep, keys)
+        self.gathered.write(ended, keep)
+        return ok.flatten(), ended.signals
 
 
 def _gradient(p: Tensor) -> Tensor:
@@ -208,46 +337,6 @@ def _gradient(p: Tensor) -> Tensor:
     g = p.grad
     assert g is not None
     return g if g.device == p.device else g.to(p.device)
-
-
-def _gather(
-    states: list[dict[str, Any]], fields: list[Field], layout: Layout, compute: torch.dtype
-) -> tuple[dict[str, list[Gathered]], dict[str, Tensor]]:
-    gathered: dict[str, list[Gathered]] = {}
-    decoded: dict[str, Tensor] = {}
-    for field in fields:
-        spec, codec = field
-        planes = []
-        for plane in field.planes(layout, compute):
-            rows = [state[spec.name + plane.suffix] for state in states]
-            planes.append(Gathered(rows, *arena.stacked(rows, plane.shape)))
-        gathered[spec.name] = planes
-        value = codec.decode(tuple(g.stack for g in planes)) if codec is not None else planes[0].stack
-        decoded[spec.name] = value.to(compute) if spec.dtype is None else value
-    return gathered, decoded
-
-
-def _scatter(
-    gathered: dict[str, list[Gathered]],
-    fields: list[Field],
-    state: dict[str, Tensor],
-    ok: Tensor | None,
-    noise: Noise | None,
-) -> None:
-    for number, (spec, codec) in enumerate(fields):
-        value = state[spec.name]
-        if codec is None and value is gathered[spec.name][0].stack:
-            continue  # untouched in this phase
-        if codec is None:
-            stored: tuple[Tensor, ...] = (value,)
-        else:
-            bits = noise.bits(value.shape, number + 1) if noise is not None and codec.random else None
-            stored = codec.encode(value, bits)
-        for (rows, stack, in_place), new in zip(gathered[spec.name], stored, strict=True):
-            if ok is not None:
-                flag = ok.view(-1, *[1] * (new.dim() - 1))
-                new = torch.where(flag, new.to(stack.dtype), stack)
-            arena.write(rows, stack, in_place, new)
 
 
 def _write_wrappers(params: list[Tensor], new: Tensor, keep: Tensor | None) -> None:

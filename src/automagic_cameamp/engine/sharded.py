@@ -1,7 +1,8 @@
 """Updates of sharded parameters: what the processes tell each other, and when.
 
-All sums of all parameters go through one buffer, so a step makes two reductions per mesh, however
-many parameters there are. ``recipes/_sharded.py`` says what is in it.
+Every update yields the sums that it needs over whole tensors; those of all updates go through one buffer, so
+the number of reductions is that of the recipe's exchanges, however many parameters there are. Updates that
+wait for their sums hold their temporaries: very large models are taken in batches of ``AT_ONCE`` elements.
 """
 
 from __future__ import annotations
@@ -16,13 +17,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..recipes import _sharded
+from ..recipes import Sum, has_mask
 from ..validate import callers_depth, fail
 from . import backends, execute, landing
 from .buckets import Chunk
-from .shards import Shard, cut, is_cut, is_distributed, local_of, local_parameter, local_state, wrap
+from .shards import Shard, cut, is_cut, is_distributed, local_of, local_parameter, local_state, place_of, wrap
 
 _SAID: WeakSet[Any] = WeakSet()
+AT_ONCE = 1 << 26  # elements of whole tensors whose updates wait together, per process of the mesh
+
+# They look at neighbours in both directions or at the whole matrix, of which a process has rows.
+NEIGHBOURS: dict[str, tuple[Any, str]] = {
+    "frequency_penalty": (0.0, "damping of high frequencies"),
+    "edge_suppression": (False, "damping of edges"),
+    "lora_rank_penalty": (False, "low-rank penalty and emphasis"),
+}
+NEEDED: dict[str, tuple[Any, str]] = {
+    "lr_mask_granularity": ("element", "signs of other granularities are packed across rows"),
+    "lr_level": ("fixed", "the sample of the weights that it compares is of the whole tensor"),
+}
 
 
 class Rider(Protocol):
@@ -33,12 +46,10 @@ class Rider(Protocol):
 
 
 class _Part(NamedTuple):
-    """A work on the part of its parameters that is here, and the sums known so far."""
+    """A work on the part of its parameters that is here, and its update under way."""
 
     work: backends.Work
-    chunk: Chunk
-    states: list[dict[str, Any]]
-    known: dict[str, Tensor]
+    update: execute.Update
 
 
 def options(optimizer: Any, hp: Any) -> Any:
@@ -47,45 +58,107 @@ def options(optimizer: Any, hp: Any) -> Any:
     Raises:
         ValueError: an option cannot be used with them.
     """
-    wrong = _sharded.refused(hp)
-    if wrong is not None:
-        name, value, allowed, why = wrong
-        raise fail(name, value, f"only {allowed!r} with sharded parameters", f"Reason: {why}.")
-    hp, skipped = _sharded.adapt(hp)
-    if skipped and optimizer not in _SAID:
+    for name, (allowed, why) in NEEDED.items():
+        value = getattr(hp, name, allowed)
+        if value != allowed and (name != "lr_mask_granularity" or has_mask(hp)):
+            raise fail(name, value, f"only {allowed!r} with sharded parameters", f"Reason: {why}.")
+    on = {name: off for name, (off, _) in NEIGHBOURS.items() if getattr(hp, name, off) != off}
+    if on and optimizer not in _SAID:
         _SAID.add(optimizer)
+        skipped = ", ".join(NEIGHBOURS[name][1] for name in on)
         text = (
-            f"{type(optimizer).__name__}: parameters are sharded, and {', '.join(skipped)} would need rows "
+            f"{type(optimizer).__name__}: parameters are sharded, and {skipped} would need rows "
             "of other processes: left out for them."
         )
         warnings.warn(text, stacklevel=callers_depth())
-    return hp
+    return hp._replace(**on)
 
 
 def run(works: list[backends.Work], rider: Rider | None = None) -> Iterator[backends.Outcome]:
     """Update sharded parameters and their states in place; one outcome per work."""
     for _, members in groupby(sorted(works, key=_mesh_key), key=_mesh_key):
-        parts = [_part(work) for work in members]
-        for stage in _sharded.ROUNDS:
-            noted = [_evaluate(part, stage) for part in parts]
-            last = stage == _sharded.ROUNDS[-1]
-            _exchange(parts, noted, rider if last else None)
+        for batch in _batches(list(members)):
+            parts = [_part(work) for work in batch]
+            results = _exchanges(parts, rider)
+            rider = None
+            for part, result in zip(parts, results, strict=True):
+                ok, signals = part.update.finish(result, part.work.keys)
+                yield part.work, ok, signals
+
+
+def _batches(works: list[backends.Work]) -> Iterator[list[backends.Work]]:
+    """Works whose updates wait together; the same on every process, for it goes by whole tensors."""
+    batch: list[backends.Work] = []
+    held = 0
+    for work in works:
+        size = len(work.chunk.params) * work.chunk.layout.numel // _shard(work.chunk).mesh.size()
+        if batch and held + size > AT_ONCE:
+            yield batch
+            batch, held = [], 0
+        batch.append(work)
+        held += size
+    if batch:
+        yield batch
+
+
+def _exchanges(parts: list[_Part], rider: Rider | None) -> list[Any]:
+    """Drive the updates to their ends, adding what they ask for over all processes; their results."""
+    results: list[Any] = [None] * len(parts)
+    waiting: dict[int, list[Sum]] = {}
+
+    def go_on(number: int, answers: list[Tensor] | None) -> None:
+        steps = parts[number].update.steps
+        try:
+            waiting[number] = next(steps) if answers is None else steps.send(answers)
+        except StopIteration as end:
+            waiting.pop(number, None)
+            results[number] = end.value
+
+    for number in range(len(parts)):
+        go_on(number, None)
+    while waiting:
+        members = sorted(waiting)
+        added = _added([(waiting[n], _shard(parts[n].work.chunk)) for n in members], rider)
         rider = None
-        for part in parts:
-            work = part.work
-            totals = _totals(part, stage=3)
-            with _sharded.answering(totals):
-                ok, signals = execute.run(
-                    part.chunk,
-                    part.states,
-                    work.recipe,
-                    work.fields,
-                    work.shared,
-                    work.hp,
-                    work.keys,
-                    work.rounds,
-                )
-            yield work, ok, signals
+        for number, answers in zip(members, added, strict=True):
+            go_on(number, answers)
+    return results
+
+
+def _added(asked: list[tuple[list[Sum], Shard]], rider: Rider | None) -> list[list[Tensor]]:
+    """Sums over all processes: one reduction, none where nothing of it is anywhere else."""
+    cut_ = [[_crosses(s, shard) for s in sums] for sums, shard in asked]
+    pieces = [s.part for (sums, _), flags in zip(asked, cut_, strict=True) for s, f in zip(sums, flags, strict=True) if f]
+    totals: Iterator[Tensor] = iter(())
+    if pieces:
+        device = pieces[0].device
+        share = rider.share(device) if rider is not None else None
+        wide = any(piece.dtype == torch.float64 for piece in pieces)
+        dtype = torch.float64 if wide else torch.float32
+        flat = [piece.to(device, dtype).flatten() for piece in pieces]
+        buffer = torch.cat(flat if share is None else [*flat, share.to(dtype)])
+        dist.all_reduce(buffer, group=asked[0][1].mesh.get_group())
+        sizes = [piece.numel() for piece in pieces]
+        found = list(buffer.split([*sizes, buffer.numel() - sum(sizes)]))
+        if share is not None and rider is not None:
+            rider.take(found[-1])
+        totals = (x.view(p.shape).to(p.device, p.dtype) for x, p in zip(found, pieces, strict=False))
+    answers = []
+    for (sums, shard), flags in zip(asked, cut_, strict=True):
+        place = place_of(shard)
+        mine = []
+        for s, crosses in zip(sums, flags, strict=True):
+            whole = tuple(
+                place.size if d == place.split else n for d, n in zip(s.over, s.counted, strict=False)
+            )
+            mine.append(s.complete(next(totals) if crosses else s.part, whole))
+        answers.append(mine)
+    return answers
+
+
+def _crosses(s: Sum, shard: Shard) -> bool:
+    """Whether other processes hold a part of a sum."""
+    return place_of(shard).split in s.over
 
 
 def load_rows(
@@ -123,37 +196,5 @@ def _part(work: backends.Work) -> _Part:
     chunk = work.chunk._replace(
         params=[local_parameter(p) for p in work.chunk.params], layout=_shard(work.chunk).layout
     )
-    return _Part(work, chunk, [local_state(state) for state in work.states], {})
-
-
-def _totals(part: _Part, stage: int) -> _sharded.Totals:
-    return _sharded.Totals(_shard(part.chunk).place, part.known, stage)
-
-
-def _evaluate(part: _Part, stage: int) -> dict[str, Tensor]:
-    """What this process adds to the sums of one round."""
-    totals, work = _totals(part, stage), part.work
-    with _sharded.answering(totals):
-        execute.evaluate(part.chunk, part.states, work.recipe, work.fields, work.shared, work.hp)
-    return totals.parts
-
-
-def _exchange(parts: list[_Part], noted: list[dict[str, Tensor]], rider: Rider | None) -> None:
-    """Add the noted numbers over all processes: one reduction."""
-    pieces = [piece for sums in noted for piece in sums.values()]
-    if not pieces:  # nothing is needed at this place of the warm-up
-        return
-    device = pieces[0].device
-    share = rider.share(device) if rider is not None else None
-    wide = any(piece.dtype == torch.float64 for piece in pieces)
-    dtype = torch.float64 if wide else torch.float32
-    flat = [piece.to(device, dtype).flatten() for piece in pieces]
-    buffer = torch.cat(flat if share is None else [*flat, share.to(dtype)])
-    dist.all_reduce(buffer, group=_shard(parts[0].chunk).mesh.get_group())
-    sizes = [piece.numel() for piece in pieces]
-    sums = iter(buffer.split([*sizes, buffer.numel() - sum(sizes)]))
-    for part, names in zip(parts, noted, strict=True):
-        for name, piece in names.items():
-            part.known[name] = next(sums).view(piece.shape).to(piece.device, piece.dtype)
-    if share is not None and rider is not None:
-        rider.take(next(sums))
+    states = [local_state(state) for state in work.states]
+    return _Part(work, execute.Update(chunk, states, work.recipe, work.fields, work.shared, work.hp, work.rounds))

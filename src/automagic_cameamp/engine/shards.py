@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..recipes._sharded import Place
 from ..storage import StateSpec
-from ..types import Layout
+from ..types import Layout, Place
 
 
 class Shard(NamedTuple):
@@ -26,14 +25,12 @@ class Shard(NamedTuple):
     Args:
         mesh: the processes.
         placements: of the parameter.
-        place: which part is here.
-        layout: view of that part.
+        layout: view of the part that is here.
         start: index in the first dimension of the first slice that is here.
     """
 
     mesh: Any
     placements: tuple[Any, ...]
-    place: Place
     layout: Layout
     start: int
 
@@ -67,8 +64,8 @@ def shard_of(p: Tensor) -> Shard | None:
         )
     first = start * math.prod(p.shape[1:])
     split = 3 if p.dim() == 1 else 1 if p.dim() == 3 else 2
-    place = Place(split, size, length, first, p.numel())
-    return Shard(mesh, placements, place, Layout.of(local), start)
+    place = Place(split, size, first, p.numel())
+    return Shard(mesh, placements, Layout.of(local)._replace(place=place), start)
 
 
 def is_distributed(x: Any) -> bool:
@@ -100,9 +97,15 @@ def local_parameter(p: Tensor) -> Tensor:
     return part
 
 
+def place_of(shard: Shard) -> Place:
+    """Which part of the tensor is here."""
+    assert shard.layout.place is not None
+    return shard.layout.place
+
+
 def is_cut(spec: StateSpec, shard: Shard) -> bool:
     """Whether a field of a parameter is cut with it."""
-    return spec.extent in ("full", "row") or (spec.extent == "col" and shard.place.split == 1)
+    return spec.extent in ("full", "row") or (spec.extent == "col" and place_of(shard).split == 1)
 
 
 def distributed(local: Tensor, shape: Sequence[int], shard: Shard) -> Tensor:
@@ -136,4 +139,4 @@ def wrap(
 
 def cut(whole: Tensor, shard: Shard) -> Tensor:
     """The part of a whole tensor that is here."""
-    return whole.narrow(0, shard.start, shard.place.length)
+    return whole.narrow(0, shard.start, shard.layout.shape[0])

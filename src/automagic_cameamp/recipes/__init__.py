@@ -1,1 +1,6 @@
 """One short text per algorithm: which techniques, in which order."""
+
+from ..techniques import Steps, Sum, alone
+from ._rate import has_mask
+
+__all__ = ["Steps", "Sum", "alone", "has_mask"]

@@ -172,7 +172,7 @@ def rate(
     k: Scalars,
     hp: Hyper,
     phase: Phase,
-) -> tuple[Tensor, State]:
+) -> T.Steps[tuple[Tensor, State]]:
     """Rate of every element, relative to the group's lr, and the state that follows.
 
     Args:
@@ -182,16 +182,23 @@ def rate(
         gain: gains that belong to the rate (ALLoRA's), broadcast to [B,K,m,n].
 
     Returns:
-        A tensor that broadcasts to [B,K,m,n].
+        A tensor that broadcasts to [B,K,m,n], and the state with its mean.
     """
     level, state = _level(g, u, p, state, shared, k, hp)
-    value = gain * level
+    value, mask = gain * level, None
     if shared.multiplier is not None:
         value = value * shared.multiplier
     if has_mask(hp):
-        mask, state = _mask(g, p, state, shared, k, hp, phase)
+        mask, state = yield from _mask(g, p, state, shared, k, hp, phase)
         value = mask * value
-    return _clamp(value, hp), state
+    value = _clamp(value, hp)
+    # Where one multiplier stands for several elements it counts for each of them.
+    learns = mask is not None and state.lr_mask_sum is not None and phase.may_warm_up
+    sums = yield [T.mean(value, like=g), *([T.total(mask, like=g)] if mask is not None and learns else [])]
+    if learns:
+        total = torch.where(k.warm, (sums[1] * shared.mask_mean).float(), state.lr_mask_sum)
+        state = state._replace(lr_mask_sum=total)
+    return value, state._replace(avg_lr=(sums[0] * hp.lr).float())
 
 
 def _clamp(value: Tensor, hp: Hyper) -> Tensor:
@@ -216,26 +223,19 @@ def absolute_floor(hp: Hyper) -> float | Tensor:
 
 def _mask(
     g: Tensor, p: Tensor, state: State, shared: Shared, k: Scalars, hp: Hyper, phase: Phase
-) -> tuple[Tensor, State]:
+) -> T.Steps[tuple[Tensor, State]]:
     """Multiplier of the mask; counters move in the warm-up and are frozen afterwards."""
     assert state.lr_mask is not None
     code = mask_code(hp)
     if phase.may_warm_up:
-        counter, state = _count(g, p, state, shared, k, hp, code, phase)
+        counter, state = yield from _count(g, p, state, shared, k, hp, code, phase)
     elif hp.lr_mask_granularity == "element":
         counter = T.split_word(state.lr_mask, code)[0]
     else:
         counter = state.lr_mask
     if hp.lr_mask_rule == "additive":
         return additive_mask(counter, g.dtype, hp), state
-    mask = T.geometric_mask(counter, shared.mask_mean)
-    if phase.may_warm_up:
-        total = (T.tensor_sum(mask, "mask") * shared.mask_mean).float()
-        if hp.lr_mask_granularity != "element":  # one multiplier stands for several elements
-            total = total * (T.numel(g) / T.numel(mask))
-        assert state.lr_mask_sum is not None
-        state = state._replace(lr_mask_sum=torch.where(k.warm, total, state.lr_mask_sum))
-    return mask, state
+    return T.geometric_mask(counter, shared.mask_mean), state
 
 
 def additive_mask(counter: Tensor, dtype: torch.dtype, hp: Hyper) -> Tensor:
@@ -253,7 +253,7 @@ def _count(
     hp: Hyper,
     code: T.MaskCode,
     phase: Phase,
-) -> tuple[Tensor, State]:
+) -> T.Steps[tuple[Tensor, State]]:
     """Move the counters by sign agreement. Frozen tensors of a MIXED stack keep every bit."""
     live = k.warm & (k.t > 1)
     elements = hp.lr_mask_granularity == "element"
@@ -269,14 +269,16 @@ def _count(
     if phase is Phase.MIXED:
         new_last = last + (new_last - last) * k.warm.to(last.dtype)
     if elements:
-        counter = T.count(counter, _boost(bump, g, p, k, hp), code)
+        bump = yield from _boost(bump, g, p, k, hp)
+        counter = T.count(counter, bump, code)
         return counter, state._replace(lr_mask=T.join_word(counter, new_last, code))
 
     state = state._replace(last_polarity=T.pack_bits(new_last < 0))
-    total, move = T.majority(bump, "row" if hp.lr_mask_granularity == "row" else "tensor")
-    move = _boost(move, g, p, k, hp)
+    grain = "row" if hp.lr_mask_granularity == "row" else "tensor"
+    total, move = yield from T.majority.steps(bump, grain)
+    move = yield from _boost(move, g, p, k, hp)
     if hp.lr_mask_granularity == "group":
-        total = _boost(total, g, p, k, hp)
+        total = yield from _boost(total, g, p, k, hp)
         move = shared.mask_vote.sign().to(code.counter) * k.warm.to(code.counter)
         if shared.mask_count is not None:  # who had no part in the group's last update takes its counter over
             counter = torch.where(k.warm, shared.mask_count.to(code.counter), counter)
@@ -291,12 +293,13 @@ def _count(
     return counter, state._replace(lr_mask=counter)
 
 
-def _boost(bump: Tensor, g: Tensor, p: Tensor, k: Scalars, hp: Hyper) -> Tensor:
+def _boost(bump: Tensor, g: Tensor, p: Tensor, k: Scalars, hp: Hyper) -> T.Steps[Tensor]:
     """Bumps d_coef times as large in the early phase, where descent makes the weights grow."""
     factor = getattr(hp, "d_coef", 1)
     if factor == 1:
         return bump
-    grows = (T.tensor_sum(g * p, "boost") < 0) & k.early
+    [along] = yield [T.total(g * p)]
+    grows = (along < 0) & k.early
     return bump * (1 + (factor - 1) * grows.to(bump.dtype))
 
 

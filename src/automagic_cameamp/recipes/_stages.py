@@ -135,57 +135,72 @@ def _moment(name: str, factored: bool) -> list[StateSpec]:
     return [StateSpec(name, "full", "positive")]
 
 
-def normalise(g: Tensor, state: State, hp: Hyper) -> tuple[Tensor, State]:
-    """Gradient -> update of unit size, clipped to a root mean square of clip_threshold."""
+def normalise(g: Tensor, state: State, hp: Hyper) -> T.Steps[tuple[Tensor, State]]:
+    """Gradient -> update of unit size, and the new moments."""
     square = g.square()
     if state.exp_avg_sq_row is not None and state.exp_avg_sq_col is not None:
-        row, col = T.factored_moment(
-            state.exp_avg_sq_row, state.exp_avg_sq_col, square, hp.betas[1], hp.eps[0], "square"
+        row, col, level = yield from T.factored_moment.steps(
+            state.exp_avg_sq_row, state.exp_avg_sq_col, square, hp.betas[1], hp.eps[0]
         )
         state = state._replace(exp_avg_sq_row=row, exp_avg_sq_col=col)
-        u = T.factored_rsqrt(g, row, col, "square")
-    else:
-        assert state.exp_avg_sq is not None
-        full = T.ema(state.exp_avg_sq, square + hp.eps[0], hp.betas[1])
-        state = state._replace(exp_avg_sq=full)
-        u = g * full.rsqrt()
-    return T.rms_clip(u, hp.clip_threshold, "update"), state
+        return T.factored_rsqrt(g, row, col, level), state
+    assert state.exp_avg_sq is not None
+    full = T.ema(state.exp_avg_sq, square + hp.eps[0], hp.betas[1])
+    return g * full.rsqrt(), state._replace(exp_avg_sq=full)
 
 
-def accumulate(u: Tensor, state: State, k: Scalars, hp: Hyper, phase: Phase) -> State:
-    """Momentum: torque-aware in the first half of the warm-up, consistency momentum after it."""
-    if state.s is not None and phase.may_be_early:
-        s, damping = T.torque(state.s, state.exp_avg, u, per_row=hp.tam_granularity == "row")
+def accumulate(
+    u: Tensor, state: State, k: Scalars, hp: Hyper, phase: Phase
+) -> T.Steps[tuple[Tensor, State, Tensor]]:
+    """Clip the update, then momentum: torque-aware in the first half of the warm-up, consistency after it.
+
+    Returns:
+        The update with a root mean square of at most clip_threshold, the state, and [B,1,1,1] bool whether
+        the gradient was usable. (AdaBelief clips nothing here, and ``belief`` says what was usable.)
+    """
+    turns = state.s is not None and phase.may_be_early
+    clip, turn, ok = yield from T.together(
+        T.rms_gain.steps(u, hp.clip_threshold if hp.came else math.inf),
+        T.torque.steps(state.s, state.exp_avg, u, per_row=hp.tam_granularity == "row")
+        if state.s is not None and turns
+        else T.nothing(None),
+        T.all_finite.steps(*_moments(state)) if hp.came else T.nothing(None),
+    )
+    u = u * clip if hp.came else u
+    damped = u
+    if turn is not None:
+        s, damping = turn
         damping = torch.where(k.early, damping + hp.eps[2], 1.0)
         state = state._replace(s=torch.where(k.early, s, state.s))
-        u = u * damping
-    return state._replace(exp_avg=T.ema(state.exp_avg, u, k.beta1))
+        damped = u * damping
+    return u, state._replace(exp_avg=T.ema(state.exp_avg, damped, k.beta1)), ok
 
 
-def confidence(u: Tensor, state: State, hp: Hyper) -> tuple[Tensor, State, Tensor]:
+def _moments(state: State) -> tuple[Tensor, ...]:
+    """What holds a trace of every element of the gradient."""
+    if state.exp_avg_sq_row is not None and state.exp_avg_sq_col is not None:
+        return state.exp_avg_sq_row, state.exp_avg_sq_col
+    assert state.exp_avg_sq is not None
+    return (state.exp_avg_sq,)
+
+
+def confidence(u: Tensor, state: State, hp: Hyper) -> T.Steps[tuple[Tensor, State]]:
     """CAME: divide the momentum by the root of its running surprise (matrices; vectors on request)."""
     m = state.exp_avg
     if state.exp_avg_res_row is not None and state.exp_avg_res_col is not None:
         surprise = T.belief_residual(u, m)
-        row, col = T.factored_moment(
-            state.exp_avg_res_row, state.exp_avg_res_col, surprise, hp.betas[2], hp.eps[1], "surprise"
+        row, col, level = yield from T.factored_moment.steps(
+            state.exp_avg_res_row, state.exp_avg_res_col, surprise, hp.betas[2], hp.eps[1]
         )
         state = state._replace(exp_avg_res_row=row, exp_avg_res_col=col)
-        out = T.factored_rsqrt(m, row, col, "surprise")
-    elif state.exp_avg_res is not None:
+        return T.factored_rsqrt(m, row, col, level), state
+    if state.exp_avg_res is not None:
         full = T.ema(state.exp_avg_res, T.belief_residual(u, m) + hp.eps[1], hp.betas[2])
-        state = state._replace(exp_avg_res=full)
-        out = m * full.rsqrt()
-    else:
-        out = m
-    if state.exp_avg_sq_row is not None and state.exp_avg_sq_col is not None:
-        rows = T.all_finite(state.exp_avg_sq_row, "finite.row")
-        return out, state, rows & T.all_finite(state.exp_avg_sq_col, "finite.col")
-    assert state.exp_avg_sq is not None
-    return out, state, T.all_finite(state.exp_avg_sq, "finite")
+        return m * full.rsqrt(), state._replace(exp_avg_res=full)
+    return m, state
 
 
-def belief(g: Tensor, state: State, k: Scalars, hp: Hyper) -> tuple[Tensor, State, Tensor]:
+def belief(g: Tensor, state: State, k: Scalars, hp: Hyper) -> T.Steps[tuple[Tensor, State, Tensor]]:
     """AdaBelief: bias-corrected momentum over the root of its variance around the momentum."""
     assert state.exp_avg_var is not None and state.beta1_product is not None
     var = T.ema(state.exp_avg_var, T.belief_residual(g, state.exp_avg), hp.betas[1]) + hp.eps[1]
@@ -193,7 +208,8 @@ def belief(g: Tensor, state: State, k: Scalars, hp: Hyper) -> tuple[Tensor, Stat
     decayed = (k.t * math.log(hp.betas[1])).exp() if hp.betas[1] else torch.zeros_like(k.t)
     corrected = var / (1 - decayed)
     out = state.exp_avg / (1 - product) / (corrected.sqrt() + hp.eps[2])
-    return out, state._replace(exp_avg_var=var, beta1_product=product), T.all_finite(var, "finite.variance")
+    ok = yield from T.all_finite.steps(var)
+    return out, state._replace(exp_avg_var=var, beta1_product=product), ok
 
 
 def displacement(
@@ -208,8 +224,7 @@ def displacement(
     phase: Phase,
     layout: Layout,
     gain: Tensor | None = None,
-    scale: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, State]:
+) -> T.Steps[tuple[Tensor, Tensor, State]]:
     """Direction -> what is subtracted from the weights: clipped, times the rate of each element.
 
     Args:
@@ -218,32 +233,36 @@ def displacement(
         u: [B,K,m,n] update of unit size.
         out: [B,K,m,n] direction.
         gain: factors that are no part of the rate, broadcast to [B,K,m,n].
-        scale: [B,1,1,1] factor of ``out`` that followed from other sums over the tensor.
 
     Returns:
-        The displacement, the rate relative to the group's lr, the gain of the clip, the new state.
+        The displacement, the rate relative to the group's lr, the new state.
     """
     row_gain = T.allora_gain(p, hp.eta) if hp.allora and layout.matrix else torch.ones_like(k.t)
-    rate, state = _rate.rate(g, u, p, row_gain, state, shared, k, hp, phase)
-    clip = torch.ones_like(k.t)
-    if not math.isinf(hp.final_clip):
-        clip = T.rms_gain(out, hp.final_clip, "final", scale)
+    (rate, state), clip = yield from T.together(
+        _rate.rate(g, u, p, row_gain, state, shared, k, hp, phase), T.rms_gain.steps(out, hp.final_clip)
+    )
     d = out * rate * (clip * hp.lr)
     if gain is not None:
         d = d * gain
     if hp.use_orthograd and phase.may_be_early:
-        d = torch.where(k.early, T.orthograd(d, p), d)
-    return d, rate, clip, state
+        d = torch.where(k.early, (yield from T.orthograd.steps(d, p)), d)
+    return d, rate, state
 
 
-def decay(p: Tensor, g: Tensor, rate: Tensor, k: Scalars, hp: Hyper, phase: Phase) -> Tensor:
-    """Decoupled weight decay, stronger where the gradient is large; early phase only by default."""
+def decay(p: Tensor, g: Tensor, k: Scalars, hp: Hyper, phase: Phase) -> T.Steps[Tensor | None]:
+    """Strength of the decoupled weight decay, more where the gradient is large; early phase by default."""
     early_only = hp.weight_decay_phase == "early"
     if hp.weight_decay == 0 or (early_only and not phase.may_be_early):
-        return p
-    strength = T.adaptive_decay(g).mul_(rate)
-    if early_only and phase is Phase.MIXED:
-        strength = strength * k.early.to(p.dtype)
+        return None
+    strength = yield from T.adaptive_decay.steps(g)
+    return strength * k.early.to(p.dtype) if early_only and phase is Phase.MIXED else strength
+
+
+def moved(p: Tensor, d: Tensor, rate: Tensor, strength: Tensor | None, hp: Hyper) -> Tensor:
+    """Weights after their decay and the displacement."""
+    if strength is None:
+        return p - d
+    strength = strength * rate
     if isinstance(hp.lr, Tensor):
-        return torch.addcmul(p, strength * (hp.lr * hp.weight_decay), p, value=-1)
-    return torch.addcmul(p, strength, p, value=-hp.lr * hp.weight_decay)
+        return torch.addcmul(p, strength * (hp.lr * hp.weight_decay), p, value=-1) - d
+    return torch.addcmul(p, strength, p, value=-hp.lr * hp.weight_decay) - d

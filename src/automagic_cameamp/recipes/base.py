@@ -35,6 +35,7 @@ from ._stages import (
     displacement,
     make_state,
     moment_specs,
+    moved,
     normalise,
 )
 
@@ -65,7 +66,7 @@ def initial(name: str, params: list[Tensor], layout: Layout) -> Tensor | None:
 
 def update(
     p: Tensor, g: Tensor, state: State, shared: Shared, hp: Hyper, phase: Phase, layout: Layout
-) -> Result:
+) -> T.Steps[Result]:
     """One step of a stack.
 
     Args:
@@ -75,7 +76,10 @@ def update(
         shared: scalars over all parameters, from the previous step.
         hp: options of the group.
         phase: where the whole stack stands, or MIXED.
-        layout: the view of the parameters.
+        layout: the view of what is here of the parameters.
+
+    Yields:
+        Sums over whole tensors, and gets them back (``techniques.sums``).
 
     Returns:
         New weights and state; the engine keeps the old ones where ``ok`` is False.
@@ -83,18 +87,21 @@ def update(
     k = schedule.scalars(state.step.to(p.dtype) + 1, hp.betas[0], hp.beta1_decay, hp.warmup_steps)
     raw = g
     if hp.use_agr:
-        g = T.agr(g)
+        g = yield from T.agr.steps(g)
 
+    u = g
     if hp.came:
-        u, state = normalise(g, state, hp)
+        u, state = yield from normalise(g, state, hp)
+    u, state, ok = yield from accumulate(u, state, k, hp, phase)
+    if hp.came:
+        out, state = yield from confidence(u, state, hp)
     else:
-        u = g
-    state = accumulate(u, state, k, hp, phase)
-    out, state, ok = confidence(u, state, hp) if hp.came else belief(g, state, k, hp)
+        out, state, ok = yield from belief(g, state, k, hp)
     if hp.use_grams:
         out = T.grams(out, raw, k.grams_mix)
 
-    d, rate, _, state = displacement(p, raw, u, out, state, shared, k, hp, phase, layout)
-    p = decay(p, raw, rate, k, hp, phase) - d
-    mean_rate = T.tensor_mean(rate, "rate") * hp.lr
-    return Result(p, state._replace(step=state.step + 1, avg_lr=mean_rate.float()), ok)
+    (d, rate, state), strength = yield from T.together(
+        displacement(p, raw, u, out, state, shared, k, hp, phase, layout), decay(p, raw, k, hp, phase)
+    )
+    new = moved(p, d, rate, strength, hp)
+    return Result(new, state._replace(step=state.step + 1), ok)

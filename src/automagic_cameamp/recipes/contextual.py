@@ -19,7 +19,17 @@ from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
 from . import _rate, _stages
 from ._rate import LAGGED, Shared, share
-from ._stages import Result, accumulate, belief, confidence, decay, displacement, moment_specs, normalise
+from ._stages import (
+    Result,
+    accumulate,
+    belief,
+    confidence,
+    decay,
+    displacement,
+    moment_specs,
+    moved,
+    normalise,
+)
 from .base import initial
 
 __all__ = [
@@ -110,32 +120,38 @@ def specs(layout: Layout, hp: Any) -> tuple[StateSpec, ...]:
     return (*moment_specs(layout, hp), *means, *_rate.specs(layout, hp))
 
 
-def update(p: Tensor, g: Tensor, state: Any, shared: Shared, hp: Any, phase: Phase, layout: Layout) -> Result:
-    """One step of a stack; arguments and result as in ``base.update``."""
+def update(
+    p: Tensor, g: Tensor, state: Any, shared: Shared, hp: Any, phase: Phase, layout: Layout
+) -> T.Steps[Result]:
+    """One step of a stack; arguments, sums and result as in ``base.update``."""
     beta1 = T.own_beta(hp.betas[0], hp.momentum_scales, hp.base_beta1)
     k = schedule.scalars(state.step.to(p.dtype) + 1, beta1, hp.beta1_decay, hp.warmup_steps)
     raw = g
     if hp.use_agr:
-        g = T.agr(g)
+        g = yield from T.agr.steps(g)
 
+    u = g
     if hp.came:
-        u, state = normalise(g, state, hp)
-    else:
-        u = g
-    state = accumulate(u, state, k, hp, phase)
+        u, state = yield from normalise(g, state, hp)
+    u, state, ok = yield from accumulate(u, state, k, hp, phase)
     m, state = _mix(u, state, k, hp)
     own = state.exp_avg
     state = state._replace(exp_avg=m)  # the stages below work on the mixture
-    out, state, ok = confidence(u, state, hp) if hp.came else belief(g, state, k, hp)
+    if hp.came:
+        out, state = yield from confidence(u, state, hp)
+    else:
+        out, state, ok = yield from belief(g, state, k, hp)
     state = state._replace(exp_avg=own)
     if hp.use_grams:
         out = T.grams(out, raw, k.grams_mix)
 
-    d, rate, _, state = displacement(p, raw, u, out, state, shared, k, hp, phase, layout)
-    p = decay(p, raw, rate, k, hp, phase) - d
-    mean_rate = T.tensor_mean(rate, "rate") * hp.lr
-    state = state._replace(step=state.step + 1, avg_lr=mean_rate.float())
-    return Result(p, state, ok, _signals(raw, u, ok, hp))
+    (d, rate, state), strength, signals = yield from T.together(
+        displacement(p, raw, u, out, state, shared, k, hp, phase, layout),
+        decay(p, raw, k, hp, phase),
+        _signals(raw, u, ok, hp, layout),
+    )
+    new = moved(p, d, rate, strength, hp)
+    return Result(new, state._replace(step=state.step + 1), ok, signals)
 
 
 def _mix(u: Tensor, state: Any, k: Scalars, hp: Any) -> tuple[Tensor, Any]:
@@ -151,11 +167,12 @@ def _mix(u: Tensor, state: Any, k: Scalars, hp: Any) -> tuple[Tensor, Any]:
     return m, state._replace(scales=means)
 
 
-def _signals(g: Tensor, u: Tensor, ok: Tensor, hp: Any) -> Signals:
+def _signals(g: Tensor, u: Tensor, ok: Tensor, hp: Any, layout: Layout) -> T.Steps[Signals]:
     """Direction and size of this step's gradient, for the controller."""
-    good = ok.flatten()
-    square = T.tensor_sum(g.square(), "signals").flatten()
-    q = T.sketch(u)
+    place = layout.place
+    part = T.sketch(u) if place is None else T.sketch(u, first=place.first, whole=place.whole)
+    [square, count, q] = yield [T.total(g.square()), T.elements(g), T.exact(part)]
+    good, square = ok.flatten(), square.flatten()
     if not hp.came:  # u is the raw gradient: bring every tensor to a root mean square of 1
-        q = q * (T.numel(g) / square.clamp(min=1e-38)).sqrt().unsqueeze(1)
+        q = q * (count.flatten() / square.clamp(min=1e-38)).sqrt().unsqueeze(1)
     return Signals(torch.where(good.unsqueeze(1), q, 0.0), torch.where(good, square, 0.0).float(), ~good)

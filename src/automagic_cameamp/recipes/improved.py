@@ -85,7 +85,7 @@ def specs(layout: Layout, hp: Any) -> tuple[StateSpec, ...]:
     if hp.edge_suppression and hp.edge_penalty > 0 and has_picture(layout, hp):
         fields.append(StateSpec("edge_history", "full", "unit"))
     if hp.spatial_awareness and hp.detail_preservation > 0 and layout.matrix:
-        side = "row" if layout.rows <= layout.cols else "col"  # the short side costs least
+        side = "row" if _by_rows(layout) else "col"
         fields.append(StateSpec("spatial_variance", side, "vector"))
     if _has_low_rank(layout, hp):
         # The fewer directions, those kept or the others; at rank 16 every byte of a basis counts.
@@ -117,10 +117,10 @@ def initial(name: str, params: list[Tensor], layout: Layout) -> Tensor | None:
 
 def update(
     p: Tensor, g: Tensor, state: State, shared: Shared, hp: Any, phase: Phase, layout: Layout
-) -> Result:
-    """One step of a stack; arguments and result as in ``base.update``."""
+) -> T.Steps[Result]:
+    """One step of a stack; arguments, sums and result as in ``base.update``."""
     k = schedule.scalars(state.step.to(p.dtype) + 1, hp.betas[0], hp.beta1_decay, hp.warmup_steps)
-    g, state = _clip_percentile(g, state, k, hp)
+    g, state = yield from _clip_percentile(g, state, k, hp)
     raw = g
     pictured = hp.frequency_penalty > 0 or state.edge_history is not None
     view = T.picture(g, layout, hp.spatial_mode) if pictured else None
@@ -128,37 +128,47 @@ def update(
     if view is not None and hp.frequency_penalty > 0:
         g = T.frequency_filter(view, hp.frequency_penalty, sides).reshape(p.shape)
     if hp.use_agr:
-        g = T.agr(g)
+        g = yield from T.agr.steps(g)
 
+    u = g
     if hp.came:
-        u, state = normalise(g, state, hp)
-    else:
-        u = g
+        u, state = yield from normalise(g, state, hp)
     if state.lowrank_basis is not None:
-        u = T.emphasise(u, state.lowrank_basis.to(p.dtype), hp.low_rank_emphasis)
+        u = yield from T.emphasise.steps(u, state.lowrank_basis.to(p.dtype), hp.low_rank_emphasis)
     elif state.lowrank_tail is not None:
-        u = T.emphasise(u, state.lowrank_tail.to(p.dtype) / TAIL_CODES, hp.low_rank_emphasis, tail=True)
-    state = accumulate(u, state, k, hp, phase)
-    out, state, ok = confidence(u, state, hp) if hp.came else belief(g, state, k, hp)
-    out, scale = _signs(out, raw, k, hp, phase)
+        basis = state.lowrank_tail.to(p.dtype) / TAIL_CODES
+        u = yield from T.emphasise.steps(u, basis, hp.low_rank_emphasis, tail=True)
+    u, state, ok = yield from accumulate(u, state, k, hp, phase)
+    if hp.came:
+        out, state = yield from confidence(u, state, hp)
+    else:
+        out, state, ok = yield from belief(g, state, k, hp)
 
-    gain, state = _gains(raw, u, view, sides, state, layout, hp)
-    d, rate, clip, state = displacement(p, raw, u, out, state, shared, k, hp, phase, layout, gain, scale)
+    out, (gain, state) = yield from T.together(
+        _signs(out, raw, k, hp, phase), _gains(raw, u, view, sides, state, layout, hp)
+    )
+    d, _, state = yield from displacement(p, raw, u, out, state, shared, k, hp, phase, layout, gain)
     new = p - d
-    if hp.use_spd and hp.weight_decay > 0 and phase.may_warm_up:
-        pulled = T.spd(p, new, raw, hp.weight_decay, scale * clip)
-        new = pulled if phase is not Phase.MIXED else torch.where(k.warm, pulled, new)
-    mean_rate = T.tensor_mean(rate, "rate") * hp.lr
-    new, state = _shrink_rank(new, state, shared, mean_rate, hp)
-    return Result(new, state._replace(step=state.step + 1, avg_lr=mean_rate.float()), ok)
+    new = yield from _pull(p, new, raw, k, hp, phase)
+    new, state = _shrink_rank(new, state, shared, hp)
+    return Result(new, state._replace(step=state.step + 1), ok)
 
 
-def _clip_percentile(g: Tensor, state: State, k: Scalars, hp: Any) -> tuple[Tensor, State]:
+def _pull(p: Tensor, new: Tensor, g: Tensor, k: Scalars, hp: Any, phase: Phase) -> T.Steps[Tensor]:
+    """Selective Projection Decay, in the warm-up."""
+    if not (hp.use_spd and hp.weight_decay > 0 and phase.may_warm_up):
+        return new
+    pulled = yield from T.spd.steps(p, new, g, hp.weight_decay)
+    return pulled if phase is not Phase.MIXED else torch.where(k.warm, pulled, new)
+
+
+def _clip_percentile(g: Tensor, state: State, k: Scalars, hp: Any) -> T.Steps[tuple[Tensor, State]]:
     """Scale a gradient whose norm exceeds the p-th percentile of its last 100 norms down to it."""
     history = state.gnorm_history
     if history is None:
         return g, state
-    norm = T.tensor_sum(g.square()).sqrt().flatten().float()
+    [square] = yield [T.total(g.square())]
+    norm = square.sqrt().flatten().float()
     count = k.t.flatten().clamp(max=CLIP_HISTORY).long()
     history = torch.cat([norm.unsqueeze(1), history[:, :-1]], 1)  # newest first; 0 where none yet
     ordered = history.sort(1, descending=True).values
@@ -169,19 +179,13 @@ def _clip_percentile(g: Tensor, state: State, k: Scalars, hp: Any) -> tuple[Tens
     return g * scale.view(-1, 1, 1, 1), state._replace(gnorm_history=history)
 
 
-def _signs(out: Tensor, g: Tensor, k: Scalars, hp: Any, phase: Phase) -> tuple[Tensor, Tensor]:
-    """Grams in the early phase, Cautious after it; and the factor [B,1,1,1] that Cautious put in."""
-    one = torch.ones_like(k.t)
+def _signs(out: Tensor, g: Tensor, k: Scalars, hp: Any, phase: Phase) -> T.Steps[Tensor]:
+    """Grams in the early phase, Cautious after it."""
     early = T.grams(out, g, 1.0) if hp.use_grams and phase.may_be_early else out
     if phase is Phase.EARLY:
-        return early, one
-    late, gain = out, one
-    if hp.use_cautious:
-        agree, gain = T.agreeing(out, g)
-        late = out * agree * gain
-    if phase is not Phase.MIXED:
-        return late, gain
-    return torch.where(k.early, early, late), torch.where(k.early, one, gain)
+        return early
+    late = (yield from T.cautious.steps(out, g)) if hp.use_cautious else out
+    return late if phase is not Phase.MIXED else torch.where(k.early, early, late)
 
 
 def _gains(
@@ -192,21 +196,25 @@ def _gains(
     state: State,
     layout: Layout,
     hp: Any,
-) -> tuple[Tensor | None, State]:
+) -> T.Steps[tuple[Tensor | None, State]]:
     """Edges, empty rows, plain rows: what makes an element move less."""
-    gains: list[Tensor] = []
+    energy = None
     if hp.background_regularization and layout.matrix:
         energy = state.exp_avg_sq_row if state.exp_avg_sq_row is not None else T.row_mean(g.square())
-        gains.append(T.background_gain(energy))
-    if state.spatial_variance is not None:
-        rows = layout.rows <= layout.cols
-        now = T.row_variance(u) if rows else T.row_variance(u.mT).mT
-        variance = T.ema(state.spatial_variance, now, T.SPATIAL_BETA)
+    several = [
+        T.background_gain.steps(energy) if energy is not None else T.nothing(None),
+        _detail(u, state, layout, hp) if state.spatial_variance is not None else T.nothing(None),
+        T.edge_hits.steps(view, g, hp.edge_threshold, sides)  # the view is that of the raw gradient
+        if state.edge_history is not None and view is not None
+        else T.nothing(None),
+    ]
+    background, detail, hits = yield from T.together(*several)
+    gains: list[Tensor] = [] if background is None else [background]
+    if detail is not None:
+        gain, variance = detail
         state = state._replace(spatial_variance=variance)
-        gain = T.spatial_gain(variance if rows else variance.mT, hp.detail_preservation)
-        gains.append(gain if rows else gain.mT)
-    if state.edge_history is not None and view is not None:
-        hits = T.edge_hits(view, g, hp.edge_threshold, sides)  # the view is that of the raw gradient
+        gains.append(gain)
+    if hits is not None and state.edge_history is not None:
         history = T.ema(state.edge_history, hits, T.EDGE_BETA)
         state = state._replace(edge_history=history)
         gains.append(1 - hp.edge_penalty * history)
@@ -218,11 +226,28 @@ def _gains(
     return product, state
 
 
-def _shrink_rank(p: Tensor, state: State, shared: Shared, mean_rate: Tensor, hp: Any) -> tuple[Tensor, State]:
+def _detail(u: Tensor, state: State, layout: Layout, hp: Any) -> T.Steps[tuple[Tensor, Tensor]]:
+    """Gain of rows (of columns, where those are fewer) with more detail, and the variance behind it."""
+    assert state.spatial_variance is not None
+    if _by_rows(layout):
+        variance = T.ema(state.spatial_variance, T.row_variance(u), T.SPATIAL_BETA)
+        return (yield from T.spatial_gain.steps(variance, hp.detail_preservation)), variance
+    [square, centre] = yield [T.mean(u.square(), over=T.COLUMNS), T.mean(u, over=T.COLUMNS)]
+    variance = T.ema(state.spatial_variance, (square - centre.square()).clamp(min=0.0), T.SPATIAL_BETA)
+    return T.spatial_gain(variance.mT, hp.detail_preservation).mT, variance  # all columns are here
+
+
+def _by_rows(layout: Layout) -> bool:
+    """Whether the detail of rows is looked at, not of columns: the short side costs least."""
+    rows = layout.place.size if layout.place is not None and layout.place.split == 2 else layout.rows
+    return rows <= layout.cols
+
+
+def _shrink_rank(p: Tensor, state: State, shared: Shared, hp: Any) -> tuple[Tensor, State]:
     """Every ``sync_frequency`` updates of a parameter: its strongest directions anew, the others shrunk."""
     if state.lowrank_rate is None:
         return p, state
-    owed = state.lowrank_rate + mean_rate.float() * hp.rank_penalty_strength
+    owed = state.lowrank_rate + state.avg_lr * hp.rank_penalty_strength
     if not shared.refresh:
         return p, state._replace(lowrank_rate=owed)
     tail = state.lowrank_tail is not None

@@ -5,21 +5,9 @@ knows a state, a group or a step counter, and none writes into its arguments.
 """
 
 from ._bits import pack_bits, packed_size, unpack_bits
-from ._reduce import (
-    Ranks,
-    all_finite,
-    local_sum,
-    mean_of_rows,
-    numel,
-    over_ranks,
-    rms,
-    row_mean,
-    row_sum,
-    tensor_mean,
-    tensor_sum,
-)
+from ._reduce import rms, row_mean, row_sum, tensor_sum
 from .decay import adaptive_decay, spd
-from .direction import agreeing, cautious, grams, orthograd
+from .direction import cautious, grams, orthograd
 from .gradient import agr
 from .learning_rate import (
     GEOMETRIC,
@@ -51,7 +39,7 @@ from .level import (
 from .lowrank import emphasise, has_tail, shrink_tail, tail_basis, tail_is_smaller, top_basis
 from .momentum import ema, torque
 from .multiscale import kept_scales, multiscale, multiscale_gain, own_beta, own_scale, scale_weights
-from .scaling import belief_residual, factored_moment, factored_rsqrt, rms_clip, rms_gain
+from .scaling import all_finite, belief_residual, factored_moment, factored_rsqrt, rms_clip, rms_gain
 from .sketch import SKETCH_SIZE, fold, random_signs, sketch
 from .spatial import SPATIAL_BETA, background_gain, row_variance, spatial_gain
 from .stencil import (
@@ -64,8 +52,36 @@ from .stencil import (
     picture,
     second_difference,
 )
+from .sums import (
+    COLUMNS,
+    ROWS,
+    WHOLE,
+    Steps,
+    Sum,
+    alone,
+    elements,
+    exact,
+    mean,
+    nothing,
+    summing,
+    together,
+    total,
+)
 
 __all__ = [
+    "COLUMNS",
+    "ROWS",
+    "WHOLE",
+    "Steps",
+    "Sum",
+    "alone",
+    "elements",
+    "exact",
+    "mean",
+    "nothing",
+    "summing",
+    "together",
+    "total",
     "EDGE_BETA",
     "SKETCH_SIZE",
     "SPATIAL_BETA",
@@ -90,13 +106,11 @@ __all__ = [
     "GEOMETRIC",
     "VOTE_HISTORY",
     "MaskCode",
-    "Ranks",
     "adaptive_decay",
     "additive_code",
     "additive_mask",
     "additive_range",
     "agr",
-    "agreeing",
     "agreement",
     "all_finite",
     "allora_gain",
@@ -115,15 +129,11 @@ __all__ = [
     "grams",
     "join_word",
     "limited",
-    "local_sum",
     "majority",
-    "mean_of_rows",
     "multiscale",
     "multiscale_gain",
-    "numel",
     "orthograd",
     "own_beta",
-    "over_ranks",
     "own_scale",
     "pack_bits",
     "packed_size",
@@ -141,7 +151,6 @@ __all__ = [
     "sign_vote",
     "sketch",
     "split_word",
-    "tensor_mean",
     "tensor_sum",
     "torque",
     "unpack_bits",

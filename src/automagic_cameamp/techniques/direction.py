@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..types import Locality, local
-from ._reduce import numel, tensor_mean, tensor_sum
+from .sums import Steps, elements, mean, summing, total
 
 
 @local(Locality.ELEMENT)
@@ -32,7 +32,8 @@ def grams(out: Tensor, g: Tensor, mix: float | Tensor) -> Tensor:
 
 
 @local(Locality.TENSOR)
-def cautious(out: Tensor, g: Tensor) -> Tensor:
+@summing
+def cautious(out: Tensor, g: Tensor) -> Steps[Tensor]:
     r"""Keep the elements that agree with the gradient, rescaled to the same mass.
 
     .. math:: U\,\phi / \max(\mathrm{mean}(\phi), 10^{-3}), \qquad \phi = [U g > 0]
@@ -48,18 +49,14 @@ def cautious(out: Tensor, g: Tensor) -> Tensor:
     Deviations: divides by the mean of the mask, as the authors' current code does, not by
     (nnz + 1) / n as in the paper.
     """
-    agree, gain = agreeing(out, g)
-    return out * agree * gain
-
-
-def agreeing(out: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """The mask of ``cautious`` [B,K,m,n] and the factor [B,1,1,1] that keeps the mass."""
     agree = (out * g).sign_().clamp_(min=0.0)
-    return agree, tensor_mean(agree, "cautious").clamp(min=1e-3).reciprocal()
+    [share] = yield [mean(agree)]
+    return out * agree * share.clamp(min=1e-3).reciprocal()
 
 
 @local(Locality.TENSOR)
-def orthograd(d: Tensor, p: Tensor) -> Tensor:
+@summing
+def orthograd(d: Tensor, p: Tensor) -> Steps[Tensor]:
     r"""Remove from a displacement its part along the weights, keep its length.
 
     .. math:: k = \frac{\langle p, D\rangle}{\langle p, p\rangle}, \qquad
@@ -77,13 +74,12 @@ def orthograd(d: Tensor, p: Tensor) -> Tensor:
     Deviations: applied to the displacement, not to the gradient; growth capped at 10.
     Measured: hurts training from scratch; off by default.
     """
-    if numel(d) < 2:
-        return d
-    pp, pd, dd = tensor_sum(p.square()), tensor_sum(p * d), tensor_sum(d.square())
+    [pp, pd, dd, count] = yield [total(p.square()), total(p * d), total(d.square()), elements(d)]
     k = torch.where(pp > 0, pd / pp, 0.0)
     rest = d - k * p
     # A second pass removes what rounding left along p; the first alone keeps ~1e-7 of |D| |p|.
-    rest = rest - torch.where(pp > 0, tensor_sum(p * rest) / pp, 0.0) * p
-    left = tensor_sum(rest.square())
+    [along] = yield [total(p * rest)]
+    rest = rest - torch.where(pp > 0, along / pp, 0.0) * p
+    [left] = yield [total(rest.square())]
     gain = torch.where(left > 0, (dd / left).sqrt(), 1.0).clamp(max=10.0)
-    return torch.where(pp > 0, gain * rest, d)
+    return torch.where((pp > 0) & (count > 1), gain * rest, d)

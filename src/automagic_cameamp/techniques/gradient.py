@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..types import Locality, local
-from ._reduce import numel, tensor_sum
+from .sums import Steps, elements, summing, total
 
 
 @local(Locality.TENSOR)
-def agr(g: Tensor) -> Tensor:
+@summing
+def agr(g: Tensor) -> Steps[Tensor]:
     r"""Adaptive gradient regularisation: shrink an element by its share of the tensor's gradient.
 
     .. math:: a_i = \min\left(\frac{|g_i|}{\sum_j |g_j|}, \frac12\right), \qquad g' = (1 - a)\, g
@@ -24,8 +26,7 @@ def agr(g: Tensor) -> Tensor:
     Deviations: the share is capped at 1/2 so that a dominant element still learns.
     Measured: no effect beyond 1e-4 for tensors of more than 10,000 elements; off by default.
     """
-    if numel(g) < 2:
-        return g
     magnitude = g.abs()
-    share = magnitude / tensor_sum(magnitude).clamp(min=1e-38)
-    return g - share.clamp(max=0.5) * g
+    [whole, count] = yield [total(magnitude), elements(g)]
+    share = magnitude / whole.clamp(min=1e-38)
+    return g - torch.where(count > 1, share.clamp(max=0.5), 0.0) * g

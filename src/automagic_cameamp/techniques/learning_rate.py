@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..types import CAP, Locality, local
-from ._reduce import row_sum, tensor_sum
+from ._reduce import row_sum
+from .sums import ROWS, WHOLE, Steps, summing, total
 
 MASK_LOW, MASK_HIGH = 1 / 16, 4.0
 GEOMETRIC_STEP = math.log2(MASK_HIGH / MASK_LOW) / 127  # octaves per count
@@ -227,7 +228,8 @@ def allora_gain(p: Tensor, eta: float) -> Tensor:
 
 
 @local(Locality.TENSOR)
-def majority(bump: Tensor, granularity: str) -> tuple[Tensor, Tensor]:
+@summing
+def majority(bump: Tensor, granularity: str) -> Steps[tuple[Tensor, Tensor]]:
     """Sum of the bumps of a row or of a tensor, and the sign of that sum.
 
     Args:
@@ -238,5 +240,5 @@ def majority(bump: Tensor, granularity: str) -> tuple[Tensor, Tensor]:
         Sum [B,K,m,1] or [B,1,1,1] float32, and its sign in the type of ``bump``.
     """
     votes = bump.to(torch.float32)
-    total = row_sum(votes) if granularity == "row" else tensor_sum(votes)
-    return total, total.sign().to(bump.dtype)
+    [counted] = yield [total(votes, over=ROWS if granularity == "row" else WHOLE)]
+    return counted, counted.sign().to(bump.dtype)

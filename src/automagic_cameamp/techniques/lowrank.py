@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..types import Layout, Locality, local
-from ._reduce import tensor_sum
+from .sums import Steps, summing, total
 
 LARGEST_SIDE = 128  # a larger Gram matrix costs more than the penalty is worth
 
@@ -93,7 +93,8 @@ def shrink_tail(w: Tensor, basis: Tensor, strength: Tensor, tail: bool = False) 
 
 
 @local(Locality.TENSOR)
-def emphasise(u: Tensor, basis: Tensor, emphasis: float, tail: bool = False) -> Tensor:
+@summing
+def emphasise(u: Tensor, basis: Tensor, emphasis: float, tail: bool = False) -> Steps[Tensor]:
     r"""Turn an update towards the kept directions without changing its length.
 
     .. math:: u' = \|u\| \frac{u + (e - 1) P u}{\|u + (e - 1) P u\|}
@@ -111,5 +112,5 @@ def emphasise(u: Tensor, basis: Tensor, emphasis: float, tail: bool = False) -> 
         return u
     inside = _project(basis, u)
     turned = u + (emphasis - 1) * (u - inside if tail else inside)
-    before, after = tensor_sum(u.square()), tensor_sum(turned.square())
+    [before, after] = yield [total(u.square()), total(turned.square())]
     return turned * torch.where(after > 0, (before / after).sqrt(), 1.0)

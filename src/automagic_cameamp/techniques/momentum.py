@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..types import Locality, local
-from ._reduce import row_sum, tensor_sum
+from .sums import ROWS, WHOLE, Steps, summing, total
 
 TORQUE_BETA = 0.9
 
@@ -27,7 +27,8 @@ def ema(old: Tensor, new: Tensor, beta: float | Tensor) -> Tensor:
 
 
 @local(Locality.TENSOR)
-def torque(s: Tensor, m: Tensor, u: Tensor, per_row: bool = False) -> tuple[Tensor, Tensor]:
+@summing
+def torque(s: Tensor, m: Tensor, u: Tensor, per_row: bool = False) -> Steps[tuple[Tensor, Tensor]]:
     r"""Torque-aware momentum: damp an update that turns away from the running mean.
 
     .. math:: s \leftarrow 0.9\, s + 0.1 \cos(m, u), \qquad d = (1 + s)/2
@@ -35,7 +36,7 @@ def torque(s: Tensor, m: Tensor, u: Tensor, per_row: bool = False) -> tuple[Tens
     Args:
         s: [B,1,1,1] running cosine ([B,K,m,1] when ``per_row``).
         m: [B,K,m,n] momentum before this update.
-        u: [B,K,m,n] this update.
+        u: [B,K,m,n] this update, of any size: a cosine does not see it.
         per_row: one cosine per row instead of one per tensor.
 
     Returns:
@@ -44,8 +45,9 @@ def torque(s: Tensor, m: Tensor, u: Tensor, per_row: bool = False) -> tuple[Tens
     Source: Malviya et al. 2024, arXiv 2412.18790 (page read).
     Deviations: the paper adds ``(eps + d) g`` to a heavy ball; the caller averages instead.
     """
-    total = row_sum if per_row else tensor_sum
-    norms = (total(m.square(), "torque.mm") * total(u.square(), "torque.uu")).sqrt()
-    cosine = torch.where(norms > 0, total(m * u, "torque.mu") / norms, 0.0).clamp(-1.0, 1.0)
+    over = ROWS if per_row else WHOLE
+    [mm, uu, mu] = yield [total(m.square(), over=over), total(u.square(), over=over), total(m * u, over=over)]
+    norms = (mm * uu).sqrt()
+    cosine = torch.where(norms > 0, mu / norms, 0.0).clamp(-1.0, 1.0)
     s = ema(s, cosine, TORQUE_BETA)
     return s, (1 + s) / 2

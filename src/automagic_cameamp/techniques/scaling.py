@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from ..types import Locality, local
-from ._reduce import col_mean, columns, mean_of_rows, rms, row_mean
+from ._reduce import row_mean
 from .momentum import ema
+from .sums import COLUMNS, Steps, mean, summing, total
 
 
 @local(Locality.CROSS)
+@summing
 def factored_moment(
-    row: Tensor, col: Tensor, square: Tensor, beta: float, eps: float, site: str = ""
-) -> tuple[Tensor, Tensor]:
+    row: Tensor, col: Tensor, square: Tensor, beta: float, eps: float
+) -> Steps[tuple[Tensor, Tensor, Tensor]]:
     r"""Running row and column means of a squared quantity.
 
     .. math:: R \leftarrow \beta R + (1-\beta)(\mathrm{rowmean}(x^2) + \epsilon), \quad
@@ -26,19 +29,20 @@ def factored_moment(
         square: [B,K,m,n] squared quantity, >= 0.
         beta: decay, [0, 1).
         eps: floor added to the squares, inside the average, >= 0.
-        site: name of the sums (``_reduce``).
 
     Returns:
-        New row and column means.
+        New row and column means, and the mean of the row means [B,K,1,1].
 
     Source: Shazeer & Stern 2018, arXiv 1804.04235, section 3; Luo et al. 2023 (CAME), arXiv
     2307.02047, algorithm 1.
     """
-    return ema(row, row_mean(square) + eps, beta), ema(col, col_mean(square, f"{site}.col") + eps, beta)
+    row = ema(row, row_mean(square) + eps, beta)
+    [across, level] = yield [mean(square, over=COLUMNS), mean(row, over=COLUMNS)]
+    return row, ema(col, across + eps, beta), level
 
 
-@local(Locality.TENSOR)
-def factored_rsqrt(x: Tensor, row: Tensor, col: Tensor, site: str = "") -> Tensor:
+@local(Locality.ELEMENT)
+def factored_rsqrt(x: Tensor, row: Tensor, col: Tensor, level: Tensor) -> Tensor:
     r"""Divide by the square root of the rank-one second moment.
 
     .. math:: x \,/\, \sqrt{R\, C^T / \mathrm{mean}(R)}
@@ -47,40 +51,58 @@ def factored_rsqrt(x: Tensor, row: Tensor, col: Tensor, site: str = "") -> Tenso
         x: [B,K,m,n].
         row: [B,K,m,1] row means, > 0.
         col: [B,K,1,n] column means, > 0.
-        site: name of the sums (``_reduce``).
+        level: [B,K,1,1] mean(R).
 
     Returns:
         [B,K,m,n].
 
     Source: CAME, arXiv 2307.02047, algorithm 1 (used for the gradient and for the confidence).
     """
-    mean = mean_of_rows(row, site)
-    return (x * (row / mean).rsqrt()).mul_(columns(col, site).rsqrt())
+    return (x * (row / level).rsqrt()).mul_(col.rsqrt())
 
 
 @local(Locality.TENSOR)
-def rms_gain(x: Tensor, threshold: float, site: str = "", scale: Tensor | None = None) -> Tensor:
+@summing
+def rms_gain(x: Tensor, threshold: float) -> Steps[Tensor]:
     r"""Factor that brings the root mean square of each tensor down to ``threshold``.
 
     .. math:: 1 / \max(1, \mathrm{RMS}(x) / d)
 
     Args:
         x: [B,K,m,n].
-        threshold: d, > 0.
-        site, scale: name of the sum, and a factor of x that followed from other sums (``_reduce``).
+        threshold: d, > 0; without a limit the gain is 1.
 
     Returns:
         [B,1,1,1], in (0, 1].
 
     Source: Shazeer & Stern 2018, arXiv 1804.04235, section 6.
     """
-    return (rms(x, site, scale) / threshold).clamp(min=1.0).reciprocal()
+    if math.isinf(threshold):
+        return torch.ones((len(x), 1, 1, 1), dtype=x.dtype, device=x.device)
+    [square] = yield [mean(x.square())]
+    return (square.sqrt() / threshold).clamp(min=1.0).reciprocal()
 
 
 @local(Locality.TENSOR)
-def rms_clip(x: Tensor, threshold: float, site: str = "") -> Tensor:
+@summing
+def rms_clip(x: Tensor, threshold: float) -> Steps[Tensor]:
     """``x * rms_gain(x, threshold)``; the identity for an infinite threshold."""
-    return x if math.isinf(threshold) else x * rms_gain(x, threshold, site)
+    return x if math.isinf(threshold) else x * (yield from rms_gain.steps(x, threshold))
+
+
+@summing
+def all_finite(x: Tensor, columns: Tensor | None = None) -> Steps[Tensor]:
+    """Whether every element is finite and their sum does not overflow: [B,1,1,1] bool.
+
+    Args:
+        x: [B,K,m,n] or [B,K,m,1].
+        columns: [B,K,1,n] statistics over all rows, looked at too; every process has them.
+    """
+    if columns is None:
+        [sums] = yield [total(x)]
+        return torch.isfinite(sums)
+    [rows, cols] = yield [total(x), total(columns, over=(1, 3))]
+    return torch.isfinite(rows) & torch.isfinite(cols)
 
 
 @local(Locality.ELEMENT)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..types import Locality, local
-from ._reduce import ranks_of
 
 SKETCH_SIZE = 4096
 # Length of the cyclic table of random signs. It is odd, so rows of 4096 elements never read the
@@ -34,7 +33,7 @@ def random_signs(count: int, offset: int, like: Tensor) -> Tensor:
 
 
 @local(Locality.TENSOR)
-def sketch(x: Tensor, offset: int = 0) -> Tensor:
+def sketch(x: Tensor, offset: int = 0, first: int = 0, whole: int | None = None) -> Tensor:
     r"""Random signs, then a sum over every 4096th element.
 
     .. math:: q_b = \sum_{i \equiv b \;(4096)} \sigma_i x_i, \qquad
@@ -42,7 +41,9 @@ def sketch(x: Tensor, offset: int = 0) -> Tensor:
 
     Args:
         x: [B,K,m,n].
-        offset: where in the table of signs the first element reads.
+        offset: where in the table of signs the first element of the tensor reads.
+        first, whole: x are the elements from ``first`` on of a tensor of ``whole``; its sketch is the sum
+            over the parts.
 
     Returns:
         [B, min(numel, 4096)]; a tensor of up to 4096 elements keeps all of its angles.
@@ -53,18 +54,15 @@ def sketch(x: Tensor, offset: int = 0) -> Tensor:
     """
     flat = x.flatten(1)
     n = flat.shape[1]
-    ranks = ranks_of()
-    if ranks is not None:
-        return ranks.exact(
-            _part(flat * random_signs(n, offset + ranks.first, x), ranks.first, ranks.whole), "sketch"
-        )
+    if whole is not None and whole != n:
+        return _part(flat * random_signs(n, offset + first, x), first, whole)
     signed = flat * random_signs(n, offset, x)
     if n <= SKETCH_SIZE:
         return signed
-    whole = n - n % SKETCH_SIZE
-    q = signed[:, :whole].unflatten(1, (-1, SKETCH_SIZE)).sum(1)
-    if whole < n:
-        q[:, : n - whole] += signed[:, whole:]
+    even = n - n % SKETCH_SIZE
+    q = signed[:, :even].unflatten(1, (-1, SKETCH_SIZE)).sum(1)
+    if even < n:
+        q[:, : n - even] += signed[:, even:]
     return q
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..types import Locality, local
-from ._reduce import mean_of_rows, row_mean
+from ._reduce import row_mean
+from .sums import COLUMNS, Steps, mean, summing
 
 SPATIAL_BETA = 0.9
 
 
 @local(Locality.TENSOR)
-def background_gain(energy: Tensor) -> Tensor:
+@summing
+def background_gain(energy: Tensor) -> Steps[Tensor]:
     r"""Halve the update of rows that receive almost no gradient.
 
     .. math:: \mathrm{clamp}\left(\sqrt{b_i / 0.1}, \tfrac12, 1\right), \qquad
@@ -25,7 +27,8 @@ def background_gain(energy: Tensor) -> Tensor:
 
     Source: ours (the documents compare an absolute variance with 1e-6).
     """
-    share = (energy + 1e-38) / (mean_of_rows(energy, "background") + 1e-38)
+    [level] = yield [mean(energy, over=COLUMNS)]
+    share = (energy + 1e-38) / (level + 1e-38)
     return (share / 0.1).sqrt().clamp(0.5, 1.0)
 
 
@@ -36,7 +39,8 @@ def row_variance(u: Tensor) -> Tensor:
 
 
 @local(Locality.TENSOR)
-def spatial_gain(variance: Tensor, detail: float) -> Tensor:
+@summing
+def spatial_gain(variance: Tensor, detail: float) -> Steps[Tensor]:
     r"""Larger steps for rows with more detail than the average row.
 
     .. math:: \mathrm{clamp}(1 + d\,(\rho_i - 1), .5, 1.5), \qquad \rho_i = v_i / \mathrm{mean}(v)
@@ -50,6 +54,6 @@ def spatial_gain(variance: Tensor, detail: float) -> Tensor:
 
     Source: ours (the documents use an absolute variance).
     """
-    mean = mean_of_rows(variance)
-    ratio = (variance + 1e-38) / (mean + 1e-38)
+    [level] = yield [mean(variance, over=COLUMNS)]
+    ratio = (variance + 1e-38) / (level + 1e-38)
     return (1 + detail * (ratio - 1)).clamp(0.5, 1.5)

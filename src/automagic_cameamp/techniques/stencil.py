@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..types import Layout, Locality, local
-from ._reduce import rms
+from .sums import Steps, mean, summing
 
 EDGE_BETA = 0.9
 
@@ -86,7 +86,10 @@ def laplacian(x: Tensor, sides: Sides | None = None) -> Tensor:
 
 
 @local(Locality.TENSOR)
-def edge_hits(picture: Tensor, like: Tensor, threshold: float, sides: Sides | None = None) -> Tensor:
+@summing
+def edge_hits(
+    picture: Tensor, like: Tensor, threshold: float, sides: Sides | None = None
+) -> Steps[Tensor]:
     r"""How much of an edge the gradient has at each element.
 
     .. math:: e = \frac{|L|}{|L| + \mathrm{RMS}(L)}, \qquad \mathrm{hit} = [e > \theta]\, e
@@ -104,8 +107,8 @@ def edge_hits(picture: Tensor, like: Tensor, threshold: float, sides: Sides | No
     never or always depending on the scale of the gradient).
     """
     edge = laplacian(picture, sides).reshape(like.shape).abs_()
-    scale = rms(edge)
-    e = edge / (edge + scale + 1e-38)
+    [square] = yield [mean(edge.square())]
+    e = edge / (edge + square.sqrt() + 1e-38)
     return e * (e - threshold).sign_().clamp_(min=0.0)
 
 
