@@ -87,7 +87,7 @@ class SharedConfig:
     )
     seed: int = option(0, integer(0, 2**32 - 1), "engine: seed of the stochastic rounding")
     engine: str = option(
-        "auto", choice("auto", "reference", "native"), "who executes the step; auto: the fastest"
+        "auto", choice("auto", "reference", "native", "compiled"), "who executes the step; auto: the fastest"
     )
     offload: str = option("none", choice("none", "cpu"), "engine: cpu: state and step in host memory")
 

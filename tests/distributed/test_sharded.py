@@ -1,4 +1,4 @@
-"""FSDP2: the sharded run is the whole one; reductions do not grow with tensors; what cannot be done is refused."""
+"""FSDP2: the sharded run is the whole one; reductions do not grow with tensors; what cannot be is refused."""
 
 from __future__ import annotations
 

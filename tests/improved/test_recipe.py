@@ -17,8 +17,8 @@ from automagic_cameamp import (
     Automagic_CameAMP_8Bit,
     Automagic_CameAMP_Improved,
 )
-from automagic_cameamp.engine import buckets
 from automagic_cameamp import techniques as T
+from automagic_cameamp.engine import buckets
 from automagic_cameamp.recipes import improved
 from automagic_cameamp.schedule import phase_of
 from automagic_cameamp.types import Layout, Phase

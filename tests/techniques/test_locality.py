@@ -247,7 +247,8 @@ def test_stacked_equals_looped_on_awkward_shapes(shape):
 
     def everything(x, y, row, col, zero):
         yield from (T.agr(x), T.adaptive_decay(x), T.cautious(x, y), T.orthograd(x, y), T.rms_clip(x, 0.3))
-        yield from (T.allora_gain(x, 2.0), T.factored_rsqrt(x, row, col, row.mean(-2, keepdim=True)), T.grams(x, y, 0.3))
+        level = row.mean(-2, keepdim=True)
+        yield from (T.allora_gain(x, 2.0), T.factored_rsqrt(x, row, col, level), T.grams(x, y, 0.3))
         yield from T.factored_moment(row, col, y * y, 0.9, 1e-30)
         yield from T.torque(zero, x, y)
         yield from T.distance_evidence(zero.flatten(), T.sample(y) * 0, T.sample(x), T.sample(y), ONE.float())

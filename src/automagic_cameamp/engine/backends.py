@@ -133,7 +133,12 @@ def available(engine: str, works: list[Work]) -> tuple[Backend, ...]:
     on_cpu = any(work.chunk.params[0].device.type == "cpu" for work in works)
     from . import native  # only where it is needed: an import of the package stays light
 
-    kernels = (native.Native(engine),) if on_cpu and native.ready(engine) else ()
+    kernels: tuple[Backend, ...] = (native.Native(engine),) if on_cpu and native.ready(engine) else ()
+    devices = {work.chunk.params[0].device.type for work in works}
+    if engine == "compiled" or (engine == "auto" and devices & {"cuda", "xpu"}):
+        from .compiled import COMPILED
+
+        kernels = (*kernels, COMPILED)
     return (*kernels, REFERENCE)
 
 

@@ -204,7 +204,9 @@ def begin(text: Text, p: Tensor, g: Tensor, planes: Planes, shared: Any, phase: 
     return text.recipe.update(weights, g.to(compute), state, shared, text.hp, phase, text.layout)
 
 
-def end(text: Text, p: Tensor, planes: Planes, result: Any, keep: Tensor | None, keys: Tensor | None) -> Ended:
+def end(
+    text: Text, p: Tensor, planes: Planes, result: Any, keep: Tensor | None, keys: Tensor | None
+) -> Ended:
     """Encode what the recipe returned, in the types in which it is held.
 
     Args:
@@ -215,7 +217,9 @@ def end(text: Text, p: Tensor, planes: Planes, result: Any, keep: Tensor | None,
     """
     new_p, new_state, ok, signals = result
     place = text.layout.place
-    noise = None if keys is None else Noise(keys, new_state.step.flatten(), 0 if place is None else place.first)
+    noise = (
+        None if keys is None else Noise(keys, new_state.step.flatten(), 0 if place is None else place.first)
+    )
     values = text.recipe.as_dict(new_state)
     rounding = noise if text.rounds else None
     if text.corrected:
@@ -283,6 +287,15 @@ class Gathered:
             _write_wrappers(self.params, ended.p, keep)
         else:
             write_params(self.params, ended.p, None)
+
+    def write_back(self) -> None:
+        """Put stacks that were changed in place into the parameters and states that they are copies of."""
+        for rows in self.rows.values():
+            for row in rows:
+                if not row.in_place:
+                    arena.write(row.rows, row.stack, False, row.stack)
+        if self.p.data_ptr() != self.params[0].data_ptr():
+            write_params(self.params, self.p, None)
 
 
 class Update:

@@ -128,7 +128,12 @@ def _exchanges(parts: list[_Part], rider: Rider | None) -> list[Any]:
 def _added(asked: list[tuple[list[Sum], Shard]], rider: Rider | None) -> list[list[Tensor]]:
     """Sums over all processes: one reduction, none where nothing of it is anywhere else."""
     cut_ = [[_crosses(s, shard) for s in sums] for sums, shard in asked]
-    pieces = [s.part for (sums, _), flags in zip(asked, cut_, strict=True) for s, f in zip(sums, flags, strict=True) if f]
+    pieces = [
+        s.part
+        for (sums, _), flags in zip(asked, cut_, strict=True)
+        for s, f in zip(sums, flags, strict=True)
+        if f
+    ]
     totals: Iterator[Tensor] = iter(())
     if pieces:
         device = pieces[0].device
@@ -197,4 +202,6 @@ def _part(work: backends.Work) -> _Part:
         params=[local_parameter(p) for p in work.chunk.params], layout=_shard(work.chunk).layout
     )
     states = [local_state(state) for state in work.states]
-    return _Part(work, execute.Update(chunk, states, work.recipe, work.fields, work.shared, work.hp, work.rounds))
+    return _Part(
+        work, execute.Update(chunk, states, work.recipe, work.fields, work.shared, work.hp, work.rounds)
+    )

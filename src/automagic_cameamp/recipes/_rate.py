@@ -193,9 +193,9 @@ def rate(
         value = mask * value
     value = _clamp(value, hp)
     # Where one multiplier stands for several elements it counts for each of them.
-    learns = mask is not None and state.lr_mask_sum is not None and phase.may_warm_up
-    sums = yield [T.mean(value, like=g), *([T.total(mask, like=g)] if mask is not None and learns else [])]
-    if learns:
+    learns = mask if phase.may_warm_up and state.lr_mask_sum is not None else None
+    sums = yield [T.mean(value, like=g), *([] if learns is None else [T.total(learns, like=g)])]
+    if state.lr_mask_sum is not None and learns is not None:
         total = torch.where(k.warm, (sums[1] * shared.mask_mean).float(), state.lr_mask_sum)
         state = state._replace(lr_mask_sum=total)
     return value, state._replace(avg_lr=(sums[0] * hp.lr).float())

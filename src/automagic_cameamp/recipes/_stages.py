@@ -158,20 +158,20 @@ def accumulate(
         The update with a root mean square of at most clip_threshold, the state, and [B,1,1,1] bool whether
         the gradient was usable. (AdaBelief clips nothing here, and ``belief`` says what was usable.)
     """
-    turns = state.s is not None and phase.may_be_early
+    s = state.s if phase.may_be_early else None
     clip, turn, ok = yield from T.together(
         T.rms_gain.steps(u, hp.clip_threshold if hp.came else math.inf),
-        T.torque.steps(state.s, state.exp_avg, u, per_row=hp.tam_granularity == "row")
-        if state.s is not None and turns
+        T.torque.steps(s, state.exp_avg, u, per_row=hp.tam_granularity == "row")
+        if s is not None
         else T.nothing(None),
         T.all_finite.steps(*_moments(state)) if hp.came else T.nothing(None),
     )
     u = u * clip if hp.came else u
     damped = u
-    if turn is not None:
-        s, damping = turn
+    if s is not None:
+        turned, damping = turn
         damping = torch.where(k.early, damping + hp.eps[2], 1.0)
-        state = state._replace(s=torch.where(k.early, s, state.s))
+        state = state._replace(s=torch.where(k.early, turned, s))
         damped = u * damping
     return u, state._replace(exp_avg=T.ema(state.exp_avg, damped, k.beta1)), ok
 

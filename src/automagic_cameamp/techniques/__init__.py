@@ -5,7 +5,7 @@ knows a state, a group or a step counter, and none writes into its arguments.
 """
 
 from ._bits import pack_bits, packed_size, unpack_bits
-from ._reduce import rms, row_mean, row_sum, tensor_sum
+from ._reduce import mean_of_rows, rms, row_mean, row_sum, tensor_sum
 from .decay import adaptive_decay, spd
 from .direction import cautious, grams, orthograd
 from .gradient import agr
@@ -130,6 +130,7 @@ __all__ = [
     "join_word",
     "limited",
     "majority",
+    "mean_of_rows",
     "multiscale",
     "multiscale_gain",
     "orthograd",

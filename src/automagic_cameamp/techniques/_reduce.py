@@ -42,6 +42,11 @@ def col_sum(x: Tensor) -> Tensor:
     return sum_last(x.transpose(-1, -2))
 
 
+def mean_of_rows(row: Tensor) -> Tensor:
+    """Mean of a row statistic over the rows of each matrix: [B,K,m,1] -> [B,K,1,1]."""
+    return col_sum(row) / row.shape[-2]
+
+
 def tensor_sum(x: Tensor) -> Tensor:
     """[B,K,m,n] -> [B,1,1,1]."""
     # Flat, not row by row: rows of a thin matrix are too short for a fast reduction.

@@ -61,7 +61,7 @@ def total(x: Tensor, like: Tensor | None = None, over: tuple[int, ...] = WHOLE) 
         like: [B,K,m,n]; x stands once for each of its elements where x is alike along a dimension.
         over: ``WHOLE``, ``COLUMNS`` (each column over all rows) or ``ROWS`` (each row).
     """
-    part = {COLUMNS: col_sum, ROWS: row_sum}.get(over, tensor_sum)(x)
+    part = col_sum(x) if over == COLUMNS else row_sum(x) if over == ROWS else tensor_sum(x)
     shape = x.shape if like is None else like.shape
     if like is not None and x.shape != like.shape:
         part = part * (math.prod(like.shape[1:]) / max(1, math.prod(x.shape[1:])))
