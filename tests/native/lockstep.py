@@ -64,13 +64,13 @@ def take(optimizer: Any, params: list[Any], step: int) -> None:
 
 
 def twin(
-    name: str, shapes: Any, dtype: torch.dtype, before: int, **options: Any
+    name: str, shapes: Any, dtype: torch.dtype, before: int, engine: str = "native", **options: Any
 ) -> list[tuple[Any, list[Any]]]:
-    """The same run, ``before`` steps old, for the reference and for the kernels."""
+    """The same run, ``before`` steps old, for the reference and for another executor."""
     reference, params = make(name, shapes, dtype, "reference", **options)
     for step in range(before):
         take(reference, params, step)
-    native, others = make(name, shapes, dtype, "native", **options)
+    native, others = make(name, shapes, dtype, engine, **options)
     for p, q in zip(params, others, strict=True):
         q.data.copy_(p.data)
     if before:

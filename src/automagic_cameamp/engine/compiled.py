@@ -32,6 +32,7 @@ DEVICES = ("cuda", "xpu")  # 'auto' compiles here; ROCm calls itself cuda
 # direction is a product of at most eight such factors.
 TOLERANCE = 2e-4
 RARE = 0.01  # share of the codes, or of weights of 16 bits, that may lie so close to a midpoint
+BACKEND = "inductor"  # of torch.compile
 GRAPHS_PER_STACK = 8  # more: an option changes at every step, and each value is compiled
 SHARED = ("mask_mean", "mask_vote", "mask_count", "level", "multiplier", "clock")
 
@@ -101,7 +102,7 @@ def compiled(step: Step, inputs: tuple[Any, ...], any_batch: bool) -> Callable[.
             torch._dynamo.maybe_mark_dynamic(x, 0)
     else:
         program = export(step, inputs, strict=False)
-    return torch.compile(program.module(), fullgraph=True)
+    return torch.compile(program.module(), fullgraph=True, backend=BACKEND)
 
 
 class Graph:
@@ -120,17 +121,16 @@ class Graph:
         """Compile, and compare a first step with the eager one; nothing of the inputs changes."""
         p, g, planes, numbers, keys = inputs
         expected = self.step.ended(*inputs)
-        copies = (p.clone(), g.clone(), {k: tuple(map(Tensor.clone, v)) for k, v in planes.items()}, numbers, keys)
+        held = {name: tuple(map(Tensor.clone, stored)) for name, stored in planes.items()}
+        copies = (p.clone(), g.clone(), held, numbers, keys)
         call = compiled(self.step, copies, any_batch)
-        # Tracing may have run the writes: begin from fresh copies.
-        copies = (p.clone(), g.clone(), {k: tuple(map(Tensor.clone, v)) for k, v in planes.items()}, numbers, keys)
         ok, _ = call(*copies)
         if not torch.equal(ok, expected.ok.flatten()):
             raise Differs("which gradients are usable")
         compare(p, expected.p, copies[0], "weights")
         for name, stored in expected.planes.items():
             if stored is not None:
-                for old, new, found in zip(planes[name], stored, copies[2][name], strict=True):
+                for old, new, found in zip(planes[name], stored, held[name], strict=True):
                     compare(old, new.to(old.dtype), found, f"the state {name!r}")
         self.call = call
 

@@ -1,0 +1,19 @@
+"""A fresh executor for each test; what it has said before does not silence it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+
+import pytest
+
+from automagic_cameamp.engine import compiled
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[compiled.Compiled]:
+    executor = compiled.Compiled()
+    monkeypatch.setattr(compiled, "COMPILED", executor)
+    monkeypatch.setattr(compiled, "_SAID", set())
+    yield executor
+    importlib.import_module("torch._dynamo").reset()

@@ -1,0 +1,94 @@
+"""Every class, code, type and option through the tracer: one graph per stack, and the reference's very bits.
+
+The graph is run by torch as it was traced (backend "eager"), so nothing may differ at all; what a compiler makes
+of it is looked at in test_inductor.py. Options leave their default one by one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from automagic_cameamp.engine import compiled, execute
+from automagic_cameamp.types import Phase
+from native import lockstep
+from native.test_lockstep import CLASSES
+
+SHAPES: list[tuple[int, ...]] = [(24, 40), (24, 40), (7,)]
+BEFORE = 3
+BASE, IMPROVED, CONTEXTUAL = (
+    "Automagic_CameAMP",
+    "Automagic_CameAMP_Improved",
+    "Automagic_CameAMP_COptim",
+)
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    (BASE, {"came": False}),
+    (BASE, {"factored": False, "confidence_1d": True}),
+    (BASE, {"use_agr": True, "use_orthograd": True}),
+    (BASE, {"use_tam": False, "use_grams": False, "use_lr_mask": False, "full_finetune": True}),
+    (BASE, {"tam_granularity": "row"}),
+    (BASE, {"weight_decay_phase": "always", "weight_decay": 0.3, "hard_min_lr": True}),
+    (BASE, {"lr_mask_rule": "additive", "lr_bump": 1e-4}),
+    (BASE, {"lr_mask_granularity": "row"}),
+    (BASE, {"lr_mask_granularity": "tensor"}),
+    (BASE, {"lr_mask_granularity": "group"}),
+    (BASE, {"lr_level": "distance", "lr": 1e-4}),
+    (BASE, {"lr_level": "vote"}),
+    (BASE, {"clip_threshold": float("inf"), "final_clip": 0.1, "eps": (1e-20, 1e-10, 1e-4), "eta": 1.0}),
+    (BASE, {"betas": (0.5, 0.9, 0.95), "beta1_decay": 0.9}),
+    (CONTEXTUAL, {"momentum_scales": None}),
+    (CONTEXTUAL, {"momentum_scales": [2, 7], "came": False}),
+    (IMPROVED, {"use_cautious": False, "use_spd": False, "edge_suppression": False}),
+    (IMPROVED, {"spatial_mode": "conv", "background_regularization": False, "d_coef": 1}),
+    (IMPROVED, {"spatial_awareness": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}),
+    (IMPROVED, {"edge_penalty": 0.5, "edge_threshold": 0.3, "detail_preservation": 0.3, "rank_keep": 3}),
+    (IMPROVED, {"rank_penalty_strength": 0.1, "low_rank_emphasis": 2.0, "weight_decay": 0.5}),
+    ("Automagic_CameAMP_8Bit", {"adaptive_block_size": True, "block_size": 64}),
+    ("Automagic_CameAMP_Improved_8Bit", {"percentile_clipping": 50, "block_wise": False, "min_8bit_size": 0}),
+    ("Automagic_CameAMP_Improved_8Bit", {"profile": "minimal", "verbose": False}),
+    ("Automagic_CameAMP8bit", {"state_code": "softsign4"}),
+]
+
+
+def traced(
+    name: str, dtype: torch.dtype, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, phase: Phase | None
+) -> None:
+    """One step from the same state, by the reference and by the traced graph: the same bits."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    if phase is not None:
+        monkeypatch.setattr(execute, "phase_on_host", lambda step, warmup: phase)
+    (reference, params), (other, others) = lockstep.twin(name, SHAPES, dtype, BEFORE, "compiled", **options)
+    for optimizer, own in ((reference, params), (other, others)):
+        lockstep.take(optimizer, own, BEFORE)
+    graphs = compiled.COMPILED.graphs.values()
+    assert len(graphs) == 2 and all(graph.call is not None for graph in graphs)
+    for p, q in zip(params, others, strict=True):
+        assert torch.equal(p, q)
+        for key, value in reference.state[p].items():
+            assert torch.equal(value, other.state[q][key]), key
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_class_and_code(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a phase that only the device knows, so the graph holds all of them."""
+    name, options = CLASSES[kind]
+    traced(name, torch.float32, {"warmup_steps": 6, **options}, monkeypatch, Phase.MIXED)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", [BASE, "Automagic_CameAMP8bit", "Automagic_CameAMP_8Bit"])
+def test_every_type(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"master_weight_bits": 24} if dtype == torch.bfloat16 else {}
+    traced(name, dtype, {"warmup_steps": 2, **kept}, monkeypatch, None)
+
+
+@pytest.mark.parametrize("name, options", OPTIONS, ids=lambda x: str(x)[:60])
+def test_every_option(name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    traced(name, torch.float32, {"warmup_steps": 6, **options}, monkeypatch, Phase.MIXED)
+
+
+@pytest.mark.parametrize("phase", ["early", "middle", "late"])
+def test_every_phase(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced(BASE, torch.float32, {"warmup_steps": {"early": 100, "middle": 6, "late": 2}[phase]}, monkeypatch, None)
