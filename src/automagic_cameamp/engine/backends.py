@@ -135,10 +135,10 @@ def available(engine: str, works: list[Work]) -> tuple[Backend, ...]:
 
     kernels: tuple[Backend, ...] = (native.Native(engine),) if on_cpu and native.ready(engine) else ()
     devices = {work.chunk.params[0].device.type for work in works}
-    if engine == "compiled" or (engine == "auto" and devices & {"cuda", "xpu"}):
-        from .compiled import COMPILED
+    if engine == "compiled" or (engine == "auto" and devices - {"cpu"}):
+        from . import compiled
 
-        kernels = (*kernels, COMPILED)
+        kernels = (*kernels, compiled.COMPILED)
     return (*kernels, REFERENCE)
 
 

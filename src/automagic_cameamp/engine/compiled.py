@@ -22,7 +22,7 @@ from ..recipes import alone
 from ..types import Phase
 from ..validate import callers_depth
 from . import execute
-from .backends import Outcome, Work
+from .backends import Left, Outcome, Work
 from .directions import name_of
 from .execute import Ended, Planes, Text
 
@@ -171,14 +171,17 @@ class Compiled:
             return "sharded parameters"
         if device not in (*DEVICES, "cpu"):
             return f"parameters on {device!r}"
-        if work.shared.refresh:
+        if work.shared is not None and work.shared.refresh:
             return "a search for low-rank directions, due at this step"
+        if work.shared is None:  # looked at before there is a state
+            return None
         graph = self.graphs.get(self._key(work, self._phase(work)))
         return None if graph is None else graph.reason
 
-    def takes(self, work: Work) -> bool:
-        """Whether this executor does all of a work."""
-        return self.why_not(work) is None
+    def divide(self, work: Work) -> tuple[Work | None, list[Left]]:
+        """The whole of a work, or nothing of it."""
+        reason = self.why_not(work)
+        return (work, []) if reason is None else (None, [(work, reason)])
 
     @staticmethod
     def _phase(work: Work) -> Phase:

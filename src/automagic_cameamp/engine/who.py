@@ -11,6 +11,7 @@ from torch import Tensor
 from ..kernels import native as kernels
 from .backends import Left, Work
 from .buckets import Chunk
+from .compiled import COMPILED, DEVICES
 from .native_table import reasons
 from .rest import divide
 
@@ -28,7 +29,7 @@ class EngineRow:
     """Parameters that are stepped by the same engine for the same reason.
 
     Args:
-        engine: 'native' (the CPU kernels), 'reference' (plain torch) or 'none'.
+        engine: 'native' (the CPU kernels), 'compiled' (torch.compile), 'reference' (plain torch) or 'none'.
         reason: why, in words.
         parameters: how many they are.
         elements: how many elements they have; of a sharded parameter, in all processes.
@@ -98,6 +99,11 @@ def _of_chunk(optimizer: Any, group: dict[str, Any], chunk: Chunk) -> Iterable[t
     device = params[0].device.type
     if engine == "reference":
         return [("reference", "engine='reference' was asked for")] * len(params)
+    if engine == "compiled" or (engine == "auto" and device in DEVICES and not hosted):
+        reason = COMPILED.why_not(_whole(optimizer, group, chunk))
+        if reason is None:
+            return [("compiled", "torch.compile of the recipe")] * len(params)
+        return [("reference", f"plain torch: {reason}")] * len(params)
     if device != "cpu" and not hosted:
         return [("reference", f"plain torch on {device!r}: the kernels are for CPUs")] * len(params)
     missing = kernels.why_not()

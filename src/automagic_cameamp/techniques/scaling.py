@@ -78,7 +78,7 @@ def rms_gain(x: Tensor, threshold: float) -> Steps[Tensor]:
     Source: Shazeer & Stern 2018, arXiv 1804.04235, section 6.
     """
     if math.isinf(threshold):
-        return torch.ones((len(x), 1, 1, 1), dtype=x.dtype, device=x.device)
+        return torch.ones((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device)
     [square] = yield [mean(x.square())]
     return (square.sqrt() / threshold).clamp(min=1.0).reciprocal()
 

@@ -75,7 +75,7 @@ def mean(x: Tensor, like: Tensor | None = None, over: tuple[int, ...] = WHOLE) -
 
 def elements(x: Tensor) -> Sum:
     """Ask for the number of elements of each whole tensor: [B,1,1,1]."""
-    return total(torch.ones((len(x), 1, 1, 1), dtype=x.dtype, device=x.device), like=x)
+    return total(torch.ones((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device), like=x)
 
 
 def exact(part: Tensor) -> Sum:
