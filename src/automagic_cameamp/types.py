@@ -11,7 +11,8 @@ from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., object])
 
-CAP = 1e-3  # of any weight's rate, where the user gave none and the rate asked is not above it
+# Of any weight's rate where the user gave none: the documents', or so many times the rate asked.
+CAP, CAP_RATIO = 1e-3, 10.0
 
 
 class Phase(enum.Enum):

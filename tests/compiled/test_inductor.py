@@ -19,7 +19,11 @@ SHAPES: list[tuple[int, ...]] = [(33, 65), (33, 65), (7,)]
     "name, dtype, options",
     [
         ("Automagic_CameAMP8bit", torch.float32, {"warmup_steps": 2}),
-        ("Automagic_CameAMP_Improved_8Bit", torch.bfloat16, {"warmup_steps": 6, "profile": "memory_optimized"}),
+        (
+            "Automagic_CameAMP_Improved_8Bit",
+            torch.bfloat16,
+            {"warmup_steps": 6, "profile": "memory_optimized"},
+        ),
     ],
 )
 def test_one_step_from_the_same_state(name: str, dtype: torch.dtype, options: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Every class, code, type and option through the tracer: one graph per stack, and the reference's very bits.
 
-The graph is run by torch as it was traced (backend "eager"), so nothing may differ at all; what a compiler makes
-of it is looked at in test_inductor.py. Options leave their default one by one.
+The graph is run by torch as it was traced (backend "eager"), so nothing may differ at all; what a compiler
+makes of it is looked at in test_inductor.py. Options leave their default one by one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 
 
 def traced(
-    name: str, dtype: torch.dtype, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, phase: Phase | None
+    name: str,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    phase: Phase | None,
 ) -> None:
     """One step from the same state, by the reference and by the traced graph: the same bits."""
     monkeypatch.setattr(compiled, "BACKEND", "eager")
@@ -91,4 +95,10 @@ def test_every_option(name: str, options: dict[str, Any], monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("phase", ["early", "middle", "late"])
 def test_every_phase(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    traced(BASE, torch.float32, {"warmup_steps": {"early": 100, "middle": 6, "late": 2}[phase]}, monkeypatch, None)
+    traced(
+        BASE,
+        torch.float32,
+        {"warmup_steps": {"early": 100, "middle": 6, "late": 2}[phase]},
+        monkeypatch,
+        None,
+    )

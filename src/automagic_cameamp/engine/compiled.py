@@ -2,8 +2,8 @@
 
 A graph holds one update of a stack: state decoded, the recipe, state encoded, all written in place. There is
 one for each kind of stack (shape, types, storage, options, phase), and its number of tensors is free; rates,
-counts and random keys are tensors, so that nothing is compiled anew when they move. Before a graph is trusted
-its first step is compared with the eager one, on copies. Whatever fails (no compiler, no memory, a difference)
+counts and random keys are tensors: nothing is compiled anew when they move. Before a graph is trusted its
+first step is compared with the eager one, on copies. Whatever fails (no compiler, no memory, a difference)
 is said once, and such stacks are stepped eagerly.
 """
 
@@ -97,7 +97,8 @@ def compiled(step: Step, inputs: tuple[Any, ...], any_batch: bool) -> Callable[.
             None if keys is None else batch,
         )
         program = export(step, inputs, dynamic_shapes=shapes, strict=False)
-        stacked = [p, g, *(q for stored in planes.values() for q in stored), *([] if keys is None else [keys])]
+        stacked = [p, g, *(q for stored in planes.values() for q in stored)]
+        stacked += [] if keys is None else [keys]
         for x in stacked:
             torch._dynamo.maybe_mark_dynamic(x, 0)
     else:
@@ -143,7 +144,8 @@ def compare(old: Tensor, eager: Tensor, found: Tensor, what: str) -> None:
     else:
         a, b = eager.double(), found.double()
         finite = a.isfinite() & b.isfinite()
-        move = torch.where(finite, (a - old.double()).abs(), 0.0).amax() + torch.where(finite, a.abs(), 0.0) * 2**-21
+        move = torch.where(finite, (a - old.double()).abs(), 0.0).amax()
+        move = move + torch.where(finite, a.abs(), 0.0) * 2**-21
         wrong = torch.where(finite, (a - b).abs() > TOLERANCE * move + 1e-37, a.isfinite() != b.isfinite())
         # A weight of 16 bits that lies between two of them may go to either.
         allowed = max(2.0, RARE * wrong.numel()) if old.dtype in (torch.bfloat16, torch.float16) else 0.0
@@ -185,7 +187,8 @@ class Compiled:
 
     @staticmethod
     def _phase(work: Work) -> Phase:
-        return execute.phase_on_host(torch.stack([state["step"] for state in work.states]), work.hp.warmup_steps)
+        steps = torch.stack([state["step"] for state in work.states])
+        return execute.phase_on_host(steps, work.hp.warmup_steps)
 
     @staticmethod
     def _key(work: Work, phase: Phase) -> Any:
@@ -221,7 +224,7 @@ class Compiled:
         return ok, None if made is None else made(*signals)
 
     def _graph(self, work: Work, phase: Phase, gathered: execute.Gathered) -> Graph | None:
-        """The graph of a kind of stack, compiled and checked at its first use; None where there can be none."""
+        """The graph of a kind of stack, made and checked at its first use; None where there can be none."""
         key = self._key(work, phase)
         if key in self.graphs:
             return self.graphs[key]
@@ -231,7 +234,8 @@ class Compiled:
             self._give_up(device, f"an option changes from step to step ({len(kinds)} graphs of one shape)")
             return None
         kinds.add(key[1])
-        text = Text(work.recipe, work.fields, work.hp, work.chunk.layout, work.chunk.params[0].dtype, work.rounds)
+        chunk = work.chunk
+        text = Text(work.recipe, work.fields, work.hp, chunk.layout, chunk.params[0].dtype, work.rounds)
         graph = self.graphs[key] = Graph(Step(text, phase, work.shared))
         began = time.perf_counter()
         logger.info("compiling the step of %s tensors (%s)", tuple(work.chunk.layout.shape), phase.value)

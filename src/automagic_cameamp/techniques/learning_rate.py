@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..types import CAP, Locality, local
+from ..types import CAP, CAP_RATIO, Locality, local
 from ._reduce import row_sum
 from .sums import ROWS, WHOLE, Steps, summing, total
 
@@ -186,17 +186,17 @@ def rate_bounds(
         lr: current learning rate; a tensor gives tensors, without waiting for its device.
         base_lr: the first one: while ``lr`` is below it, the floor shrinks with the schedule.
         floor: lowest rate, at the schedule's start.
-        cap: highest rate, at any time; None for 1e-3, or the rate itself where that is higher.
+        cap: highest rate, at any time; None for 1e-3, or ten times ``lr`` where that is higher.
 
     Returns:
         Lowest and highest multiplier.
     """
     if isinstance(lr, Tensor):
         low = (floor / lr.clamp(min=max(base_lr, TINY))).clamp(max=1.0)
-        limit = lr.clamp(min=CAP) if cap is None else cap
+        limit = (lr * CAP_RATIO).clamp(min=CAP) if cap is None else cap
         return low, torch.where(lr > 0, limit / lr, LARGEST).clamp(max=LARGEST)
     low = min(1.0, floor / max(base_lr, lr, TINY))
-    limit = max(CAP, lr) if cap is None else cap
+    limit = max(CAP, CAP_RATIO * lr) if cap is None else cap
     return low, min(limit / lr, LARGEST) if lr > 0 else LARGEST
 
 
