@@ -34,7 +34,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     (BASE, {"lr_mask_granularity": "row"}),
     (BASE, {"lr_mask_granularity": "tensor"}),
     (BASE, {"lr_mask_granularity": "group"}),
-    (BASE, {"lr_level": "distance", "lr": 1e-4}),
+    (BASE, {"lr_level": "distance"}),
     (BASE, {"lr_level": "vote"}),
     (BASE, {"clip_threshold": float("inf"), "final_clip": 0.1, "eps": (1e-20, 1e-10, 1e-4), "eta": 1.0}),
     (BASE, {"betas": (0.5, 0.9, 0.95), "beta1_decay": 0.9}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ class Noise(NamedTuple):
 
     def bits(self, shape: torch.Size, salt: int) -> Tensor:
         """int32 bits of this shape."""
-        count = shape.numel() // shape[0]
+        count = math.prod(shape[1:])
         return random_bits(self.keys ^ salt, self.step, count, self.first).view(shape)
 
 
