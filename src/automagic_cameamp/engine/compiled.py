@@ -183,7 +183,7 @@ class Compiled:
     def divide(self, work: Work) -> tuple[Work | None, list[Left]]:
         """The whole of a work, or nothing of it."""
         reason = self.why_not(work)
-        return (work, []) if reason is None else (None, [(work, reason)])
+        return (work, []) if reason is None else (None, [Left(work, reason)])
 
     @staticmethod
     def _phase(work: Work) -> Phase:
