@@ -36,7 +36,7 @@ def clipped(norms: list[float], percent: int, dtype: torch.dtype = torch.float64
     found = []
     for t, size in enumerate(norms, start=1):
         k = schedule.scalars(torch.full((1, 1, 1, 1), float(t), dtype=dtype), 0.8, 1.0, 0)
-        g, state = improved._clip_percentile(direction * size, state, k, hp)
+        g, state = T.alone(improved._clip_percentile(direction * size, state, k, hp))
         found.append(float(g.norm()))
     return found
 

@@ -17,10 +17,7 @@ from automagic_cameamp import (
     Automagic_CameAMP_8Bit,
     Automagic_CameAMP_Improved,
 )
-from automagic_cameamp import techniques as T
 from automagic_cameamp.engine import buckets
-from automagic_cameamp.recipes import improved
-from automagic_cameamp.schedule import phase_of
 from automagic_cameamp.types import Layout, Phase
 from improved import drive
 from reference import drive as base_drive
@@ -75,57 +72,6 @@ def test_mixed_equals_static_bitwise(way, warmup):
             assert a.keys() == b.keys()
             for name in a:
                 assert torch.equal(a[name], b[name]), f"{name} at t={t} of {shape}"
-
-
-# ------------------------------------------------------------------ tracing
-
-
-class Counter:
-    """A backend that runs what it is given and counts the graphs."""
-
-    def __init__(self) -> None:
-        self.graphs = 0
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        return graph.forward
-
-
-def stored(state):
-    """As the engine hands it back: contiguous."""
-    return improved.make_state(
-        {k: v.contiguous() for k, v in improved.as_dict(state).items() if v is not None}
-    )
-
-
-def eight_steps(way, phase=None, warmup=6):
-    """Traced and eager side by side, lr moving every step; the refresh of the basis is every third step."""
-    torch._dynamo.reset()
-    counter = Counter()
-    traced = torch.compile(improved.update, fullgraph=True, backend=counter, dynamic=False)
-    layout = Layout.of((5, 7))
-    p = stack((5, 7), 0, 2, 0.1, torch.float32)
-    hp = drive.hyper(layout, **{**drive.WAYS[way], "warmup_steps": warmup})
-    state, q = drive.fresh(p, hp, layout), p
-    other = state
-    for t, g in enumerate(base_drive.gradients((5, 7), 8, batch=2), start=1):
-        now = phase_of(t, warmup) if phase is None else phase
-        moving = hp._replace(lr=torch.tensor(1e-3 * (1 - t / 9)))
-        shared = drive.shared(hp, t)
-        a = traced(p, g, state, shared, moving, now, layout)
-        b = T.alone(improved.update(q, g, other, shared, moving, now, layout))
-        p, state, q, other = a.p, stored(a.state), b.p, b.state
-        for name, x in drive.flatten(b).items():
-            assert torch.equal(drive.flatten(a)[name], x), f"{name} at t={t}"
-    return counter.graphs
-
-
-@pytest.mark.parametrize("way", ["all off", "percentile"])
-def test_one_graph_per_phase(way):
-    """Times two where the kept directions are renewed: those steps do more."""
-    refresh = 1 if way == "all off" else 2
-    assert eight_steps(way) <= 3 * refresh
-    assert eight_steps(way, Phase.MIXED) <= refresh
 
 
 # ------------------------------------------------------------------ threads

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..recipes import alone
 from ..types import Phase
 from ..validate import callers_depth
-from . import execute
+from . import execute, tensors
 from .backends import Left, Outcome, Work
 from .directions import name_of
 from .execute import Ended, Planes, Text
@@ -173,6 +173,8 @@ class Compiled:
             return "sharded parameters"
         if device not in (*DEVICES, "cpu"):
             return f"parameters on {device!r}"
+        if any(tensors.is_wrapper(q) or tensors.is_wrapper(q.grad) for q in chunk.params):
+            return "weights or gradients in a form of their own"
         if work.shared is not None and work.shared.refresh:
             return "a search for low-rank directions, due at this step"
         if work.shared is None:  # looked at before there is a state
