@@ -48,6 +48,8 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "came": ("came_pytorch.CAME", {}),
     "ao-adamw8bit": ("torchao.optim.AdamW8bit", {}),
     "adafactor8bit": ("adafactor8bit.Adafactor8Bit", {}),
+    "adv-adamw": ("adv_optm.AdamW_adv", {"state_precision": "int8_sr"}),
+    "sdnq-adamw": ("sdnq.optim.AdamW", {"use_quantized_buffers": True}),
 }
 
 # One candidate for each class of the family, and for each profile of the class that has profiles.

@@ -43,7 +43,7 @@ from benchmarks.common import build as build_optimizer
 from benchmarks.workloads import WORKLOADS, GradientPool, make_params
 
 REFERENCE = "adamw-fused"
-PEERS = [REFERENCE, "bnb-adamw8bit", "torchao-adamw8bit", "flash-adamw", "came"]
+PEERS = [REFERENCE, "bnb-adamw8bit", "torchao-adamw8bit", "flash-adamw", "came", "adv-adamw", "sdnq-adamw"]
 OURS = [
     "Automagic_CameAMP",
     "Automagic_CameAMP8bit",

@@ -3,6 +3,7 @@
     python scripts/gpu.py                  # all of it; rows are appended to benchmarks/results/step_gpu.jsonl
     python scripts/gpu.py --list           # the commands, and which tools are missing; needs no GPU
     python scripts/gpu.py --only rows
+    python scripts/gpu.py --dry            # what of it can run on a CPU, so that it is known to work; no row is kept
 
 A part whose tool is missing is left out, with a line that says so. Exit status 0: no part failed.
 """
@@ -24,17 +25,27 @@ CHECKED = [shutil.which("compute-sanitizer") or "compute-sanitizer", "--tool", "
 
 
 class Part(NamedTuple):
-    """A command, and the tool beside Python that it needs."""
+    """A command, the tool beside Python that it needs, and what stands for it on a CPU."""
 
     command: list[str]
     what: str
     tool: str | None = None
     settings: tuple[tuple[str, str], ...] = ()
+    dry: list[str] | None = None
 
 
 PARTS = {
     "tests": Part([*TESTS, "tests/gpu"], "no waiting, graphs, streams, repeated runs, scaler"),
-    "rows": Part(ROWS, "milliseconds, ratio to fused AdamW, launches, peak memory"),
+    "compiled": Part(
+        [*TESTS, "tests/compiled"],
+        "compiled steps beside eager ones; on a GPU 'auto' takes them",
+        dry=[*TESTS, "tests/compiled/test_inductor.py", "tests/compiled/test_failures.py"],
+    ),
+    "rows": Part(
+        ROWS,
+        "milliseconds, ratio to fused AdamW, launches, peak memory",
+        dry=[*ROWS, "--dry-run", "--out", os.devnull],
+    ),
     "bytes": Part([*ROWS, "--workload", "one-big-bf16", "--dram"], "DRAM bytes per parameter", "ncu"),
     "memcheck": Part(
         [*CHECKED, "--error-exitcode", "9", *TESTS, "tests/gpu", "-k", "repeats"],
@@ -65,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--list", action="store_true", help="say what would run")
+    parser.add_argument("--dry", action="store_true", help="run on the CPU what of it can")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     args = parser.parse_args(argv)
     if args.list:
@@ -72,13 +84,20 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     import torch
 
-    if not torch.cuda.is_available():
-        raise SystemExit("no CUDA device here, nothing was run. --list says what would be.")
+    if not torch.cuda.is_available() and not args.dry:
+        raise SystemExit(
+            "no CUDA device here, nothing was run. --list says what would be, --dry runs on the CPU what can."
+        )
     folders = [str(ROOT / name) for name in (".", "src", "trainer/src")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     summary = {}
     for name in args.only:
         part = PARTS[name]
+        if args.dry:
+            part = part._replace(command=part.dry or [])
+        if not part.command:
+            summary[name] = "left out: needs a GPU"
+            continue
         if missing(part):
             summary[name] = f"left out: no {part.tool}"
             continue

@@ -272,7 +272,8 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
         execute.check_complete(held, fields, chunk.layout)
         if directions.name_of(fields):
             shared = shared._replace(refresh=self._counts.due(held, group["sync_frequency"]))
-        low = part.params[0].dtype in LOW_PRECISION and not tensors.is_wrapper(part.params[0])
+        apart = chunk.shard is None and tensors.is_wrapper(part.params[0])  # rounds by itself
+        low = part.params[0].dtype in LOW_PRECISION and not apart
         rounds = low and self.config.stochastic_rounding is not False
         coded = any(f.codec is not None and f.codec.random for f in fields)
         keys = self._keys(part) if rounds or coded else None
