@@ -3,7 +3,7 @@
     python scripts/gpu.py                  # all of it; rows are appended to benchmarks/results/step_gpu.jsonl
     python scripts/gpu.py --list           # the commands, and which tools are missing; needs no GPU
     python scripts/gpu.py --only rows
-    python scripts/gpu.py --dry            # what of it can run on a CPU, so that it is known to work; no row is kept
+    python scripts/gpu.py --dry            # what of it can run on a CPU, to see that it works; no row is kept
 
 A part whose tool is missing is left out, with a line that says so. Exit status 0: no part failed.
 """

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from automagic_cameamp.engine import compiled, execute
+from automagic_cameamp.engine import compiled, phases
 from automagic_cameamp.types import Phase
 from native import lockstep
 from native.test_lockstep import CLASSES
@@ -62,7 +62,7 @@ def traced(
     """One step from the same state, by the reference and by the traced graph: the same bits."""
     monkeypatch.setattr(compiled, "BACKEND", "eager")
     if phase is not None:
-        monkeypatch.setattr(execute, "phase_on_host", lambda step, warmup: phase)
+        monkeypatch.setattr(phases.Phases, "of", lambda self, states, warmup: phase)
     (reference, params), (other, others) = lockstep.twin(name, SHAPES, dtype, BEFORE, "compiled", **options)
     for optimizer, own in ((reference, params), (other, others)):
         lockstep.take(optimizer, own, BEFORE)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..recipes import alone
+from ..types import Phase
 from . import execute
 from .buckets import Chunk
 
@@ -32,6 +33,7 @@ class Work(NamedTuple):
         hp: the recipe's options.
         keys: [B] int32 random keys, or None where nothing is rounded stochastically.
         rounds: whether the weights are rounded stochastically.
+        phase: where the members stand in the warm-up; MIXED where they differ or the host cannot know.
     """
 
     chunk: Chunk
@@ -44,6 +46,7 @@ class Work(NamedTuple):
     hp: Any
     keys: Tensor | None
     rounds: bool
+    phase: Phase = Phase.MIXED
 
 
 class Left(NamedTuple):
@@ -69,6 +72,22 @@ def part(work: Work, places: Sequence[int]) -> Work:
         active=[work.active[i] for i in places],
         states=[work.states[i] for i in places],
         keys=None if work.keys is None else work.keys[list(places)],
+    )
+
+
+def begun(
+    work: Work, chunk: Chunk | None = None, states: list[dict[str, Any]] | None = None
+) -> execute.Update:
+    """The update of a work, eagerly; of other tensors in the place of its own where these are given."""
+    return execute.Update(
+        work.chunk if chunk is None else chunk,
+        work.states if states is None else states,
+        work.recipe,
+        work.fields,
+        work.shared,
+        work.hp,
+        work.rounds,
+        work.phase,
     )
 
 
@@ -120,7 +139,7 @@ class Reference:
     def run(self, works: list[Work]) -> Iterator[Outcome]:
         """One chunk after the other."""
         for w in works:
-            update = execute.Update(w.chunk, w.states, w.recipe, w.fields, w.shared, w.hp, w.rounds)
+            update = begun(w)
             ok, signals = update.finish(alone(update.steps), w.keys)
             yield w, ok, signals
 

@@ -22,7 +22,7 @@ from ..recipes import alone
 from ..types import Phase
 from ..validate import callers_depth
 from . import execute, tensors
-from .backends import Left, Outcome, Work
+from .backends import Left, Outcome, Work, begun
 from .directions import name_of
 from .execute import Ended, Planes, Text
 
@@ -173,13 +173,13 @@ class Compiled:
             return "sharded parameters"
         if device not in (*DEVICES, "cpu"):
             return f"parameters on {device!r}"
-        if any(tensors.is_wrapper(q) or tensors.is_wrapper(q.grad) for q in chunk.params):
+        if tensors.any_wrapper([x for q in chunk.params for x in (q, q.grad) if x is not None]):
             return "weights or gradients in a form of their own"
         if work.shared is not None and work.shared.refresh:
             return "a search for low-rank directions, due at this step"
         if work.shared is None:  # looked at before there is a state
             return None
-        graph = self.graphs.get(self._key(work, self._phase(work)))
+        graph = self.graphs.get(self._key(work))
         return None if graph is None else graph.reason
 
     def divide(self, work: Work) -> tuple[Work | None, list[Left]]:
@@ -188,12 +188,7 @@ class Compiled:
         return (work, []) if reason is None else (None, [Left(work, reason)])
 
     @staticmethod
-    def _phase(work: Work) -> Phase:
-        steps = torch.stack([state["step"] for state in work.states])
-        return execute.phase_on_host(steps, work.hp.warmup_steps)
-
-    @staticmethod
-    def _key(work: Work, phase: Phase) -> Any:
+    def _key(work: Work) -> Any:
         chunk, hp = work.chunk, work.hp._replace(lr=None)
         p = chunk.params[0]
         grads = {q.grad.dtype for q in chunk.params if q.grad is not None}
@@ -203,7 +198,7 @@ class Compiled:
         given = tuple(name for name in SHARED if getattr(work.shared, name) is not None)
         fields = tuple((field.spec, described(field.codec)) for field in work.fields)
         kind = (work.recipe.__name__, chunk.layout, p.dtype, p.device, *sorted(map(str, grads)))
-        return kind, (fields, described(hp), work.rounds, work.keys is not None, given, phase, exactly)
+        return kind, (fields, described(hp), work.rounds, work.keys is not None, given, work.phase, exactly)
 
     def run(self, works: list[Work]) -> Iterator[Outcome]:
         """One stack after the other; those whose graph fails are stepped eagerly."""
@@ -212,22 +207,19 @@ class Compiled:
             yield work, ok, signals
 
     def _run(self, work: Work) -> tuple[Tensor, Any]:
-        phase = self._phase(work)
         gathered = execute.Gathered(work.chunk, work.states, work.fields)
-        graph = self._graph(work, phase, gathered)
+        graph = self._graph(work, gathered)
         if graph is None or graph.call is None:
-            update = execute.Update(
-                work.chunk, work.states, work.recipe, work.fields, work.shared, work.hp, work.rounds
-            )
+            update = begun(work)
             return update.finish(alone(update.steps), work.keys)
         ok, signals = graph.call(*self._inputs(work, gathered))
         gathered.write_back()
         made = getattr(work.recipe, "Signals", None)
         return ok, None if made is None else made(*signals)
 
-    def _graph(self, work: Work, phase: Phase, gathered: execute.Gathered) -> Graph | None:
+    def _graph(self, work: Work, gathered: execute.Gathered) -> Graph | None:
         """The graph of a kind of stack, made and checked at its first use; None where there can be none."""
-        key = self._key(work, phase)
+        key = self._key(work)
         if key in self.graphs:
             return self.graphs[key]
         device = work.chunk.params[0].device.type
@@ -238,9 +230,9 @@ class Compiled:
         kinds.add(key[1])
         chunk = work.chunk
         text = Text(work.recipe, work.fields, work.hp, chunk.layout, chunk.params[0].dtype, work.rounds)
-        graph = self.graphs[key] = Graph(Step(text, phase, work.shared))
+        graph = self.graphs[key] = Graph(Step(text, work.phase, work.shared))
         began = time.perf_counter()
-        logger.info("compiling the step of %s tensors (%s)", tuple(work.chunk.layout.shape), phase.value)
+        logger.info("compiling the step of %s tensors (%s)", tuple(work.chunk.layout.shape), work.phase.value)
         try:
             graph.prepare(self._inputs(work, gathered), any_batch=key[1][-1] == 0)
         except Differs as error:

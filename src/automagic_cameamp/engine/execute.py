@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import schedule, storage
+from .. import storage
 from ..recipes import Steps
 from ..storage import CORRECTION
 from ..storage.rounding import join, split
@@ -129,16 +129,6 @@ def check_complete(states: list[dict[str, Any]], fields: list[Field], layout: La
                 f"the options of a group have changed and now need the state {field.spec.name!r}, which was "
                 "not kept so far: change them with convert_state."
             )
-
-
-def phase_on_host(step: Tensor, warmup_steps: int) -> Phase:
-    """Common phase of the stack, where the host may know it without waiting for a device."""
-    if warmup_steps == 0:
-        return Phase.LATE
-    if step.device.type != "cpu":
-        return Phase.MIXED
-    low, high = step.aminmax()
-    return schedule.phase_between(float(low) + 1, float(high) + 1, warmup_steps)
 
 
 class Text(NamedTuple):
@@ -308,6 +298,7 @@ class Update:
         shared: the recipe's scalars over all parameters.
         hp: the recipe's options.
         rounds: whether the weights are rounded stochastically.
+        phase: where the whole stack stands, or MIXED.
     """
 
     def __init__(
@@ -319,12 +310,12 @@ class Update:
         shared: Any,
         hp: Any,
         rounds: bool,
+        phase: Phase,
     ) -> None:
         self.gathered = Gathered(chunk, states, fields)
         rounds = rounds and not self.gathered.wrapped  # those round by themselves
         self.text = Text(recipe, fields, hp, chunk.layout, chunk.params[0].dtype, rounds)
         self.planes = self.gathered.planes
-        phase = phase_on_host(self.planes["step"][0], hp.warmup_steps)
         self.steps = begin(self.text, self.gathered.p, self.gathered.g, self.planes, shared, phase)
 
     def finish(self, result: Any, keys: Tensor | None) -> tuple[Tensor, Any]:

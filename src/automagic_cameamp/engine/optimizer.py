@@ -25,6 +25,7 @@ from . import (
     kinds,
     memory,
     offload,
+    phases,
     sharded,
     shards,
     states,
@@ -93,6 +94,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
         self._device_lists: dict[tuple[Any, ...], Tensor] = {}
         self._skipped: dict[torch.device, Tensor] = {}
         self._counts = directions.Counts()
+        self._phases = phases.Phases()
         self._neutral = False  # whether it was said that the controller starts without memory
         self._types: states.Types = {}  # of the parameters, as of the last step that looked
         self._matrices = kinds.matrices(self.__dict__.get("param_groups", ()))
@@ -109,6 +111,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
             self._reset_transient()
         self._plan, self._plans = None, {}  # what they and the counts know of the old state may not hold
         self._counts.clear()
+        self._phases.clear()
 
     # ---------------------------------------------------------------- groups
 
@@ -278,7 +281,17 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
         coded = any(f.codec is not None and f.codec.random for f in fields)
         keys = self._keys(part) if rounds or coded else None
         return backends.Work(
-            part, active, len(chunk.params), held, self.recipe, fields, shared, hp, keys, rounds
+            part,
+            active,
+            len(chunk.params),
+            held,
+            self.recipe,
+            fields,
+            shared,
+            hp,
+            keys,
+            rounds,
+            self._phases.of(held, hp.warmup_steps),
         )
 
     def _note(self, work: Any, ok: Tensor, signals: Any) -> None:

@@ -202,6 +202,4 @@ def _part(work: backends.Work) -> _Part:
         params=[local_parameter(p) for p in work.chunk.params], layout=_shard(work.chunk).layout
     )
     states = [local_state(state) for state in work.states]
-    return _Part(
-        work, execute.Update(chunk, states, work.recipe, work.fields, work.shared, work.hp, work.rounds)
-    )
+    return _Part(work, backends.begun(work, chunk, states))
