@@ -72,9 +72,9 @@ def test_an_option_that_changes_at_every_step(monkeypatch: pytest.MonkeyPatch, f
     monkeypatch.setattr(compiled, "compiled", lambda step, inputs, any_batch: step)
     p = torch.nn.Parameter(torch.randn(6, 10))
     optimizer = Automagic_CameAMP([p], lr=1e-3, engine="compiled")
-    with pytest.warns(UserWarning, match="an option changes from step to step"):
+    with pytest.warns(UserWarning, match="an option that changes from step to step"):
         for step in range(12):
             p.grad = torch.randn(6, 10)
             optimizer.param_groups[0]["weight_decay"] = 0.01 * step
             optimizer.step()
-    assert len(fresh.graphs) == compiled.GRAPHS_PER_STACK
+    assert len(fresh.graphs) == compiled.OPTIONS_PER_STACK

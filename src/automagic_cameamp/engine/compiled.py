@@ -33,7 +33,8 @@ DEVICES = ("cuda", "xpu")  # 'auto' compiles here; ROCm calls itself cuda
 TOLERANCE = 2e-4
 RARE = 0.01  # share of the codes, or of weights of 16 bits, that may lie so close to a midpoint
 BACKEND = "inductor"  # of torch.compile
-GRAPHS_PER_STACK = 8  # more: an option changes at every step, and each value is compiled
+OPTIONS_PER_STACK = 8  # more: one of them changes at every step, and each value would be compiled
+RATES = ("lr", "base_lr")
 SHARED = ("mask_mean", "mask_vote", "mask_count", "level", "multiplier", "clock")
 
 
@@ -70,8 +71,9 @@ class Step(torch.nn.Module):
         self, p: Tensor, g: Tensor, planes: Planes, numbers: dict[str, Tensor], keys: Tensor | None
     ) -> Ended:
         """What is written."""
-        text = self.text._replace(hp=self.text.hp._replace(lr=numbers["lr"]))
-        shared = self.shared._replace(**{k: v for k, v in numbers.items() if k != "lr"})
+        rates = {name: numbers[name] for name in RATES if name in numbers}
+        text = self.text._replace(hp=self.text.hp._replace(**rates))
+        shared = self.shared._replace(**{k: v for k, v in numbers.items() if k not in rates})
         result = alone(execute.begin(text, p, g, planes, shared, self.phase))
         return execute.end(text, p, planes, result, result.ok, keys)
 
@@ -160,7 +162,7 @@ class Compiled:
 
     def __init__(self) -> None:
         self.graphs: dict[Any, Graph] = {}
-        self.kinds: dict[Any, set[Any]] = {}
+        self.options: dict[Any, set[Any]] = {}  # values of options that a graph was made for
         self.broken: dict[str, str] = {}
 
     def why_not(self, work: Work) -> str | None:
@@ -179,7 +181,16 @@ class Compiled:
             return "a search for low-rank directions, due at this step"
         if work.shared is None:  # looked at before there is a state
             return None
-        graph = self.graphs.get(self._key(work))
+        key = self._key(work)
+        values = self.options.setdefault(key[0], set())
+        if key[1] not in values and len(values) >= OPTIONS_PER_STACK:
+            reason = f"an option that changes from step to step (more than {OPTIONS_PER_STACK} values)"
+            say(
+                f"torch.compile is not used for {reason}: tensors of shape {chunk.layout.shape} step eagerly."
+            )
+            return reason
+        values.add(key[1])
+        graph = self.graphs.get(key)
         return None if graph is None else graph.reason
 
     def divide(self, work: Work) -> tuple[Work | None, list[Left]]:
@@ -189,16 +200,17 @@ class Compiled:
 
     @staticmethod
     def _key(work: Work) -> Any:
-        chunk, hp = work.chunk, work.hp._replace(lr=None)
+        chunk, hp = work.chunk, work.hp._replace(**dict.fromkeys(loose_rates(work.hp)))
         p = chunk.params[0]
         grads = {q.grad.dtype for q in chunk.params if q.grad is not None}
         # On a CPU products of the directions are made one by one, so their number is part of the graph.
         count = len(chunk.params)
         exactly = count if count == 1 or (p.device.type == "cpu" and name_of(work.fields)) else 0
         given = tuple(name for name in SHARED if getattr(work.shared, name) is not None)
-        fields = tuple((field.spec, described(field.codec)) for field in work.fields)
+        fields = tuple((field.spec._replace(initial=0), described(field.codec)) for field in work.fields)
         kind = (work.recipe.__name__, chunk.layout, p.dtype, p.device, *sorted(map(str, grads)))
-        return kind, (fields, described(hp), work.rounds, work.keys is not None, given, work.phase, exactly)
+        kind += (fields, work.rounds, work.keys is not None, given, work.phase, exactly)
+        return kind, (described(hp), work.shared.level_start)
 
     def run(self, works: list[Work]) -> Iterator[Outcome]:
         """One stack after the other; those whose graph fails are stepped eagerly."""
@@ -209,7 +221,7 @@ class Compiled:
     def _run(self, work: Work) -> tuple[Tensor, Any]:
         gathered = execute.Gathered(work.chunk, work.states, work.fields)
         graph = self._graph(work, gathered)
-        if graph is None or graph.call is None:
+        if graph.call is None:
             update = begun(work)
             return update.finish(alone(update.steps), work.keys)
         ok, signals = graph.call(*self._inputs(work, gathered))
@@ -217,24 +229,19 @@ class Compiled:
         made = getattr(work.recipe, "Signals", None)
         return ok, None if made is None else made(*signals)
 
-    def _graph(self, work: Work, gathered: execute.Gathered) -> Graph | None:
-        """The graph of a kind of stack, made and checked at its first use; None where there can be none."""
+    def _graph(self, work: Work, gathered: execute.Gathered) -> Graph:
+        """The graph of a kind of stack, made and checked at its first use."""
         key = self._key(work)
         if key in self.graphs:
             return self.graphs[key]
         device = work.chunk.params[0].device.type
-        kinds = self.kinds.setdefault(key[0], set())
-        if len(kinds) >= GRAPHS_PER_STACK:
-            self._give_up(device, f"an option changes from step to step ({len(kinds)} graphs of one shape)")
-            return None
-        kinds.add(key[1])
         chunk = work.chunk
         text = Text(work.recipe, work.fields, work.hp, chunk.layout, chunk.params[0].dtype, work.rounds)
         graph = self.graphs[key] = Graph(Step(text, work.phase, work.shared))
         began = time.perf_counter()
         logger.info("compiling the step of %s tensors (%s)", tuple(work.chunk.layout.shape), work.phase.value)
         try:
-            graph.prepare(self._inputs(work, gathered), any_batch=key[1][-1] == 0)
+            graph.prepare(self._inputs(work, gathered), any_batch=key[0][-1] == 0)
         except Differs as error:
             graph.reason = f"its compiled step differs from the eager one in {error}"
             say(f"{graph.reason}: tensors of shape {tuple(work.chunk.layout.shape)} are stepped eagerly.")
@@ -256,13 +263,20 @@ class Compiled:
     @staticmethod
     def _inputs(work: Work, gathered: execute.Gathered) -> tuple[Any, ...]:
         p = work.chunk.params[0]
-        compute, lr = execute.compute_dtype(p), work.hp.lr
-        if isinstance(lr, Tensor):
-            lr = lr.to(p.device, compute)
-        else:
-            lr = torch.full((), lr, dtype=compute, device=p.device)
+        compute = execute.compute_dtype(p)
         numbers = {name: x for name in SHARED if (x := getattr(work.shared, name)) is not None}
-        return gathered.p, gathered.g, gathered.planes, {"lr": lr, **numbers}, work.keys
+        for name in loose_rates(work.hp):
+            x = getattr(work.hp, name)
+            on_device = isinstance(x, Tensor)
+            numbers[name] = (
+                x.to(p.device, compute) if on_device else torch.full((), x, dtype=compute, device=p.device)
+            )
+        return gathered.p, gathered.g, gathered.planes, numbers, work.keys
+
+
+def loose_rates(hp: Any) -> tuple[str, ...]:
+    """Rates that a graph takes as tensors. The additive rule makes integers of the first one."""
+    return RATES if hp.lr_mask_rule != "additive" else RATES[:1]
 
 
 def described(x: Any) -> Any:

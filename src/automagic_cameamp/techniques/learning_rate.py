@@ -176,7 +176,7 @@ def additive_range(
 
 
 def rate_bounds(
-    lr: float | Tensor, base_lr: float, floor: float, cap: float | None
+    lr: float | Tensor, base_lr: float | Tensor, floor: float, cap: float | None
 ) -> tuple[float | Tensor, float | Tensor]:
     r"""Limits of what may multiply the learning rate. 1 lies between them but for a cap below the rate.
 
@@ -192,10 +192,11 @@ def rate_bounds(
         Lowest and highest multiplier.
     """
     if isinstance(lr, Tensor):
-        low = (floor / lr.clamp(min=max(base_lr, TINY))).clamp(max=1.0)
+        start = base_lr.clamp(min=TINY) if isinstance(base_lr, Tensor) else max(base_lr, TINY)
+        low = (floor / lr.clamp(min=start)).clamp(max=1.0)
         limit = (lr * CAP_RATIO).clamp(min=CAP) if cap is None else cap
         return low, torch.where(lr > 0, limit / lr, LARGEST).clamp(max=LARGEST)
-    low = min(1.0, floor / max(base_lr, lr, TINY))
+    low = min(1.0, floor / max(float(base_lr), lr, TINY))
     limit = max(CAP, CAP_RATIO * lr) if cap is None else cap
     return low, min(limit / lr, LARGEST) if lr > 0 else LARGEST
 
