@@ -105,15 +105,15 @@ def test_clip_rate_is_what_the_recipe_clipped(engine: str, monkeypatch: pytest.M
     shapes = [(16, 16), (16, 12), (12, 16), (9, 7), (7, 9)]
     options = {"lr_mask_rule": "none", "weight_decay": 0.0, "final_clip": 2.5, "full_finetune": True}
     gains: list[float] = []
-    real = techniques.rms_gain
+    real = techniques.rms_gain.steps
 
-    def spy(x: Tensor, threshold: float, site: str = "", *rest: Any) -> Tensor:
-        gain = real(x, threshold, site, *rest)
-        if site == "final":
+    def spy(x: Tensor, threshold: float) -> Any:
+        gain = yield from real(x, threshold)
+        if threshold == options["final_clip"]:
             gains.extend(gain.reshape(-1).tolist())
         return gain
 
-    monkeypatch.setattr(techniques, "rms_gain", spy)
+    monkeypatch.setattr(techniques.rms_gain, "steps", spy)
     twin, theirs = build("reference", shapes=shapes, cls=A.Automagic_CameAMP, **options)
     optimizer, params = build(engine, shapes=shapes, cls=A.Automagic_CameAMP, **options)
     recorder, shares = optimizer.record(20), []

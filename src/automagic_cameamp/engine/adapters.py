@@ -11,13 +11,15 @@ import logging
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..lora import is_embedding, kind_of, mark_of, table_of_name
 from ..validate import callers_depth
-from .pairs import Shapes, low_rank
+
+if TYPE_CHECKING:
+    from .pairs import Shapes
 
 logger = logging.getLogger("automagic_cameamp")
 Kinds = list[list[Any]]  # how a parameter is known as a LoRA's, or None
@@ -106,6 +108,8 @@ class Adapters:
         if any(kind for kinds in told for kind in kinds):
             now = [frozenset[int]() for _ in groups]
         else:
+            from .pairs import low_rank  # here, so that an import of the package stays light
+
             now = low_rank([_shapes_of(group, kinds) for group, kinds in zip(groups, told, strict=True)])
         if kept is not None:
             _warn_of_flips(kept, now)

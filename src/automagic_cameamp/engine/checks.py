@@ -36,7 +36,7 @@ def new_group(optimizer: Any, param_group: dict[str, Any]) -> dict[str, Any]:
         raise TypeError("parameters in a set have no order that a checkpoint could keep: pass a list.")
     group = configs.checked_group(config_class, param_group, "parameter group")
     group["params"] = [params] if isinstance(params, Tensor) else list(params)
-    kinds.check_parameters(optimizer, group["params"])
+    group["params"] = kinds.check_parameters(optimizer, group["params"])
     merged = {**optimizer.defaults, **group}
     configs.check_together(merged, "in the group")
     # What schedules are measured against; a scheduler may change lr and betas from the first step on.

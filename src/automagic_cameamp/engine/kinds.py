@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..validate import fail
+from ..validate import callers_depth, fail
 from . import tensors
 from .shards import is_distributed, local_of
 
@@ -29,24 +30,33 @@ def matrices(groups: Iterable[dict[str, Any]]) -> list[bool]:
     return [any(p.dim() > 1 for p in group["params"]) for group in groups]
 
 
-def check_parameters(optimizer: Any, params: Iterable[Any]) -> None:
+def check_parameters(optimizer: Any, params: Iterable[Any]) -> list[Any]:
     """``check_parameter`` for those of a new group, as (name, parameter) or without names.
 
+    Returns:
+        The same, each tensor once: two updates of one tensor would run side by side. torch warns of a tensor
+        that stands there twice, and so is done here.
+
     Raises:
-        ValueError: one of them cannot be optimized, or stands there twice. torch warns of that; two updates
-            of one tensor would run side by side here.
+        ValueError: one of them cannot be optimized.
     """
     first = sum(len(group["params"]) for group in optimizer.param_groups)
     seen: dict[int, str] = {}
-    for number, p in enumerate(params, first):
-        name, p = p if isinstance(p, tuple) else (f"param_{number}", p)
+    once: list[Any] = []
+    for number, given in enumerate(params, first):
+        name, p = given if isinstance(given, tuple) else (f"param_{number}", given)
         if id(p) in seen and isinstance(p, Tensor):
-            raise ValueError(
-                f"parameter {name} stands twice in its group, as {seen[id(p)]} too (tied weights?): pass "
-                "each tensor once, for example list(dict.fromkeys(params))."
+            text = (
+                f"the optimizer got a parameter group with duplicate parameters: {name} is {seen[id(p)]} too "
+                "(tied weights?). It counts once; pass each tensor once, for example "
+                "list(dict.fromkeys(params))."
             )
+            warnings.warn(text, stacklevel=callers_depth())
+            continue
         seen[id(p)] = str(name)
         check_parameter(p, name, optimizer.config)
+        once.append(given)
+    return once
 
 
 def check_parameter(p: Any, name: str, config: Any = None) -> None:

@@ -252,6 +252,7 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
                     layout = chunk.layout if chunk.shard is None else chunk.shard.layout
                     stacks = execute.allocate_state(states, fresh[0], fields, layout)
                     made[-1] += (stacks, layout)
+                    self._phases.begin(states, group["warmup_steps"])
             for fresh, fields, chunk, stacks, layout in made:
                 execute.fill_state(stacks, fresh, self.recipe, fields, layout)
                 if chunk.shard is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch.utils.weak import WeakIdKeyDictionary
@@ -28,6 +29,12 @@ class Phases:
     def clear(self) -> None:
         """Forget all; the next step reads every number."""
         self._most = WeakIdKeyDictionary()
+
+    def begin(self, states: Iterable[dict[str, Any]], warmup_steps: int) -> None:
+        """States that were just made: they have had no update, which nobody has to read."""
+        for state in states:
+            if waits(state["step"].device):
+                self._most[state["step"]] = (0, warmup_steps)
 
     def of(self, states: list[dict[str, Any]], warmup_steps: int) -> Phase:
         """Phase of the update that comes; called once for each update.

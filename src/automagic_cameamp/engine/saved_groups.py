@@ -98,7 +98,8 @@ def merged(optimizer: Any, number: int, own: dict[str, Any], saved: Mapping[str,
         raise
     except (ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"group {number} of the state dict: {error} {ADVICE}") from error
-    return group
+    # In our order: a run that was resumed writes what one that was not would write.
+    return {key: group[key] for key in (*own, *(key for key in group if key not in own)) if key in group}
 
 
 def _by_todays_names(own: dict[str, Any], saved: Mapping[str, Any]) -> Mapping[str, Any]:
