@@ -1,6 +1,6 @@
 """Every number of the four documents as a claim in our words, with the rows that answer it.
 
-    python -m benchmarks.claims        # prints the table of docs/claims.md
+    python -m benchmarks.claims        # prints the table of docs/evidence/claims.md
 
 A verdict is computed, never written: rows that change, change it.
 """

@@ -1,4 +1,4 @@
-"""Tables of docs/testing.md: fuzzed checkpoints, soaks, mutants, from their rows."""
+"""Tables of docs/evidence/testing.md: fuzzed checkpoints, soaks, mutants, from their rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of docs/native.md: times of a step on the CPU, beside those of torch's fused AdamW."""
+"""The tables of docs/executors.md: times of a step on the CPU, beside those of torch's fused AdamW."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from benchmarks import ablation, claims, guide_tables, long_runs, native_tables
 from benchmarks.common import RESULTS, ROOT, argument_parser
 from benchmarks.rows import Rows
 
-PAGES = ["docs/claims.md", "docs/ablation.md", "docs/guide.md", "docs/guide.zh-TW.md", "docs/testing.md"]
-PAGES += ["docs/native.md"]
+PAGES = ["docs/guide.md", "docs/guide.zh-TW.md", "docs/executors.md"]
+PAGES += [f"docs/evidence/{name}.md" for name in ("claims", "ablation", "testing")]
 REGION = re.compile(r"(<!-- rows: (?P<name>[\w ]+) -->\n).*?(<!-- end of rows -->)", re.S)
 
 REGIONS: dict[str, Callable[[Rows, str], str]] = {

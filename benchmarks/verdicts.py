@@ -1,4 +1,4 @@
-"""What a claim can come to, decided by numbers: the same rule for every row of docs/claims.md."""
+"""What a claim can come to, decided by numbers: the same rule for every row of docs/evidence/claims.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/torch-suite.md and the tests name each other: nothing is claimed that is not run."""
+"""docs/evidence/torch-suite.md and the tests name each other: nothing is claimed that is not run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from contracts.test_torch_renewed import OptimizerErrorEnum
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "torch-suite.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "evidence" / "torch-suite.md").read_text("utf-8")
 OURS = ["test_torch_renewed.py", "test_torch_state.py", "test_torch_suite.py"]
 # Checks of TestOptimRenewed in torch's repository, and the suites that it is run with.
 TORCHS = """

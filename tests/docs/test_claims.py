@@ -1,4 +1,4 @@
-"""docs/claims.md, docs/ablation.md, docs/guide.md: in step with the rows; the verdicts follow the numbers."""
+"""docs/evidence/claims.md, ablation.md, docs/guide.md: in step with the rows; the verdicts follow the numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from benchmarks import ablation, claims, convergence, model_memory, tables, verd
 def copied(tmp_path: Path) -> Path:
     """The committed rows and pages, free to be changed."""
     shutil.copytree(RESULTS, tmp_path / "results")
-    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "evidence").mkdir(parents=True)
     for name in tables.PAGES:
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
@@ -54,11 +54,11 @@ def test_pages_are_in_step_with_the_rows() -> None:
 def test_a_changed_row_is_seen_and_written(copied: Path) -> None:
     wanted = {"optimizer": "Automagic_CameAMP8bit", "options": {}}
     change(copied / "results" / "memory.jsonl", "bytes_per_param", 2.0, **wanted)
-    before = (copied / "docs" / "claims.md").read_text("utf-8")
+    before = (copied / "docs" / "evidence" / "claims.md").read_text("utf-8")
     assert fill(copied, "--check") == 1
-    assert (copied / "docs" / "claims.md").read_text("utf-8") == before  # --check writes nothing
+    assert (copied / "docs" / "evidence" / "claims.md").read_text("utf-8") == before  # --check writes nothing
     assert fill(copied) == 0 and fill(copied, "--check") == 0
-    assert (copied / "docs" / "claims.md").read_text("utf-8") != before
+    assert (copied / "docs" / "evidence" / "claims.md").read_text("utf-8") != before
 
 
 def test_an_unknown_region_is_an_error() -> None:

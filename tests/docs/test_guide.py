@@ -16,7 +16,7 @@ from automagic_cameamp import Automagic_CameAMP_Improved_8Bit, configs
 from automagic_cameamp.monitor import get_adaptive_config
 
 # The stand-in of sd-scripts and the launcher, as tests/kohya uses them.
-from kohya.conftest import checkout, launched, no_bitsandbytes  # noqa: F401
+from kohya.conftest import checkout, launched, no_bitsandbytes, plain  # noqa: F401
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE, TWIN = DOCS / "guide.md", DOCS / "guide.zh-TW.md"
@@ -58,7 +58,7 @@ def test_twin_is_the_same_page() -> None:
 
 def launcher_lines() -> list[str]:
     bodies = [body for info, body in FENCE.findall(PAGE.read_text("utf-8")) if info == "bash"]
-    return [line for body in bodies for line in body.splitlines()]
+    return [line for body in bodies for line in body.splitlines() if "-m automagic_cameamp.kohya" in line]
 
 
 def test_there_is_a_line_for_each_kind_of_training() -> None:
@@ -67,9 +67,29 @@ def test_there_is_a_line_for_each_kind_of_training() -> None:
     assert all(word in text for word in (*scripts, "algo=lokr"))
 
 
+def plain_lines() -> list[str]:
+    bodies = [body for info, body in FENCE.findall(PAGE.read_text("utf-8")) if info == "text"]
+    return [
+        line
+        for body in bodies
+        for line in body.splitlines()
+        if line.startswith("--optimizer_type automagic_cameamp.")
+    ]
+
+
+@pytest.mark.parametrize("line", plain_lines())
+def test_lines_without_the_launcher_run(plain: Any, no_bitsandbytes: None, line: str) -> None:  # noqa: F811
+    assert plain(*shlex.split(line))["lr"] == [1e-4]
+
+
+def test_there_are_lines_without_the_launcher() -> None:
+    assert len(plain_lines()) == 3
+
+
 @pytest.mark.parametrize("line", launcher_lines())
 def test_command_lines_run(launched: Any, no_bitsandbytes: None, line: str) -> None:  # noqa: F811
-    script, *words = shlex.split(line.partition("automagic_cameamp.kohya")[2])
+    words = shlex.split(line.partition("automagic_cameamp.kohya")[2])
+    script, *words = [word for word in words if word != "--show"]
     result = launched(*words, script=SCRIPTS.get(script, script))
     assert result["moved"] and result["lr"] == [float(re.findall(r" lr=(\S+)", line)[0])]
 

@@ -1,4 +1,4 @@
-"""Every cell of docs/combinations.md: equal to a loop that does the same by hand, or refused."""
+"""Every cell of docs/training.md: equal to a loop that does the same by hand, or refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from automagic_cameamp import accumulate_in_fp32, release_gradients
 from engine.helpers import differences, snapshot
 from loops.helpers import NAMES, build, groups_of, loss_of, model, same, same_memory, twins
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "combinations.md").read_text("utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text("utf-8")
 MAX_NORM, MICRO, SCALE, STEPS = 0.05, 3, 256.0, 5
 
 

@@ -129,7 +129,7 @@ class Log8:
     Args:
         block_size: elements per pair of scales (a, (b - a) / 255).
 
-    Source: ours; the measurements behind it are in docs/log.md.
+    Source: ours; the measurements behind it are in docs/evidence/log.md.
     """
 
     name = "log"

@@ -46,7 +46,7 @@ class Log16:
     All of [2^-126, 2^127] fits, at a relative step of .27%; a vector spread over 28 octaves has one of
     .03%, below fp16's. Anything smaller is held as exactly 0.
 
-    Source: ours; the measurements behind it are in docs/log.md.
+    Source: ours; the measurements behind it are in docs/evidence/log.md.
     """
 
     name = "log16"
