@@ -154,6 +154,7 @@ def test_scripts_named_exist() -> None:
 
 # ------------------------------------------------------------------------------------------------- links
 
+PAGE_NAMED = re.compile(r"\bdocs/[\w./-]+\.md\b")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|<img[^>]*src=\"([^\"]+)\"")
 
 
@@ -185,6 +186,15 @@ def test_links_lead_somewhere(page: Path) -> None:
         ):
             dead.append(f"{target}: no such heading")
     assert not dead, "\n".join(dead)
+
+
+def test_pages_that_the_source_names_exist() -> None:
+    """Comments and docstrings point at pages too, and pages move."""
+    folders = ("src", "tests", "trainer", "benchmarks", "scripts", "examples")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    named = {(name_of(f), page) for f in files for page in PAGE_NAMED.findall(f.read_text("utf-8"))}
+    assert len(named) > 5
+    assert not [row for row in named if not (ROOT / row[1]).is_file()]
 
 
 # -------------------------------------------------------------------------------------------------- twin

@@ -1,6 +1,6 @@
 """The checks of torch's TestOptimRenewed that live only in its repository, restated for all seven classes.
 
-docs/evidence/torch-suite.md lists every check of torch's suite, and test_torch_table.py keeps the list in step.
+docs/evidence/torch-suite.md lists every check of torch's suite; test_torch_table.py keeps the list in step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/evidence/claims.md, ablation.md, docs/guide.md: in step with the rows; the verdicts follow the numbers."""
+"""Pages with tables made from rows: in step with the rows; the verdicts follow the numbers."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from engine.helpers import differences, snapshot
 from loops.helpers import NAMES, build, groups_of, loss_of, model, same, same_memory, twins
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text("utf-8")
+PAGE = PAGE.split("\n## Gradient release\n")[0]
 MAX_NORM, MICRO, SCALE, STEPS = 0.05, 3, 256.0, 5
 
 
