@@ -102,7 +102,7 @@ ALONE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", NAMES)
 def test_an_optimizer_for_each_parameter(name: str, engine: str) -> None:
-    """Gradient release in docs/training.md, last paragraph: equal where it says so, not without its conditions."""
+    """docs/training.md, end of gradient release: equal where it says so, and not without its conditions."""
     own = {k: v for part, given in ALONE.items() if part in name for k, v in given.items()}
     conditions = {"lr_mask_rule": "none", **own}
     for left_out in (None, *conditions):
