@@ -48,7 +48,7 @@ def test_eight_bit_and_bf16_states_are_those_of_the_whole_run(two):
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_as_many_reductions_for_one_tensor_as_for_many(name, two):
-    """In the early phase, which has most: five, seven with the regularisers, as docs/distributed.md says."""
+    """In the early phase, which has most: five, seven with the regularisers, as docs/executors.md says."""
     for reductions, everything in two[0]["collectives"][name]:
         # nothing hidden, no gathering of objects
         assert reductions == everything == (7 if is_improved(name) else 5)
