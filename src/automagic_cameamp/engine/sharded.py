@@ -8,7 +8,7 @@ wait for their sums hold their temporaries: very large models are taken in batch
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..recipes import Sum, has_mask
+from ..recipes import Sum, has_mask, together
 from ..validate import callers_depth, fail
 from . import backends, execute, landing
 from .buckets import Chunk
@@ -103,37 +103,31 @@ def _batches(works: list[backends.Work]) -> Iterator[list[backends.Work]]:
 
 def _exchanges(parts: list[_Part], rider: Rider | None) -> list[Any]:
     """Drive the updates to their ends, adding what they ask for over all processes; their results."""
-    results: list[Any] = [None] * len(parts)
-    waiting: dict[int, list[Sum]] = {}
-
-    def go_on(number: int, answers: list[Tensor] | None) -> None:
-        steps = parts[number].update.steps
-        try:
-            waiting[number] = next(steps) if answers is None else steps.send(answers)
-        except StopIteration as end:
-            waiting.pop(number, None)
-            results[number] = end.value
-
-    for number in range(len(parts)):
-        go_on(number, None)
-    while waiting:
-        members = sorted(waiting)
-        added = _added([(waiting[n], _shard(parts[n].work.chunk)) for n in members], rider)
-        rider = None
-        for number, answers in zip(members, added, strict=True):
-            go_on(number, answers)
-    return results
+    steps = together(*(_placed(part) for part in parts))
+    try:
+        asked: list[Any] = next(steps)
+        while True:
+            answers = _added(asked, rider)
+            rider = None
+            asked = steps.send(answers)
+    except StopIteration as end:
+        return end.value
 
 
-def _added(asked: list[tuple[list[Sum], Shard]], rider: Rider | None) -> list[list[Tensor]]:
+def _placed(part: _Part) -> Generator[list[Any], list[Tensor], Any]:
+    """The steps of an update, with its shard beside every sum that they ask for."""
+    steps, shard = part.update.steps, _shard(part.work.chunk)
+    try:
+        asked = next(steps)
+        while True:
+            asked = steps.send((yield [(s, shard) for s in asked]))
+    except StopIteration as end:
+        return end.value
+
+
+def _added(asked: list[tuple[Sum, Shard]], rider: Rider | None) -> list[Tensor]:
     """Sums over all processes: one reduction, none where nothing of it is anywhere else."""
-    cut_ = [[_crosses(s, shard) for s in sums] for sums, shard in asked]
-    pieces = [
-        s.part
-        for (sums, _), flags in zip(asked, cut_, strict=True)
-        for s, f in zip(sums, flags, strict=True)
-        if f
-    ]
+    pieces = [s.part for s, shard in asked if _crosses(s, shard)]
     totals: Iterator[Tensor] = iter(())
     if pieces:
         device = pieces[0].device
@@ -149,15 +143,10 @@ def _added(asked: list[tuple[list[Sum], Shard]], rider: Rider | None) -> list[li
             rider.take(found[-1])
         totals = (x.view(p.shape).to(p.device, p.dtype) for x, p in zip(found, pieces, strict=False))
     answers = []
-    for (sums, shard), flags in zip(asked, cut_, strict=True):
+    for s, shard in asked:
         place = place_of(shard)
-        mine = []
-        for s, crosses in zip(sums, flags, strict=True):
-            whole = tuple(
-                place.size if d == place.split else n for d, n in zip(s.over, s.counted, strict=False)
-            )
-            mine.append(s.complete(next(totals) if crosses else s.part, whole))
-        answers.append(mine)
+        whole = tuple(place.size if d == place.split else n for d, n in zip(s.over, s.counted, strict=False))
+        answers.append(s.complete(next(totals) if _crosses(s, shard) else s.part, whole))
     return answers
 
 

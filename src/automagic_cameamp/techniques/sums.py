@@ -112,10 +112,10 @@ def alone(steps: Generator[list[Sum], list[Tensor], R]) -> R:
         return end.value
 
 
-def together(*several: Generator[list[Sum], list[Tensor], Any]) -> Generator[list[Sum], list[Tensor], Any]:
+def together(*several: Generator[list[Any], list[Tensor], Any]) -> Generator[list[Any], list[Tensor], Any]:
     """Run techniques side by side, so that their sums leave in one exchange; a list of their results."""
     results: list[Any] = [None] * len(several)
-    waiting: dict[int, list[Sum]] = {}
+    waiting: dict[int, list[Any]] = {}
 
     def go_on(number: int, answers: list[Tensor] | None) -> None:
         steps = several[number]
