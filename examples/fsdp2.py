@@ -50,7 +50,8 @@ def main(folder: Path) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        first, last = (first or float(loss)), float(loss)
+        last = float(loss.detach())
+        first = first or last
     weights, states = get_state_dict(model, optimizer)
     dcp.save(
         {"model": weights, "optimizer": states, "step": torch.tensor(start + 40.0)}, checkpoint_id=folder
@@ -60,6 +61,7 @@ def main(folder: Path) -> None:
             sum(optimizer.get_memory_stats()[f"total_{k}_memory"] for k in ("quantized", "high_precision"))
         )
         print(f"steps {start} to {start + 40}, loss {first:.3f} -> {last:.3f}, {held} bytes of state here")
+    dist.barrier()  # a process that leaves first would take the others' connections with it
     dist.destroy_process_group()
 
 
