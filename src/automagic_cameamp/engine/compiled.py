@@ -252,7 +252,9 @@ class Compiled:
         began = time.perf_counter()
         logger.info("compiling the step of %s tensors (%s)", tuple(work.chunk.layout.shape), work.phase.value)
         try:
-            graph.prepare(self._inputs(work, gathered), any_batch=key[0][-1] == 0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the compiler's own, which a program may have made errors
+                graph.prepare(self._inputs(work, gathered), any_batch=key[0][-1] == 0)
         except Differs as error:
             graph.reason = f"its compiled step differs from the eager one in {error}"
             say(f"{graph.reason}: tensors of shape {tuple(work.chunk.layout.shape)} are stepped eagerly.")
