@@ -31,8 +31,9 @@ LAYERS: dict[str, set[str]] = {
     "types": set(),
     "schedule": {"types"},
     "control": {"types", "techniques"},
-    "validate": {"types", "schedule"},
-    "foreign": set(),
+    "text": set(),
+    "validate": {"types", "schedule", "text"},
+    "foreign": {"text"},
     "configs": {"types", "validate"},
     "techniques": {"types"},
     "storage.spec": {"types"},
@@ -104,7 +105,7 @@ FORBIDDEN_AT_IMPORT = {
 }
 # Importing the package after torch should cost well under 0.2 s. Seconds depend on the machine,
 # so modules are counted: ours are some dozens of small files, and a few of the standard library.
-MAX_NEW_MODULES = 80
+MAX_NEW_MODULES = 84
 
 
 def layer_of(module: str) -> str:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
 import inspect
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-WORDS = {"true": True, "false": False, "none": None, "null": None}
+from .text import read
 
 
 class OptimizerArgumentError(ValueError):
@@ -31,17 +30,6 @@ class OptimizerInfo(NamedTuple):
     name: str
     source: str
     summary: str
-
-
-def parse_value(text: str) -> Any:
-    """A number, tuple, boolean, None or quoted string where `text` reads as one, else `text` itself."""
-    text = text.strip()
-    if text.lower() in WORDS:
-        return WORDS[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
 
 
 def parse_optimizer_args(args: Iterable[str]) -> dict[str, Any]:
@@ -58,7 +46,7 @@ def parse_optimizer_args(args: Iterable[str]) -> dict[str, Any]:
             raise OptimizerArgumentError(f"optimizer argument {arg!r} has no value; write {key}=value")
         if key in parsed:
             raise OptimizerArgumentError(f"optimizer argument {key!r} is given twice; keep one")
-        parsed[key] = parse_value(value)
+        parsed[key] = read(value)
     return parsed
 
 

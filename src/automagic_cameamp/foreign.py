@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
+
+from .text import read
 
 
 class Keyword(NamedTuple):
@@ -87,6 +89,52 @@ def settled(owner: str, name: str, value: Any, homes: Callable[[str], list[str]]
     if found := homes(name):
         raise TypeError(f"{owner} has no option {name!r}: it is one of {', '.join(found)}. Leave it out.")
     return False
+
+
+# One thing that two classes name differently: a class that has the one takes the other name for it.
+SYNONYMS = {"came_enabled": "came", "block_size": "blocksize", "blocksize": "block_size"}
+_FOUR = {"state_code": "softsign4"}
+
+
+def translated(owner: str, options: dict[str, Any], known: Container[str]) -> dict[str, Any]:
+    """The options by the names that this class has for them; what it has no name for stays as it is.
+
+    Args:
+        owner: who was called.
+        options: as given.
+        known: the names that the class has.
+
+    Raises:
+        TypeError: two names of one thing were given.
+        ValueError: bits that this class does not hold.
+    """
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        meant = {name: value}
+        if name not in known and SYNONYMS.get(name, "") in known:
+            meant = {SYNONYMS[name]: value}
+        elif name == "optim_bits" and name not in known:
+            meant = _bits(owner, value, known)
+        for new in meant.keys() & (found.keys() | (options.keys() - {name})):
+            raise TypeError(f"{owner} got {new!r} and {name!r}: both say the same. Keep one.")
+        found.update(meant)
+    return found
+
+
+def _bits(owner: str, value: Any, known: Container[str]) -> dict[str, Any]:
+    """``optim_bits`` for a class that is told its bits by other options, or has only 32."""
+    if "quantize_states" in known:
+        allowed: dict[Any, dict[str, Any]] = {4: _FOUR, 8: {}, 32: {"quantize_states": False}}
+    elif "state_code" in known:
+        allowed = {4: _FOUR, 8: {}}
+    else:
+        allowed = {32: {}}
+    value = read(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
+        what = " or ".join(map(str, allowed))
+        advice = "For 32, use the class without '8bit'." if 32 not in allowed else "Use an 8-bit class."
+        raise ValueError(f"optim_bits={value!r} is not allowed: {owner} holds {what} bits. {advice}")
+    return allowed[value]
 
 
 def refuse_in_group(group: dict[str, Any]) -> None:

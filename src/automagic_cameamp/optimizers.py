@@ -23,13 +23,12 @@ from .configs import (
 )
 from .control import ContextualController
 from .engine import CameAMPOptimizer
-from .foreign import settled
+from .foreign import settled, translated
 from .profiles import PROFILES
 from .recipes import base, contextual, improved
 from .validate import checked
 
 C = TypeVar("C", bound=type)
-ALIASES = {"came_enabled": "came"}
 
 
 def _homes(name: str) -> list[str]:
@@ -53,9 +52,7 @@ def _configured(cls: C) -> C:
             if "lr" in options:
                 raise TypeError(f"{called} got lr twice: by position and by name.")
             options["lr"] = args[0]
-        for alias, name in ALIASES.items():
-            if alias in options:
-                options[name] = options.pop(alias)
+        options = translated(called, options, config_class.__dataclass_fields__)
         for name in options.keys() - config_class.__dataclass_fields__.keys():
             if callable(getattr(cls, name, None)):  # such as record
                 raise TypeError(

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .text import read
+
 Check = Callable[[str, Any], Any]
 
 
@@ -170,9 +172,9 @@ def unknown_option(owner: str, name: str, known: Iterable[str]) -> TypeError:
 
 
 def checked(config_class: type, values: dict[str, Any], owner: str) -> dict[str, Any]:
-    """Values that were given, each checked and converted; unknown names raise TypeError."""
+    """Values that were given, read if text, checked and converted; unknown names raise TypeError."""
     fields = {f.name: f for f in dataclasses.fields(config_class)}
     for name in values:
         if name not in fields:
             raise unknown_option(owner, name, fields)
-    return {name: fields[name].metadata["check"](name, value) for name, value in values.items()}
+    return {name: fields[name].metadata["check"](name, read(value)) for name, value in values.items()}

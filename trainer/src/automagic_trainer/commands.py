@@ -204,9 +204,9 @@ TEXT_OPTIONS = {"data", "out", "optimizer", "optimizer_args", "schedule", "preci
 
 
 def _parsed(value: Any) -> Any:
-    from automagic_cameamp.factory import parse_value
+    from automagic_cameamp.factory import read
 
-    return parse_value(value) if isinstance(value, str) else value
+    return read(value)
 
 
 def _run(session: Any, title: str, *, resume: bool, overwrite: bool) -> int:
