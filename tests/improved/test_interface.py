@@ -27,8 +27,8 @@ INF = math.inf
 BOOL: tuple[list[Any], list[Any]] = ([True, False], [2, "yes", None, 0.5])
 SHARE: tuple[list[Any], list[Any]] = ([0, 0.5, 1], [-0.1, 1.1, math.nan, "a", None, True])
 OPEN_SHARE: tuple[list[Any], list[Any]] = ([0.01, 0.6, 0.99], [0, 1, -1, math.nan, "a"])
-POSITIVE: tuple[list[Any], list[Any]] = ([1e-9, 3], [0, -1, math.nan, "1"])
-NOT_NEGATIVE: tuple[list[Any], list[Any]] = ([0, 2.5], [-1e-9, math.nan, "1", None])
+POSITIVE: tuple[list[Any], list[Any]] = ([1e-9, 3], [0, -1, math.nan, "x"])
+NOT_NEGATIVE: tuple[list[Any], list[Any]] = ([0, 2.5], [-1e-9, math.nan, "x", None])
 
 # argument -> (documented default, (allowed values, refused values))
 SHARED: dict[str, tuple[Any, tuple[list[Any], list[Any]]]] = {
@@ -82,7 +82,7 @@ OURS: dict[str, tuple[Any, tuple[list[Any], list[Any]]]] = {
     "rank_keep": (10, ([1, 64], [0, -1, 1.5])),
     "spatial_mode": ("all", (["all", "conv"], ["none", "ALL"])),
     "stochastic_rounding": (None, ([None, True, False], [2, "yes"])),
-    "master_weight_bits": (None, ([None, 24], [16, 32, "24"])),
+    "master_weight_bits": (None, ([None, 24], [16, 32, "16"])),
     "offload": ("none", (["none", "cpu"], ["gpu", True, 1])),
     "engine": ("auto", (["auto", "reference"], ["fast", None, 1])),
     "seed": (0, ([0, 1, 2**32 - 1], [-1, 2**32, 0.5])),
@@ -91,7 +91,7 @@ IMPROVED: dict[str, tuple[Any, tuple[list[Any], list[Any]]]] = {
     **SHARED,
     **REGULARISERS,
     **OURS,
-    "d_coef": (2.0, ([1, 2.0, 40], [0, 0.5, 1.5, 41, "2"])),
+    "d_coef": (2.0, ([1, 2.0, 40], [0, 0.5, 1.5, 41, "1.5"])),
     "enable_cache": (True, ([True], [])),
     "max_cache_size": (100, ([100], [])),
     "use_approximate_svd": (True, ([True], [])),
@@ -108,7 +108,7 @@ EIGHT_BIT: dict[str, tuple[Any, tuple[list[Any], list[Any]]]] = {
     **OURS,
     "quantize_states": (True, BOOL),
     "error_correction": (True, BOOL),
-    "block_size": (256, ([32, 128, 512, 4096], [16, 100, 8192, 256.5, "256"])),
+    "block_size": (256, ([32, 128, 512, 4096], [16, 100, 8192, 256.5, "255"])),
     "mixed_precision": (True, BOOL),
     "adaptive_block_size": (False, BOOL),
     "min_block_size": (64, ([32, 512], [16, 100, 2048])),
@@ -121,7 +121,7 @@ IMPROVED_EIGHT_BIT: dict[str, tuple[Any, tuple[list[Any], list[Any]]]] = {
     **SHARED,
     **REGULARISERS,
     **OURS,
-    "optim_bits": (8, ([4, 8, 32], [2, 16, "8"])),
+    "optim_bits": (8, ([4, 8, 32], [2, 16, "16"])),
     "min_8bit_size": (4096, ([0, 1024, 99999999], [-1, 1.5])),
     "force_8bit": (False, BOOL),
     "percentile_clipping": (100, ([1, 5, 100], [0, 101, 99.5, -1])),
