@@ -5,16 +5,17 @@ The dataclasses are plain and mutable, and ``Cls(params, **config.__dict__)`` wo
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import InitVar, fields
 from typing import Any, ClassVar
 
+from torch import Tensor
+
+from .aliases import TechniqueWords, config
 from .types import CAP
 from .validate import (
     Untouched,
     betas,
-    callers_depth,
     checked,
     choice,
     epsilons,
@@ -26,14 +27,18 @@ from .validate import (
     optional,
     power_of_two,
     rate,
+    technique,
 )
 
 
-@dataclass
+@config
 class SharedConfig:
-    """Options of every optimizer of the family; all but the engine's may be set per group."""
+    """Options of every optimizer of the family; all but the engine's may be set per group.
 
-    lr: Any = option(1e-6, rate, "base learning rate; the scheduler's, and the start of the mask")
+    Those that set a single technique are the words of ``techniques``, and may be given by their own names.
+    """
+
+    lr: float | Tensor = option(1e-6, rate, "base learning rate; the scheduler's, and the start of the mask")
     min_lr: float = option(
         1e-7, number(0), "lowest rate that the mask may give, at the schedule's start; never above lr"
     )
@@ -42,38 +47,38 @@ class SharedConfig:
         number(0, open_low=True, infinite=True),
         "highest rate of any element; left out, lr itself where that is higher",
     )
-    lr_bump: float = option(3e-6, number(0), "step of the additive mask rule")
+    lr_bump: float = technique(3e-6, number(0), "step of the additive mask rule")
     eps: tuple[float, ...] = option(
         (1e-30, 1e-16, 1e-8), epsilons, "floors of squared gradient, residual, denominator"
     )
-    clip_threshold: float = option(
+    clip_threshold: float = technique(
         1.0, number(0, open_low=True, infinite=True), "RMS limit of the normalised update"
     )
     betas: tuple[float, ...] = option((0.8, 0.99, 0.999), betas, "decays of momentum, moment, confidence")
-    beta1_decay: float = option(0.9995, number(0, 1, open_low=True), "decay of beta1 and of the Grams mix")
-    eta: float = option(2.0, number(0, open_low=True), "ALLoRA: gain of a zero row")
+    beta1_decay: float = technique(0.9995, number(0, 1, open_low=True), "decay of beta1 and of the Grams mix")
+    eta: float = technique(2.0, number(0, open_low=True), "ALLoRA: gain of a zero row")
     weight_decay: float = option(5e-4, number(0), "strength of the adaptive weight decay")
     warmup_steps: int = option(500, integer(0), "length of the warm-up: phases and mask learning")
     came: bool = option(True, flag, "CAME second moments; False: AdaBelief")
     full_finetune: bool = option(False, flag, "True switches ALLoRA's row gain off")
     verbose: bool = option(False, flag, "log through logging, rate limited")
 
-    factored: bool = option(True, flag, "row and column second moments (CAME); False: full size")
-    confidence_1d: bool = option(False, flag, "CAME confidence for vectors too")
-    final_clip: float | None = option(
+    factored: bool = technique(True, flag, "row and column second moments (CAME); False: full size")
+    confidence_1d: bool = technique(False, flag, "CAME confidence for vectors too")
+    final_clip: float | None = technique(
         None,
         optional(number(0, open_low=True, infinite=True)),
         "RMS limit of the final update; None: clip_threshold",
     )
-    use_agr: bool = option(False, flag, "adaptive gradient regularisation")
-    use_tam: bool = option(True, flag, "torque-aware momentum in the early phase")
-    use_grams: bool = option(True, flag, "pull the update's sign to the gradient's")
-    use_orthograd: bool = option(False, flag, "project the early displacement off the weights")
-    use_lr_mask: bool = option(True, flag, "the Automagic mask")
-    tam_granularity: str = option("tensor", choice("tensor", "row"), "one torque per tensor or per row")
-    hard_min_lr: bool = option(False, flag, "min_lr also when the scheduler goes below it")
-    lr_mask_rule: str = option("geometric", choice("geometric", "additive", "none"), "how the mask moves")
-    lr_mask_granularity: str = option(
+    use_agr: bool = technique(False, flag, "adaptive gradient regularisation")
+    use_tam: bool = technique(True, flag, "torque-aware momentum in the early phase")
+    use_grams: bool = technique(True, flag, "pull the update's sign to the gradient's")
+    use_orthograd: bool = technique(False, flag, "project the early displacement off the weights")
+    use_lr_mask: bool = technique(True, flag, "the Automagic mask")
+    tam_granularity: str = technique("tensor", choice("tensor", "row"), "one torque per tensor or per row")
+    hard_min_lr: bool = technique(False, flag, "min_lr also when the scheduler goes below it")
+    lr_mask_rule: str = technique("geometric", choice("geometric", "additive", "none"), "how the mask moves")
+    lr_mask_granularity: str = technique(
         "element", choice("element", "row", "tensor", "group"), "what shares one mask value"
     )
     lr_level: str = option("fixed", choice("fixed", "distance", "vote"), "who sets the level of the rate")
@@ -90,41 +95,26 @@ class SharedConfig:
         "auto", choice("auto", "reference", "native", "compiled"), "who executes the step; auto: the fastest"
     )
     offload: str = option("none", choice("none", "cpu"), "engine: cpu: state and step in host memory")
+    techniques: InitVar[TechniqueWords] = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():  # of an older version, perhaps: by names that are properties now
+            setattr(self, name, value)
 
 
-@dataclass
+@config
 class OptimizerConfig(SharedConfig):
     """Options of ``Automagic_CameAMP``."""
 
-    weight_decay_phase: str = option("early", choice("early", "always"), "when weights decay")
+    weight_decay_phase: str = technique("early", choice("early", "always"), "when weights decay")
 
 
-@dataclass
+@config
 class OptimizerConfig8bit(OptimizerConfig):
     """Options of ``Automagic_CameAMP8bit``."""
 
     blocksize: int = option(256, power_of_two(64, 4096), "elements that share a scale")
     state_code: str = option("dynamic", choice("dynamic", "softsign", "softsign4"), "code of the momentum")
-
-
-def _no_effect(default: Any) -> Any:
-    """An option of the public original that ours does not need: accepted, said once if used."""
-
-    def check(name: str, value: Any) -> Any:
-        if value != default and name not in _SAID:
-            _SAID.add(name)
-            text = f"{name}={value!r} has no effect: it is accepted so that old configurations load."
-            warnings.warn(text, stacklevel=callers_depth())
-        return value
-
-    return option(default, check, "accepted for old configurations, no effect")
-
-
-def _never(name: str, value: Any) -> bool:
-    """Dual momentum is not part of this library."""
-    if value:
-        raise fail(name, value, "only False", "Dual momentum is not in the documents and not implemented.")
-    return False
 
 
 def strategy(name: str, value: Any) -> Any:
@@ -135,22 +125,7 @@ def strategy(name: str, value: Any) -> Any:
     return value
 
 
-_SAID: set[str] = set()
-COMPATIBILITY = (
-    "enable_cache",
-    "max_cache_size",
-    "use_approximate_svd",
-    "enable_dual_momentum",
-    "long_term_beta",
-    "alpha_mix_ratio",
-    "tam_correlation_method",
-    "tam_large_tensor_threshold",
-    "tam_use_inplace_ops",
-    "fused_adam",
-)
-
-
-@dataclass
+@config
 class RegularizedConfig(SharedConfig):
     """Options of the improved recipe."""
 
@@ -161,45 +136,35 @@ class RegularizedConfig(SharedConfig):
     )
     background_regularization: bool = option(True, flag, "damp rows that receive almost no gradient")
     spatial_awareness: bool = option(True, flag, "larger steps for rows with more detail")
-    detail_preservation: float = option(0.8, number(0, 1), "strength of the row detail gain")
+    detail_preservation: float = technique(0.8, number(0, 1), "strength of the row detail gain")
     frequency_penalty: float = option(
         0.05, number(0, 1), "damping of the gradient's highest frequency; 0: off"
     )
     lora_rank_penalty: bool = option(True, flag, "shrink directions beyond the kept rank, lean to the others")
     rank_penalty_strength: float = option(0.01, number(0, 1), "strength of that shrinking")
     low_rank_emphasis: float = option(1.2, number(1, open_high=True), "lean to the kept directions; 1: off")
-    rank_keep: int = option(10, integer(1), "directions that are kept")
-    d_coef: int = option(2, integer(1, 40), "mask bumps are this large where early descent grows weights")
-    spatial_mode: str = option(
+    rank_keep: int = technique(10, integer(1), "directions that are kept")
+    d_coef: int = technique(2, integer(1, 40), "mask bumps are this large where early descent grows weights")
+    spatial_mode: str = technique(
         "all", choice("all", "conv"), "what counts as a picture: matrices too, or kernels"
     )
-    use_cautious: bool = option(True, flag, "Cautious signs after the early phase")
-    use_spd: bool = option(True, flag, "Selective Projection Decay in the warm-up")
+    use_cautious: bool = technique(True, flag, "Cautious signs after the early phase")
+    use_spd: bool = technique(True, flag, "Selective Projection Decay in the warm-up")
     sync_frequency: int = option(100, integer(1), "updates of a weight between two searches for directions")
 
 
-@dataclass
+@config
 class ImprovedOptimizerConfig(RegularizedConfig):
     """Options of ``Automagic_CameAMP_Improved``."""
 
-    enable_cache: bool = _no_effect(True)
-    max_cache_size: int = _no_effect(100)
-    use_approximate_svd: bool = _no_effect(True)
-    enable_dual_momentum: bool = option(False, _never, "not implemented; only False is accepted")
-    long_term_beta: float = _no_effect(0.99)
-    alpha_mix_ratio: float | None = _no_effect(None)
-    tam_correlation_method: str = _no_effect("auto")
-    tam_large_tensor_threshold: int = _no_effect(1000)
-    tam_use_inplace_ops: bool = _no_effect(True)
 
-
-@dataclass
+@config
 class Optimizer8BitConfig(RegularizedConfig):
     """Options of ``Automagic_CameAMP_8Bit``."""
 
     quantize_states: bool = option(True, flag, "False: exact 32-bit state")
     error_correction: bool = option(True, flag, "keep what the code rounds away in a second plane")
-    error_bits: int = option(4, choice(4, 8), "bits of that plane")
+    error_bits: int = technique(4, choice(4, 8), "bits of that plane")
     block_size: int = option(256, power_of_two(32, 4096), "elements that share a scale")
     mixed_precision: bool = option(True, flag, "fp32 row and column statistics; False: 16-bit logarithms")
     adaptive_block_size: bool = option(False, flag, "block size from the tensor's size")
@@ -211,7 +176,7 @@ class Optimizer8BitConfig(RegularizedConfig):
     )
 
 
-@dataclass
+@config
 class Improved8BitOptimizerConfig(RegularizedConfig):
     """Options of ``Automagic_CameAMP_Improved_8Bit``."""
 
@@ -221,8 +186,6 @@ class Improved8BitOptimizerConfig(RegularizedConfig):
     percentile_clipping: int = option(100, integer(1, 100), "clip to this percentile of 100 gradient norms")
     block_wise: bool = option(True, flag, "False: one scale per tensor")
     stable_emb: bool = option(False, flag, "fp32 state for parameters marked _is_embedding")
-    fused_adam: bool = _no_effect(False)
-    adaptation_rate: float = _no_effect(0.1)
     profile: str | None = option(
         None,
         optional(choice("memory_optimized", "quality_optimized", "balanced", "minimal")),
@@ -255,7 +218,6 @@ ENGINE_OPTIONS = (
     "block_wise",
     "stable_emb",
     "profile",
-    *COMPATIBILITY,
 )
 
 
@@ -322,19 +284,19 @@ def _multiplier_bounds(name: str, value: Any) -> tuple[float, float]:
     return low, number(1, open_high=True)(f"{name}[1]", value[1])
 
 
-@dataclass
+@config
 class ContextualConfig(OptimizerConfig):
     """Options of ``Automagic_CameAMP_COptim``; those of the controller hold for the whole optimizer."""
 
     CONTROLLER_OPTIONS: ClassVar[tuple[str, ...]] = (
         "context_window",
-        "edge_threshold",
+        "edge_case_threshold",
         "adaptation_rate",
         "context_lr_bounds",
     )
 
     context_window: int = option(100, integer(2), "controller: steps of its slow means and histories")
-    edge_threshold: float = option(
+    edge_case_threshold: float = option(
         0.95, number(0, 1, open_low=True, open_high=True), "controller: lower means fewer edge cases"
     )
     adaptation_rate: float = option(
@@ -347,8 +309,17 @@ class ContextualConfig(OptimizerConfig):
         [1, 5, 10, 25], _scales, "lengths of momentum in steps, weighted 1/length; None: beta1's alone"
     )
 
+    @property
+    def edge_threshold(self) -> float:
+        """``edge_case_threshold`` by the documents' name."""
+        return self.edge_case_threshold
 
-@dataclass
+    @edge_threshold.setter
+    def edge_threshold(self, value: float) -> None:
+        self.edge_case_threshold = value
+
+
+@config
 class ContextualConfig8bit(ContextualConfig):
     """Options of ``Automagic_CameAMP_COptim8bit``."""
 

@@ -93,6 +93,8 @@ def settled(owner: str, name: str, value: Any, homes: Callable[[str], list[str]]
 
 # One thing that two classes name differently: a class that has the one takes the other name for it.
 SYNONYMS = {"came_enabled": "came", "block_size": "blocksize", "blocksize": "block_size"}
+# The documents' name of it, which to the improved classes is how sharp an edge of a picture is.
+SYNONYMS["edge_threshold"] = "edge_case_threshold"
 _FOUR = {"state_code": "softsign4"}
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterable
-from dataclasses import MISSING
 from dataclasses import fields as dataclass_fields
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from . import policies
+from .aliases import PREFIX, is_dead, settings, understood
 from .configs import (
     ContextualConfig,
     ContextualConfig8bit,
@@ -20,27 +20,57 @@ from .configs import (
     Optimizer8BitConfig,
     OptimizerConfig,
     OptimizerConfig8bit,
+    SharedConfig,
 )
 from .control import ContextualController
 from .engine import CameAMPOptimizer
-from .foreign import settled, translated
+from .foreign import SYNONYMS, settled
 from .profiles import PROFILES
 from .recipes import base, contextual, improved
-from .validate import checked
+from .validate import checked, default_of
 
 C = TypeVar("C", bound=type)
 
 
 def _homes(name: str) -> list[str]:
-    """Classes of the family that have an option of this name."""
-    return [cls for cls, found in OPTIMIZERS.items() if name in found.config_class.__dataclass_fields__]
+    """Classes of the family that take an option of this name."""
+    every = ((cls, found.config_class) for cls, found in OPTIMIZERS.items())
+    return [cls for cls, config in every if name in config.__dataclass_fields__ or is_dead(config, name)]
+
+
+def _refuse(cls: type, name: str, value: Any) -> bool:
+    """Refuse what is no option; True where a keyword may be left out, because it says what holds anyway."""
+    called = cls.__name__
+    if callable(getattr(cls, name, None)):  # such as record
+        raise TypeError(
+            f"{called} has no option {name!r}: it is a method. Build the optimizer, then call "
+            f"optimizer.{name}(...)."
+        )
+    if name in settings(cls.config_class):  # type: ignore[attr-defined]
+        advice = f"it is a technique. Write techniques={{{name!r}: {value!r}}}."
+        raise TypeError(f"{called} has no option {name!r}: {advice}")
+    return settled(called, name, value, _homes)
+
+
+def signature(config_class: type[SharedConfig]) -> inspect.Signature:
+    """What a class with this config shows; ``optimizers.pyi`` is written from it, and types ``**single``."""
+    kinds = inspect.Parameter
+    shown = [kinds("self", kinds.POSITIONAL_OR_KEYWORD), kinds("params", kinds.POSITIONAL_OR_KEYWORD)]
+    for f in dataclass_fields(config_class):
+        if not f.metadata["technique"]:
+            kind = kinds.POSITIONAL_OR_KEYWORD if f.name == "lr" else kinds.KEYWORD_ONLY
+            shown.append(kinds(f.name, kind, default=default_of(f), annotation=f.type))
+    for other, name in SYNONYMS.items():  # a name of the documents, which can be read from a config as well
+        if isinstance(getattr(config_class, other, None), property):
+            shown.append(next(p for p in shown if p.name == name).replace(name=other))
+    shown.append(kinds("techniques", kinds.KEYWORD_ONLY, default=None))
+    return inspect.Signature([*shown, kinds("single", kinds.VAR_KEYWORD)])
 
 
 def _configured(cls: C) -> C:
     """Give a final class its constructor: every option of its config as a keyword, checked.
 
-    The signature lists them all (trainers filter keywords by it); an unknown one raises TypeError
-    with the nearest names.
+    The signature lists all but single techniques; an unknown one raises TypeError with the nearest names.
     """
     config_class: Any = cls.config_class  # type: ignore[attr-defined]
 
@@ -52,35 +82,27 @@ def _configured(cls: C) -> C:
             if "lr" in options:
                 raise TypeError(f"{called} got lr twice: by position and by name.")
             options["lr"] = args[0]
-        options = translated(called, options, config_class.__dataclass_fields__)
+        options = understood(config_class, options, called)
         for name in options.keys() - config_class.__dataclass_fields__.keys():
-            if callable(getattr(cls, name, None)):  # such as record
-                raise TypeError(
-                    f"{called} has no option {name!r}: it is a method. Build the optimizer, then call "
-                    f"optimizer.{name}(...)."
-                )
-            if settled(called, name, options[name], _homes):
+            if _refuse(cls, name, options[name]):
                 del options[name]
         options = checked(config_class, options, called)
         if options.get("profile"):
             options = {**PROFILES[options["profile"]], **options}
-        config = config_class(**options)
-        self._start(params, config)
+        self._start(params, config_class(**options))
 
-    kinds = inspect.Parameter
-    parameters = [kinds("self", kinds.POSITIONAL_OR_KEYWORD), kinds("params", kinds.POSITIONAL_OR_KEYWORD)]
-    lines = []
-    for f in dataclass_fields(config_class):
-        default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
-        kind = kinds.POSITIONAL_OR_KEYWORD if f.name == "lr" else kinds.KEYWORD_ONLY
-        parameters.append(kinds(f.name, kind, default=default))
-        lines.append(f"    {f.name}: {f.metadata['doc']} (default {default!r}).")
-    __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    __init__.__signature__ = signature(config_class)  # type: ignore[attr-defined]
     __init__.__qualname__ = f"{cls.__name__}.__init__"
     cls.__init__ = functools.wraps(__init__, assigned=("__qualname__",))(__init__)  # type: ignore[misc]
-    summary = inspect.cleandoc(cls.__doc__ or "")
-    lines.insert(0, "    params: parameters, groups, or (name, parameter) pairs.")
-    cls.__doc__ = summary + "\n\nArgs:\n" + "\n".join(lines)
+    every = {"params": "parameters, groups, or (name, parameter) pairs."}
+    fields = dataclass_fields(config_class)
+    said = {f.name: f"{f.metadata['doc']} (default {default_of(f)!r})." for f in fields}
+    words = settings(config_class)
+    every |= {name: line for name, line in said.items() if name.removeprefix(PREFIX) not in words}
+    every["techniques"] = "settings of single techniques, '-tam,+agr,final_clip:0.5' or {'tam': False}:"
+    lines = [f"    {name}: {line}" for name, line in every.items()]
+    lines += [f"        {word}: {said[f.name]}" for word, f in words.items()]
+    cls.__doc__ = inspect.cleandoc(cls.__doc__ or "") + "\n\nArgs:\n" + "\n".join(lines)
     return cls
 
 
@@ -130,7 +152,8 @@ class Automagic_CameAMP_Improved_8Bit(CameAMPOptimizer):
 
 
 def _contextual_controller(config: Any) -> ContextualController:
-    return ContextualController(**{name: getattr(config, name) for name in config.CONTROLLER_OPTIONS})
+    values = {name: getattr(config, name) for name in config.CONTROLLER_OPTIONS}
+    return ContextualController(edge_threshold=values.pop("edge_case_threshold"), **values)
 
 
 class _Contextual(CameAMPOptimizer):
@@ -172,6 +195,16 @@ def create_improved_8bit_optimizer(
     """``Automagic_CameAMP_Improved_8Bit`` with a profile ('balanced' if none is named)."""
     return Automagic_CameAMP_Improved_8Bit(params, **{"profile": profile or "balanced", **options})
 
+
+def _made(config_class: type[SharedConfig]) -> inspect.Signature:
+    """The constructor's options, all by name behind the profile."""
+    shown = list(signature(config_class).parameters.values())[1:]
+    first = [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in shown if p.name in ("params", "profile")]
+    rest = [p.replace(kind=p.KEYWORD_ONLY) if p.name == "lr" else p for p in shown]
+    return inspect.Signature([*first, *(p for p in rest if p.name not in ("params", "profile"))])
+
+
+create_improved_8bit_optimizer.__signature__ = _made(Improved8BitOptimizerConfig)  # type: ignore[attr-defined]
 
 OPTIMIZERS: dict[str, type[CameAMPOptimizer]] = {
     cls.__name__: cls

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
+from .aliases import settings, understood
 from .optimizers import OPTIMIZERS
 from .profiles import PROFILES
 
@@ -53,10 +54,14 @@ def _made(cls: Any, profile: str, module: str) -> Any:
     preset = preset_options(cls, profile)
 
     def __init__(self: Any, params: Any, *args: Any, **options: Any) -> None:
-        cls.__init__(self, params, *args, **{**preset, **options})
+        given = understood(cls.config_class, options, cls.__name__)
+        cls.__init__(self, params, *args, **{**preset, **given})
 
+    words = settings(cls.config_class)
+    own = {word: preset[f.name] for word, f in words.items() if f.name in preset}
+    defaults = {**preset, "techniques": own or None}
     signature = inspect.signature(cls.__init__)
-    shown = [p.replace(default=preset.get(p.name, p.default)) for p in signature.parameters.values()]
+    shown = [p.replace(default=defaults.get(p.name, p.default)) for p in signature.parameters.values()]
     __init__.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
     body = {"__init__": __init__, "__module__": module, "__qualname__": cls.__name__}
     body["__doc__"] = f"``{cls.__name__}`` with the profile {profile!r}."

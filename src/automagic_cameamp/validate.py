@@ -87,12 +87,23 @@ def choice(*allowed: object) -> Check:
         hint = f"Did you mean {near[0]!r}?" if near else ""
         raise fail(name, value, "one of " + ", ".join(repr(a) for a in allowed), hint)
 
+    check.words = allowed  # type: ignore[attr-defined]  # what signatures show
     return check
 
 
 def optional(check: Check) -> Check:
     """None, or what ``check`` allows."""
-    return lambda name, value: None if value is None else check(name, value)
+
+    def either(name: str, value: Any) -> Any:
+        return None if value is None else check(name, value)
+
+    either.words = words_of(check)  # type: ignore[attr-defined]
+    return either
+
+
+def words_of(check: Check) -> tuple[object, ...]:
+    """The few values that a check allows; nothing where they are many."""
+    return getattr(check, "words", ())
 
 
 def rate(name: str, value: Any) -> float | Tensor:
@@ -146,12 +157,23 @@ def power_of_two(low: int, high: int) -> Check:
     return check
 
 
-def option(default: Any, check: Check, doc: str) -> Any:
-    """A field of a config: default, check, one line of explanation."""
-    metadata = {"check": check, "doc": doc}
+def option(default: Any, check: Check, doc: str, technique: bool = False) -> Any:
+    """A field of a config: default, check, one line of explanation; whether ``techniques`` speaks of it."""
+    metadata = {"check": check, "doc": doc, "technique": technique}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def technique(default: Any, check: Check, doc: str) -> Any:
+    """An option that sets a single technique: no argument of its own, but a word of ``techniques``."""
+    return option(default, check, doc, technique=True)
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field of a config, made anew where it is a list."""
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 def callers_depth() -> int:

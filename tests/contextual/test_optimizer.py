@@ -36,6 +36,24 @@ def test_names_defaults_and_round_trip() -> None:
     assert inspect.signature(CLASSES[1]).parameters["blocksize"].default == 4096
 
 
+def test_the_documents_threshold_is_an_own_word_by_an_older_name() -> None:
+    """``edge_threshold`` is also how sharp an edge of a picture is, in the improved classes."""
+    p = [torch.nn.Parameter(torch.zeros(2))]
+    by_document = Automagic_CameAMP_COptim(p, edge_threshold=0.9)
+    assert by_document.config == Automagic_CameAMP_COptim(p, edge_case_threshold=0.9).config
+    assert by_document.c_optim.edge_threshold == by_document.config.edge_threshold == 0.9
+    by_document.config.edge_threshold = 0.8
+    assert by_document.config.edge_case_threshold == 0.8
+    assert ContextualConfig(edge_threshold=0.8).edge_threshold == 0.8
+    with pytest.raises(TypeError, match="both say the same"):
+        Automagic_CameAMP_COptim(p, edge_threshold=0.9, edge_case_threshold=0.9)
+    old = ContextualConfig()
+    state = {**vars(old), "edge_threshold": 0.7}  # as pickled before the option had a name of its own
+    del state["edge_case_threshold"]
+    old.__setstate__(state)
+    assert old.edge_case_threshold == 0.7 and "edge_threshold" not in vars(old)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -49,7 +67,8 @@ def test_bad_values_are_named(name: str, value: Any) -> None:
         Automagic_CameAMP_COptim([torch.nn.Parameter(torch.zeros(2))], **{name: value})
 
 
-OTHERS = {"context_window": 7, "edge_threshold": 0.8, "adaptation_rate": 0.3, "context_lr_bounds": (0.6, 4.0)}
+OTHERS = {"context_window": 7, "edge_case_threshold": 0.8, "adaptation_rate": 0.3}
+OTHERS["context_lr_bounds"] = (0.6, 4.0)
 
 
 @pytest.mark.parametrize("name", ContextualConfig.CONTROLLER_OPTIONS)

@@ -26,11 +26,11 @@ SHAPES = [(40, 40), (9,), (64, 3, 3, 3), (33, 32), (4, 20, 20)]
 FAMILY = [Automagic_CameAMP_Improved, Automagic_CameAMP_8Bit, Automagic_CameAMP_Improved_8Bit]
 STATS = {
     "total_quantized_memory", "total_high_precision_memory", "quantized_params", "high_precision_params",
-    "compression_ratio", "bytes_per_parameter", "fraction_of_adam",
+    "compression_ratio", "fraction_of_fp32", "bytes_per_parameter", "fraction_of_adam",
 }  # fmt: skip
 REPORT = {
     "bitsandbytes_available", "total_parameters", "8bit_parameters", "32bit_parameters", "memory_saved_mb",
-    "compression_ratio", "states_breakdown",
+    "compression_ratio", "8bit_fraction", "states_breakdown",
 }  # fmt: skip
 
 
@@ -239,9 +239,9 @@ def test_reports_after_one_step(name):
     eight = "8bit" in name.lower()
     assert stats["quantized_params"] == report["8bit_parameters"] == (4096 if eight else 0)
     assert stats["high_precision_params"] == report["32bit_parameters"] == (5000 if eight else 9096)
-    # two keys of one name, with opposite senses
-    assert 0 < stats["compression_ratio"] < 1
-    assert report["compression_ratio"] == report["8bit_parameters"] / 9096
+    # two keys of one name in the documents, with opposite senses; each has a name of its own as well
+    assert 0 < stats["compression_ratio"] == stats["fraction_of_fp32"] < 1
+    assert report["compression_ratio"] == report["8bit_fraction"] == report["8bit_parameters"] / 9096
     assert report["memory_saved_mb"] > 0
     assert report["bitsandbytes_available"] is BITSANDBYTES_AVAILABLE
 

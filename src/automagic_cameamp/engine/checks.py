@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import configs, foreign
+from .. import aliases, configs, foreign
 from ..types import Layout
 from ..validate import callers_depth, fail
 from . import kinds
@@ -18,6 +18,7 @@ from . import kinds
 def new_group(optimizer: Any, param_group: dict[str, Any]) -> dict[str, Any]:
     """A group as the optimizer holds it, its options checked like the constructor's."""
     config_class = optimizer.config_class
+    param_group = aliases.understood(config_class, param_group, "parameter group")
     known = {f.name for f in fields(config_class)}
     own = param_group.keys() & set(configs.engine_options(config_class))
     for name in own:  # ZeroRedundancyOptimizer writes all options into groups

@@ -155,8 +155,9 @@ class Reports:
         Returns:
             ``total_quantized_memory`` (codes and scales) and ``total_high_precision_memory`` in
             bytes; ``quantized_params`` and ``high_precision_params`` in elements;
-            ``compression_ratio`` = bytes held / bytes of the same states in fp32 (smaller is
-            better); ``bytes_per_parameter``; ``fraction_of_adam`` (Adam holds 8 bytes).
+            ``fraction_of_fp32`` = bytes held / bytes of the same states in fp32 (smaller is better),
+            also as ``compression_ratio``; ``bytes_per_parameter``; ``fraction_of_adam`` (Adam holds
+            8 bytes).
         """
         from . import report  # here, so that an import of the package stays light
 
@@ -174,9 +175,8 @@ class Reports:
         Returns:
             ``bitsandbytes_available``; ``total_parameters``, ``8bit_parameters``,
             ``32bit_parameters`` in elements; ``memory_saved_mb`` = fp32 bytes of the states held
-            less bytes held, in MiB; ``compression_ratio`` = 8bit_parameters / total_parameters:
-            here larger is better, unlike the key of that name in ``get_memory_stats``;
-            ``states_breakdown``: state name -> bytes held.
+            less bytes held, in MiB; ``8bit_fraction`` = 8bit_parameters / total_parameters (larger is
+            better), also as ``compression_ratio``; ``states_breakdown``: state name -> bytes held.
         """
         from . import report
 

@@ -46,7 +46,7 @@ class TrainingDashboard:
         if loss is not None:
             self.losses.append(number(loss))
         self.metrics["memory_usage"].append(state_bytes(stats))
-        self.metrics["compression_ratio"].append(stats["compression_ratio"])
+        self.metrics["compression_ratio"].append(stats["fraction_of_fp32"])
         self.metrics["quantization_errors"].append(sum(norm for _, _, norm in error_norms(inner)))
         self.metrics["learning_rates"].append(inner.get_avg_learning_rate())
 

@@ -51,16 +51,16 @@ class MemoryMonitor:
         print(f"Step {self.step_count}:", file=self._file)
         print(f"  Quantized: {stats['total_quantized_memory'] / MB:.2f} MB", file=self._file)
         print(f"  High-precision: {stats['total_high_precision_memory'] / MB:.2f} MB", file=self._file)
-        print(f"  Compression: {stats['compression_ratio']:.2%} of the same states in fp32", file=self._file)
+        print(f"  Compression: {stats['fraction_of_fp32']:.2%} of the same states in fp32", file=self._file)
 
 
 def analyze_memory_usage(optimizer: Any, *, file: TextIO | None = None) -> dict[str, Any]:
     """Print how many parameters have eight-bit state and what that saves; returns the report.
 
-    ``compression_ratio`` is here the share of parameters with eight-bit state: larger is better.
+    ``8bit_fraction`` is the share of parameters with eight-bit state: larger is better.
     """
     report = unwrap(optimizer).get_memory_efficiency_report()
-    ratio = report["compression_ratio"]
+    ratio = report["8bit_fraction"]
     print("Memory of the optimizer state:", file=file)
     print(f"  bitsandbytes installed: {'yes' if report['bitsandbytes_available'] else 'no'}", file=file)
     print(f"  parameters: {report['total_parameters']:,}", file=file)

@@ -86,7 +86,7 @@ def write_picture(panels: Sequence[Panel], path: Path) -> Path:
 
 def _panels(inner: Any, losses: Sequence[Any] | None, dashboard: Any) -> list[Panel]:
     stats, efficiency = inner.get_memory_stats(), inner.get_memory_efficiency_report()
-    held, ratio = state_bytes(stats), stats["compression_ratio"]
+    held, ratio = state_bytes(stats), stats["fraction_of_fp32"]
     params = stats["quantized_params"] + stats["high_precision_params"]
     sizes = [8 * params / MB, held / ratio / MB if ratio else 0.0, held / MB]
     labels = ["Adam's state", "these states in fp32", "held"]
@@ -171,10 +171,10 @@ def _memory_rows(inner: Any) -> list[list[str]]:
     return [
         ["codes and their scales", f"{stats['total_quantized_memory']:,} bytes"],
         ["everything else", f"{stats['total_high_precision_memory']:,} bytes"],
-        ["held, of the same states in fp32", f"{stats['compression_ratio']:.1%}"],
+        ["held, of the same states in fp32", f"{stats['fraction_of_fp32']:.1%}"],
         ["parameters with 8-bit state", f"{efficiency['8bit_parameters']:,}"],
         ["parameters with 32-bit state", f"{efficiency['32bit_parameters']:,}"],
-        ["share with 8-bit state", f"{efficiency['compression_ratio']:.1%}"],
+        ["share with 8-bit state", f"{efficiency['8bit_fraction']:.1%}"],
         ["saved against fp32", f"{efficiency['memory_saved_mb']:.2f} MB"],
     ]
 
