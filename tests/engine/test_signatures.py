@@ -168,7 +168,7 @@ def test_techniques_win_over_a_default_and_contradict_nothing() -> None:
 
 
 def test_names_of_another_class_say_whose_they_are() -> None:
-    for name in ("use_spd", "enable_cache", "optim_bits"):
+    for name in ("use_spd", "enable_cache", "force_8bit"):
         with pytest.raises(TypeError, match=f"no option '{name}': it is one of Automagic_CameAMP_"):
             Automagic_CameAMP(one(), **{name: True})  # type: ignore[arg-type]
 
