@@ -36,7 +36,7 @@ OPTIMIZERS = ["adamw", *FAMILY]
 
 def planned_bytes(optimizer: Any) -> int:
     """Bytes of all state tensors that one of our optimizers holds once every parameter had a gradient."""
-    from automagic_cameamp.engine import execute
+    from automagic_cameamp.executors import update as execute
 
     total = 0
     for group, chunk in optimizer._chunks():

@@ -102,7 +102,7 @@ def chunk_elements(elements: int | None):
     if elements is None:
         yield
         return
-    from automagic_cameamp.engine import buckets
+    from automagic_cameamp.state import chunks as buckets
 
     usual = buckets.CPU_CHUNK_ELEMENTS
     buckets.CPU_CHUNK_ELEMENTS = elements

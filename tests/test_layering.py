@@ -26,6 +26,20 @@ TRAINER_SRC = ROOT / "trainer" / "src" / TRAINER_PACKAGE
 # "*" stands for every layer below the public surface (PUBLIC and TOOLS are the exceptions).
 PUBLIC = {"", "optimizers", "factory"}
 TOOLS = {"cli", "kohya", "monitor", "__main__"}
+BELOW = {
+    "types",
+    "schedule",
+    "validate",
+    "foreign",
+    "control",
+    "lora",
+    "aliases",
+    "configs",
+    "policies",
+    "recipes",
+    "storage",
+    "eager",
+}
 LAYERS: dict[str, set[str]] = {
     "_version": set(),
     "types": set(),
@@ -41,21 +55,14 @@ LAYERS: dict[str, set[str]] = {
     "storage": {"types"},
     "kernels": {"types", "storage.spec"},
     "recipes": {"types", "techniques", "schedule", "storage.spec"},
-    # The engine knows torch.optim and drives recipes; it knows no equation.
-    "engine": {
-        "types",
-        "schedule",
-        "validate",
-        "foreign",
-        "control",
-        "lora",
-        "aliases",
-        "configs",
-        "policies",
-        "recipes",
-        "storage",
-        "kernels",
-    },
+    # The house around the mathematics, from the ground up; it knows torch.optim and no equation.
+    "eager": set(),
+    "state": {*BELOW, "executors", "checkpoints", "training"},
+    "executors": {*BELOW, "kernels", "state", "checkpoints", "training"},
+    "checkpoints": {*BELOW, "state", "executors"},
+    "training": {*BELOW, "state", "executors", "checkpoints", "optimizer"},
+    "reading": {*BELOW, "state", "executors", "checkpoints"},
+    "optimizer": {*BELOW, "state", "executors", "checkpoints", "training", "reading"},
     # Storage rules per class, and named sets of options.
     "policies": {"storage", "types"},
     "profiles": {"configs"},
@@ -107,11 +114,11 @@ FORBIDDEN_AT_IMPORT = {
 }
 # Importing the package after torch should cost well under 0.2 s. Seconds depend on the machine,
 # so modules are counted: ours are some dozens of small files, and a few of the standard library.
-MAX_NEW_MODULES = 90
+MAX_NEW_MODULES = 100
 
 
 def layer_of(module: str) -> str:
-    """The layer of a module given relative to the package ('engine.buckets' -> 'engine')."""
+    """The layer of a module given relative to the package ('state.chunks' -> 'state')."""
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
         if ".".join(parts[:length]) in LAYERS:
@@ -202,12 +209,12 @@ def test_every_module_imports_only_what_its_layer_may() -> None:
     [
         ("techniques.direction", "from ..schedule import phase"),
         ("techniques.direction", "def f():\n    import automagic_cameamp.types, automagic_cameamp.schedule"),
-        ("schedule", "from .engine import optimizer"),
+        ("schedule", "from . import optimizer"),
         ("recipes.came_amp", "from ..storage import affine8"),
-        ("engine.optimizer", "from ..techniques import ema"),
-        ("engine.optimizer", "from .. import techniques"),
+        ("executors.update", "from ..techniques import ema"),
+        ("state.chunks", "from .. import techniques"),
         ("storage.fp32", "from automagic_cameamp.recipes import came_amp"),
-        ("monitor.page", "from automagic_cameamp.engine import optimizer"),
+        ("monitor.page", "from automagic_cameamp import optimizer"),
         ("optimizers", "from .cli import main"),
         ("brand_new_layer", "import torch"),
     ],
@@ -221,7 +228,7 @@ def test_a_planted_violation_is_seen(module: str, source: str) -> None:
     [
         ("techniques.direction", "import torch\nfrom ..types import Phase\nfrom ._reduce import rms"),
         ("recipes.came_amp", "from .. import techniques as T\nfrom ..storage.spec import StateSpec"),
-        ("engine.optimizer", "from . import buckets\nfrom ..recipes import Recipe"),
+        ("executors.update", "from . import work\nfrom ..recipes import Steps"),
         ("monitor.page", "import automagic_cameamp\nfrom automagic_cameamp import Automagic_CameAMP"),
         ("cli", "from .kohya import shims"),
     ],

@@ -1,6 +1,9 @@
 """Automagic CameAMP: memory-efficient optimizers for fine-tuning on small GPUs."""
 
 from ._version import __version__
+from .checkpoints.importers import ImportReport, export_state, import_state
+from .checkpoints.load import convert_state
+from .checkpoints.saved import CheckpointError
 from .configs import (
     ContextualConfig,
     ContextualConfig8bit,
@@ -10,18 +13,8 @@ from .configs import (
     OptimizerConfig,
     OptimizerConfig8bit,
 )
-from .engine import (
-    CameAMPOptimizer,
-    CheckpointError,
-    ImportReport,
-    ReleaseHandle,
-    accumulate_in_fp32,
-    convert_state,
-    export_state,
-    import_state,
-    release_gradients,
-)
 from .lora import LoraMarks, mark_lora, unmark_lora
+from .optimizer import CameAMPOptimizer
 from .optimizers import (
     OPTIMIZERS,
     Automagic_CameAMP,
@@ -35,6 +28,8 @@ from .optimizers import (
 )
 from .policies import BITSANDBYTES_AVAILABLE
 from .profiles import OptimizationProfiles
+from .training.precision import accumulate_in_fp32
+from .training.release import ReleaseHandle, release_gradients
 
 __all__ = [
     "BITSANDBYTES_AVAILABLE",

@@ -2,7 +2,7 @@
 
 ALLoRA's row gain and the low-rank terms act on a LoRA's parameters: those marked ``p._is_lora_layer``, those
 named as adapters are in groups of ``named_parameters()``, and where neither is found, those whose shapes say
-so (``engine/pairs.py``). ``p._is_lora_layer = False`` says that one is none. ``stable_emb`` keeps 32-bit
+so (``state/pairs.py``). ``p._is_lora_layer = False`` says that one is none. ``stable_emb`` keeps 32-bit
 state for parameters marked ``p._is_embedding``, and no stencil runs across their rows.
 """
 

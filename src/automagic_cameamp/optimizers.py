@@ -23,8 +23,8 @@ from .configs import (
     SharedConfig,
 )
 from .control import ContextualController
-from .engine import CameAMPOptimizer
 from .foreign import SYNONYMS, settled
+from .optimizer import CameAMPOptimizer
 from .profiles import PROFILES
 from .recipes import base, contextual, improved
 from .validate import checked, default_of

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import automagic_cameamp
-from automagic_cameamp.engine.saved import decoded
+from automagic_cameamp.checkpoints.saved import decoded
 from automagic_cameamp.types import Layout
 from engine.helpers import parameters, train
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from automagic_cameamp.engine import compiled
+from automagic_cameamp.executors import compiled
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from automagic_cameamp import Automagic_CameAMP
-from automagic_cameamp.engine import compiled
-from automagic_cameamp.engine.compiled import Compiled
+from automagic_cameamp.executors import compiled
+from automagic_cameamp.executors.compiled import Compiled
 
 
 def run(engine: str, steps: int = 3) -> list[torch.Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import automagic_cameamp
-from automagic_cameamp.engine import compiled
+from automagic_cameamp.executors import compiled
 from native import lockstep
 
 pytestmark = pytest.mark.timeout(600)  # a compiler runs

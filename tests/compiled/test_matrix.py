@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from automagic_cameamp.engine import compiled, phases
+from automagic_cameamp.executors import compiled
+from automagic_cameamp.state import phases
 from automagic_cameamp.types import Phase
 from native import lockstep
 from native.test_lockstep import CLASSES

@@ -12,7 +12,8 @@ from torch import Tensor
 
 import automagic_cameamp
 from automagic_cameamp import OPTIMIZERS, Automagic_CameAMP_COptim, ContextualConfig, ContextualConfig8bit
-from automagic_cameamp.engine import kinds, states
+from automagic_cameamp.state import fits as states
+from automagic_cameamp.state import kinds
 from contextual.helpers import CLASSES, build, go
 from engine.helpers import differences, draw, give_gradients, parameters, snapshot
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from automagic_cameamp.engine import buckets
+from automagic_cameamp.state import chunks as buckets
 from contracts.torch_infos import QUICK, OptimizerErrorEnum
 from contracts.torch_loops import CLIQUES, EACH, advance, apart, closure, inputs, linear, some
 from engine.helpers import differences, disk, snapshot

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from automagic_cameamp import convert_state
-from automagic_cameamp.engine import directions
+from automagic_cameamp.executors import searches as directions
 from counts.helpers import BAD, ENGINES, GOOD, NONE, SHAPES, build, give, held, kinds, weights
 from engine.helpers import disk
 from faults.recorded import same

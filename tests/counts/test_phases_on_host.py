@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from automagic_cameamp import Automagic_CameAMP
-from automagic_cameamp.engine import phases
+from automagic_cameamp.state import phases
 from automagic_cameamp.types import Phase
 
 

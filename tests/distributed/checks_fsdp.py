@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from automagic_cameamp.engine import sharded
+from automagic_cameamp.executors import sharded
 from automagic_cameamp.optimizers import OPTIMIZERS
 from distributed.models import (
     WITHOUT_NEIGHBOURS,

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from automagic_cameamp import OPTIMIZERS, Automagic_CameAMP, Automagic_CameAMP_Improved, mark_lora
-from automagic_cameamp.engine.pairs import low_rank
 from automagic_cameamp.lora import mark_of, table_of_name
+from automagic_cameamp.state.pairs import low_rank
 
 ENGINES = ["auto", "reference"]
 

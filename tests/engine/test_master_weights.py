@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import automagic_cameamp as A
-from automagic_cameamp.engine import native_table
-from automagic_cameamp.engine.rounding import parameter_key, random_bits
+from automagic_cameamp.executors.native import table as native_table
+from automagic_cameamp.state.random_bits import parameter_key, random_bits
 from automagic_cameamp.storage.rounding import join, split
 from engine.helpers import (
     build,

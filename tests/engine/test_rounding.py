@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from automagic_cameamp import Automagic_CameAMP
-from automagic_cameamp.engine.rounding import parameter_key, random_bits, stochastic_round
+from automagic_cameamp.state.random_bits import parameter_key, random_bits, stochastic_round
 from engine.helpers import FLOATS, build, differences, draw, name_of, parameters, same_bits, snapshot, train
 
 LOW = [torch.bfloat16, torch.float16]

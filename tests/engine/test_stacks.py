@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from automagic_cameamp import Automagic_CameAMP
-from automagic_cameamp.engine import arena, buckets
+from automagic_cameamp.state import chunks as buckets
+from automagic_cameamp.state import stacks as arena
 from engine.helpers import CLASSES, FLOATS, OPTIONS, build, differences, name_of, parameters, snapshot, train
 
 # Odd sizes put elements of one tensor into different lanes of a vector, depending on the stack.

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import automagic_cameamp as A
 from automagic_cameamp import techniques
-from automagic_cameamp.engine import samples
+from automagic_cameamp.training import samples
 from faults.recorded import ENGINES, build, draw, give, held, same
 
 VIEWS = (

@@ -10,7 +10,7 @@ import torch
 from benchmarks.meters import OpMeter
 from torch import Tensor
 
-from automagic_cameamp.engine import arena
+from automagic_cameamp.state import stacks as arena
 from engine.helpers import (
     CLASSES,
     bits,
@@ -165,7 +165,7 @@ def test_what_is_the_optimizers_own_stays_where_it_is_unless_it_is_read_in_anoth
 
 
 def test_no_memory_for_the_new_rows_leaves_the_optimizer_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    from automagic_cameamp.engine import landing
+    from automagic_cameamp.checkpoints import rows as landing
 
     whole, params = trained("32bit")
     saved = disk(whole.state_dict())

@@ -9,7 +9,8 @@ import torch
 from benchmarks.meters import OpMeter
 from torch import Tensor
 
-from automagic_cameamp.engine import checkpoint, landing
+from automagic_cameamp.checkpoints import load as checkpoint
+from automagic_cameamp.checkpoints import rows as landing
 from checkpoint.members import MEMBERS, make, trained
 from engine.helpers import (
     FLOATS,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from automagic_cameamp import Automagic_CameAMP, Automagic_CameAMP8bit
-from automagic_cameamp.engine.rounding import parameter_key, random_bits, stochastic_round
+from automagic_cameamp.state.random_bits import parameter_key, random_bits, stochastic_round
 from automagic_cameamp.storage import Dynamic8, Log8, Softsign8
 from engine.helpers import (
     CLASSES,

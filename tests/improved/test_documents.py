@@ -29,8 +29,8 @@ from automagic_cameamp import (
     Optimizer8BitConfig,
     monitor,
 )
-from automagic_cameamp.engine import CameAMPOptimizer
 from automagic_cameamp.kohya import shims
+from automagic_cameamp.optimizer import CameAMPOptimizer
 from automagic_cameamp.profiles import PROFILES
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "documents"

@@ -13,7 +13,7 @@ from automagic_cameamp import (
     Automagic_CameAMP_Improved,
     Automagic_CameAMP_Improved_8Bit,
 )
-from automagic_cameamp.engine import execute
+from automagic_cameamp.executors import update as execute
 from reference import drive as base_drive
 
 ADAM = 8.0

@@ -17,7 +17,7 @@ from automagic_cameamp import (
     Automagic_CameAMP_8Bit,
     Automagic_CameAMP_Improved,
 )
-from automagic_cameamp.engine import buckets
+from automagic_cameamp.state import chunks as buckets
 from automagic_cameamp.types import Layout, Phase
 from improved import drive
 from reference import drive as base_drive

@@ -443,7 +443,7 @@ def test_clear_cache_and_reports_change_nothing(cls):
 def test_bitsandbytes_is_named_but_not_needed(monkeypatch):
     """Without it nothing changes: the code is our own. So the promised fall-back has nothing to fall from."""
     from automagic_cameamp import policies
-    from automagic_cameamp.engine import reports
+    from automagic_cameamp.reading import reports
 
     monkeypatch.setattr(policies, "BITSANDBYTES_AVAILABLE", False)
     monkeypatch.setattr(reports, "BITSANDBYTES_AVAILABLE", False)

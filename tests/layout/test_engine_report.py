@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from automagic_cameamp import OPTIMIZERS
-from automagic_cameamp.engine import native
+from automagic_cameamp.executors.native import plan as native
 from automagic_cameamp.kernels import native as kernels
 
 CLASSES = sorted(OPTIMIZERS)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automagic_cameamp import OPTIMIZERS
-from automagic_cameamp.engine import copies, native
+from automagic_cameamp.executors.native import copies
+from automagic_cameamp.executors.native import plan as native
 from layout.arrange import ARRANGED
 
 CLASSES = sorted(OPTIMIZERS)

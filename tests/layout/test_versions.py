@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automagic_cameamp import OPTIMIZERS
-from automagic_cameamp.engine import versions
+from automagic_cameamp.executors.native import versions
 
 CLASSES = sorted(OPTIMIZERS)
 WAYS = ["step", "release", "parameter", "offload", "closure"]

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from automagic_cameamp import OPTIMIZERS, Automagic_CameAMP, Automagic_CameAMP8bit
-from automagic_cameamp.engine import native
+from automagic_cameamp.executors.native import plan as native
 from automagic_cameamp.kernels import native as kernels
 from native import lockstep
 

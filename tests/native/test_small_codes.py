@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from automagic_cameamp.engine.rounding import parameter_key, random_bits, stochastic_round
+from automagic_cameamp.state.random_bits import parameter_key, random_bits, stochastic_round
 from automagic_cameamp.storage import Unit4
 from automagic_cameamp.storage.residual import pack_nibbles, unpack_nibbles
 from automagic_cameamp.techniques import learning_rate

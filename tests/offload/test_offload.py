@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from automagic_cameamp import accumulate_in_fp32, release_gradients
-from automagic_cameamp.engine import offload
 from automagic_cameamp.optimizers import OPTIMIZERS
+from automagic_cameamp.training import offload
 from engine.helpers import differences, disk, draw, parameters, snapshot, train
 
 

@@ -12,7 +12,7 @@ import torch
 
 import automagic_cameamp
 from automagic_cameamp import Automagic_CameAMP, Automagic_CameAMP8bit
-from automagic_cameamp.engine import buckets
+from automagic_cameamp.state import chunks as buckets
 from automagic_cameamp.types import Layout
 from reference import drive
 from reference.draws import stack

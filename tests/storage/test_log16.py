@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from automagic_cameamp.engine.rounding import parameter_key, random_bits
+from automagic_cameamp.state.random_bits import parameter_key, random_bits
 from automagic_cameamp.storage import Log16, StateSpec
 from automagic_cameamp.types import Layout
 from reference import draws

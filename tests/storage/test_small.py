@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from automagic_cameamp.engine.rounding import parameter_key, random_bits
+from automagic_cameamp.state.random_bits import parameter_key, random_bits
 from automagic_cameamp.storage import Unit4
 from automagic_cameamp.types import Layout
 

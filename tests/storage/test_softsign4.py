@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from automagic_cameamp.engine.rounding import parameter_key, random_bits
+from automagic_cameamp.state.random_bits import parameter_key, random_bits
 from automagic_cameamp.storage import Softsign4
 from automagic_cameamp.types import Layout
 

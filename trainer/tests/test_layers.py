@@ -69,9 +69,9 @@ def test_the_trainer_is_a_customer_and_has_a_reading_order() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("loop", "from automagic_cameamp.engine import optimizer"),
+        ("loop", "from automagic_cameamp.executors import work"),
         ("loop", "from automagic_cameamp.configs import OptimizerConfig"),
-        ("loop", "from automagic_cameamp import engine"),
+        ("loop", "from automagic_cameamp import state"),
         ("loop", "from automagic_cameamp import reference_step"),
         ("loop", "import automagic_cameamp.configs"),
         ("loop", "def f(optimizer):\n    return optimizer._plans"),

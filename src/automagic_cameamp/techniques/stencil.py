@@ -87,9 +87,7 @@ def laplacian(x: Tensor, sides: Sides | None = None) -> Tensor:
 
 @local(Locality.TENSOR)
 @summing
-def edge_hits(
-    picture: Tensor, like: Tensor, threshold: float, sides: Sides | None = None
-) -> Steps[Tensor]:
+def edge_hits(picture: Tensor, like: Tensor, threshold: float, sides: Sides | None = None) -> Steps[Tensor]:
     r"""How much of an edge the gradient has at each element.
 
     .. math:: e = \frac{|L|}{|L| + \mathrm{RMS}(L)}, \qquad \mathrm{hit} = [e > \theta]\, e

@@ -1,0 +1,1 @@
+"""Who computes an update: torch, torch.compile, the CPU kernels, several processes. One interface."""

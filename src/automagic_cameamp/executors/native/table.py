@@ -1,0 +1,283 @@
+"""Works as the kernels see them: options as numbers, parameters and state as addresses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels import layout as abi
+from ...recipes import base, contextual, improved
+from ...recipes._rate import absolute_floor, has_mask, rate_bounds
+from ...state.chunks import Chunk
+from ...state.tensors import is_wrapper
+from ...storage import CORRECTION, ErrorCorrected
+from .. import searches as directions
+from ..update import Field
+from . import copies
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+MASKS = {"element": 1, "row": 2, "tensor": 3}
+# Names in a group of what ``renew`` reads: they may change from step to step.
+RENEWED = ("lr", "base_lr", "lr_floor", "lr_cap", "hard_min_lr", "betas", "weight_decay")
+# Field of the recipe -> column of the table, where the names differ.
+COLUMN = {
+    "exp_avg_sq": "sq",
+    "exp_avg_sq_row": "sq_row",
+    "exp_avg_sq_col": "sq_col",
+    "exp_avg_res": "res",
+    "exp_avg_res_row": "res_row",
+    "exp_avg_res_col": "res_col",
+    "spatial_variance": "spatial",
+    "edge_history": "edge",
+    "s": "torque",
+    "lr_mask_sum": "mask_sum",
+    "lr_mask": "mask",
+    "last_polarity": "polarity",
+    "lowrank_basis": "basis",
+    "lowrank_tail": "basis",
+}
+PLAIN = ("step", "avg_lr", "s", "lr_mask_sum", "lr_mask", "last_polarity", *directions.FIELDS, "lowrank_rate")
+TASK = np.dtype(abi.Task)
+OPTIONS = np.dtype(abi.Options)
+
+
+class Member(NamedTuple):
+    """Part of a work that is the same at every step."""
+
+    chunk: Chunk
+    active: list[int]
+    states: list[dict[str, Any]]
+    recipe: Any
+    fields: list[Field]
+    hp: Any
+    keys: Tensor | None
+    rounds: bool
+
+
+def unsupported(work: Any) -> str | None:
+    """What of a work the kernels cannot do, in words; None where they can do all of it."""
+    return next((reason for reason in reasons(work) if reason is not None), None)
+
+
+def reasons(work: Any, hosted: bool = False) -> list[str | None]:
+    """Why the kernels cannot step each member of a work, in words; None where they can.
+
+    Args:
+        work: state and gradients that are not there yet count as what they will be.
+        hosted: the parameters will be stepped on the host, wherever they lie.
+    """
+    whole = _unsupported_options(work, hosted) or _unsupported_codes(work)
+    if whole is not None:
+        return [whole] * len(work.chunk.params)
+    wanted = [
+        (field.spec.name, field.spec.name + plane.suffix, plane.dtype, math.prod(plane.shape))
+        for field in work.fields
+        for plane in field.planes(work.chunk.layout, torch.float32)
+    ]
+    return [
+        _unsupported_tensor(p, hosted) or (_unsupported_state(state, wanted) if state else None)
+        for p, state in zip(work.chunk.params, work.states, strict=True)
+    ]
+
+
+def _unsupported_options(work: Any, hosted: bool) -> str | None:
+    hp, chunk = work.hp, work.chunk
+    p = chunk.params[0]
+    if chunk.shard is not None:
+        return "sharded parameters"
+    if (p.device.type != "cpu" and not hosted) or p.dtype not in TYPES:
+        return f"{p.dtype} parameters on {p.device.type!r}"
+    if work.recipe not in (base, contextual, improved):
+        return "another recipe"
+    if any(spec.name == CORRECTION.name for spec, _ in work.fields):
+        return "master_weight_bits=24"
+    matrix = chunk.layout.matrix
+    for name, bad in (
+        ("came", not hp.came),
+        ("factored", matrix and not hp.factored),
+        ("use_agr", hp.use_agr),
+        ("use_orthograd", hp.use_orthograd),
+        ("lr_level", hp.lr_level != "fixed"),
+        ("tam_granularity", hp.use_tam and matrix and hp.tam_granularity != "tensor"),
+        ("lr_mask_rule", has_mask(hp) and hp.lr_mask_rule != "geometric"),
+        ("lr_mask_granularity", has_mask(hp) and hp.lr_mask_granularity not in MASKS),
+        ("percentile_clipping", getattr(hp, "percentile_clipping", 100) < 100),
+    ):
+        if bad:
+            return f"{name}={getattr(hp, name)!r}"
+    if work.recipe is contextual and len(contextual.mixture(hp).kept) > abi.MAX_SCALES:
+        return f"more than {abi.MAX_SCALES + 2} momentum_scales"
+    return None
+
+
+def _unsupported_codes(work: Any) -> str | None:
+    for spec, codec in work.fields:
+        inner = codec.code if isinstance(codec, ErrorCorrected) else codec
+        if inner is not None and inner.name not in abi.CODES:
+            return f"the code {inner.name!r}"
+        if codec is None and spec.extent != "full" and spec.domain == "plain" and spec.name not in PLAIN:
+            return f"the state {spec.name!r}"
+    return None
+
+
+def _unsupported_tensor(p: Tensor, hosted: bool) -> str | None:
+    g = p.grad
+    if is_wrapper(p) or (g is not None and (is_wrapper(g) or g._is_zerotensor())):
+        return "tensors without memory of their own"
+    if p.is_conj() or p.is_neg() or not (p.is_contiguous() or copies.apart(p)):
+        return "parameters whose elements share memory or are negated when they are read"
+    if g is None:
+        return None
+    on_host = g.device.type == "cpu" or hosted
+    if not on_host or g.dtype not in TYPES or g.shape != p.shape or g.layout is not torch.strided:
+        return "gradients of another kind than their parameters"
+    return None
+
+
+def _unsupported_state(state: dict[str, Any], wanted: list[tuple[str, str, torch.dtype, int]]) -> str | None:
+    for name, key, dtype, size in wanted:
+        t: Any = state.get(key)
+        if t is None or t.dtype != dtype or t.numel() != size or not t.is_cpu or not t.is_contiguous():
+            return f"the state {name!r} as it is held"
+    return None
+
+
+def options(hp: Any, recipe: Any, signals: bool) -> Any:
+    """One row of options; what changes from step to step is set by ``renew``."""
+    row: Any = np.zeros((), dtype=OPTIONS)
+    plain = {
+        "eps": hp.eps,
+        "clip": hp.clip_threshold,
+        "final_clip": hp.final_clip,
+        "log_decay": math.log(hp.beta1_decay),
+        "eta": hp.eta,
+        "warmup": hp.warmup_steps,
+        "multiplier": 1.0,
+        "emphasis": 1.0,
+        "d_coef": 1,
+        "allora": hp.allora,
+        "grams": hp.use_grams,
+        "tam": hp.use_tam,
+        "mask": MASKS[hp.lr_mask_granularity] if has_mask(hp) else 0,
+        "signals": signals,
+    }
+    for name, value in plain.items():
+        row[name] = value
+    if recipe is improved:
+        row["improved"] = 1
+        for name, value in {
+            "edge_penalty": hp.edge_penalty,
+            "edge_threshold": hp.edge_threshold,
+            "detail": hp.detail_preservation,
+            "frequency": hp.frequency_penalty,
+            "emphasis": hp.low_rank_emphasis,
+            "rank_strength": hp.rank_penalty_strength,
+            "cautious": hp.use_cautious,
+            "background": hp.background_regularization,
+            "d_coef": hp.d_coef if has_mask(hp) else 1,
+            "table": hp.table,
+        }.items():
+            row[name] = value
+    else:
+        row["decay_always"] = hp.weight_decay_phase != "early"
+    if recipe is contextual:
+        mix = contextual.mixture(hp)
+        row["mixed"] = mix.mixed
+        row["own_share"], row["update_share"] = mix.own, mix.update
+        row["scales"] = len(mix.kept)
+        for i, (length, share) in enumerate(zip(mix.kept, mix.others, strict=True)):
+            row["share"][i], row["scale_rate"][i] = share, 1 / length
+    return row
+
+
+def renew(options: Any, rows: Any, hp: Any, recipe: Any, multiplier: float) -> None:
+    """Set what schedulers and the controller change from step to step.
+
+    Args:
+        options: all rows of ``OPTIONS``.
+        rows: numbers of those of one group.
+        hp: the group's options of now; ``lr`` is a number.
+        recipe: the group's recipe.
+        multiplier: the controller's.
+    """
+    low, high = rate_bounds(hp)
+    now = {
+        "lr": hp.lr,
+        "low": low,
+        "high": high,
+        "floor": absolute_floor(hp) if hp.hard_min_lr else -math.inf,
+        "multiplier": multiplier,
+        "beta": (contextual.mixture(hp).beta, *hp.betas[1:]) if recipe is contextual else hp.betas,
+        "weight_decay": hp.weight_decay,
+        "spd": recipe is improved and hp.use_spd and hp.weight_decay > 0,
+    }
+    for name, value in now.items():
+        options[name][rows] = value
+
+
+def addresses(states: list[dict[str, Any]], name: str) -> list[int]:
+    """Where a plane of each state lies."""
+    return [state[name].data_ptr() for state in states]
+
+
+def fill(rows: Any, member: Member, number: int) -> Iterator[tuple[str, str]]:
+    """Fill the rows of a chunk's members.
+
+    Args:
+        rows: [B] of ``TASK``, zero.
+        member: the chunk.
+        number: its row of options.
+
+    Yields:
+        The names of the state planes whose addresses were taken, with the field's name.
+    """
+    view = member.chunk.layout
+    p = member.chunk.params[0]
+    rows["p"] = [q.data_ptr() for q in member.chunk.params]
+    rows["p_type"] = TYPES[p.dtype]
+    rows["options"] = number
+    rows["rounds"] = member.rounds
+    rows["matrix"] = view.matrix
+    rows["batch"], rows["rows"], rows["cols"] = view.view
+    if member.keys is not None:
+        rows["key"] = member.keys.tolist()
+    if member.recipe is improved and improved.has_picture(view, member.hp):
+        rows["height"], rows["width"] = view.shape[-2:]
+    scales = contextual.mixture(member.hp).kept if member.recipe is contextual else ()
+    for index, field in enumerate(member.fields):
+        spec, codec = field
+        planes = field.planes(view, torch.float32)
+        found = {plane.suffix: addresses(member.states, spec.name + plane.suffix) for plane in planes}
+        yield from ((spec.name + plane.suffix, spec.name) for plane in planes)
+        if spec.name in PLAIN:
+            rows[COLUMN.get(spec.name, spec.name)] = found[""]
+            if spec.name in directions.FIELDS:
+                rows["kept"], rows["tail"] = spec.count, spec.name == "lowrank_tail"
+            continue
+        if spec.name.startswith(contextual.FIELD):
+            coded = rows["scale"][:, scales.index(int(spec.name[len(contextual.FIELD) :]))]
+        else:
+            coded = rows[COLUMN.get(spec.name, spec.name)]
+        _fill_coded(coded, codec, found, index + 1, view.numel)
+
+
+def _fill_coded(coded: Any, codec: Any, found: dict[str, list[int]], salt: int, numel: int) -> None:
+    """One field: addresses of its planes and how to read them."""
+    coded["salt"] = salt
+    if codec is None:
+        coded["q"] = found[""]
+        return
+    if isinstance(codec, ErrorCorrected):
+        coded["bits"] = codec.bits
+        codec = codec.code
+    coded["code"] = abi.CODES[codec.name]
+    coded["block"] = max(1, min(getattr(codec, "block_size", 0) or numel, numel))
+    names = {"_q": "q", "_q_scale": "scale", "_q_zero": "zero", "_q_residual": "residual"}
+    for suffix, column in names.items():
+        if suffix in found:
+            coded[column] = found[suffix]

@@ -1,0 +1,375 @@
+"""One chunk: gather, decode, update, encode, write. Knows no equation."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import storage
+from ..recipes import Steps
+from ..state import stacks as arena
+from ..state import tensors
+from ..state.chunks import Chunk
+from ..state.random_bits import random_bits, stochastic_round
+from ..storage import CORRECTION
+from ..storage.rounding import join, split
+from ..types import Layout, Phase
+
+
+class Field(NamedTuple):
+    """One field of a recipe's state with its storage."""
+
+    spec: storage.StateSpec
+    codec: storage.Codec | None
+
+    def planes(self, layout: Layout, compute: torch.dtype) -> tuple[storage.Plane, ...]:
+        """Stored tensors of the field; a plain field is one plane."""
+        if self.codec is not None:
+            return self.codec.planes(layout)
+        dtype = self.spec.dtype or compute
+        return (storage.Plane("", self.spec.stack_shape(layout), self.spec.own_shape(layout), dtype),)
+
+
+class Rows(NamedTuple):
+    """Rows of one plane, their stack, and whether the stack aliases the rows."""
+
+    rows: list[Tensor]
+    stack: Tensor
+    in_place: bool
+
+
+class Noise(NamedTuple):
+    """Random bits of this step for the tensors of a stack; every use has its own salt."""
+
+    keys: Tensor
+    step: Tensor
+    first: int = 0
+
+    def bits(self, shape: torch.Size, salt: int) -> Tensor:
+        """int32 bits of this shape."""
+        count = math.prod(shape[1:])
+        return random_bits(self.keys ^ salt, self.step, count, self.first).view(shape)
+
+
+def compute_dtype(p: Tensor) -> torch.dtype:
+    """Type of the arithmetic: fp32, or fp64 for fp64 parameters."""
+    return torch.float64 if p.dtype == torch.float64 else torch.float32
+
+
+def fields_of(
+    recipe: ModuleType, layout: Layout, hp: Any, policy: storage.Policy, by_rows: bool = False
+) -> list[Field]:
+    """Fields of a parameter of this layout under these options and this storage."""
+    return [Field(spec, storage.choose(spec, layout, policy, by_rows)) for spec in recipe.specs(layout, hp)]
+
+
+def stack_params(params: list[Tensor], layout: Layout, compute: torch.dtype | None) -> Tensor:
+    """[B,K,m,n] in this type, or in their own; a copy, except of a single contiguous tensor."""
+    shape = (len(params), *layout.view)
+    if len(params) == 1:
+        stack = tensors.plain(params[0]).reshape(shape)
+    else:
+        stack = torch.stack([tensors.plain(p) for p in params]).reshape(shape)
+    return stack if compute is None else stack.to(compute)
+
+
+def allocate_state(
+    states: list[dict[str, Any]], p: Tensor, fields: list[Field], layout: Layout
+) -> dict[str, Tensor]:
+    """Storage for fresh states, as rows of one tensor per plane; not filled yet.
+
+    All of a model is allocated before anything is computed: planes that live for the whole run,
+    laid between short-lived stacks, would leave the heap full of holes.
+    """
+    stacks: dict[str, Tensor] = {}
+    for field in fields:
+        for plane in field.planes(layout, compute_dtype(p)):
+            stack = torch.empty((len(states), *plane.shape), dtype=plane.dtype, device=p.device)
+            stacks[field.spec.name + plane.suffix] = stack
+            for state, row in zip(states, arena.rows_of(stack, plane.own_shape), strict=True):
+                state[field.spec.name + plane.suffix] = row
+    return stacks
+
+
+def fill_state(
+    stacks: dict[str, Tensor],
+    params: list[Tensor],
+    recipe: ModuleType,
+    fields: list[Field],
+    layout: Layout,
+) -> None:
+    """First values of allocated states."""
+    compute = compute_dtype(params[0])
+    for field in fields:
+        spec, codec = field
+        planes = field.planes(layout, compute)
+        if codec is None:
+            value = recipe.initial(spec.name, params, layout)
+            if value is None:
+                stacks[spec.name].fill_(spec.initial)
+            else:
+                stacks[spec.name].copy_(value)
+            continue
+        # Every element starts alike, so one parameter's code serves all.
+        shape = (1, *spec.stack_shape(layout))
+        one = torch.full(shape, spec.initial, dtype=torch.float32, device=params[0].device)
+        for plane, coded in zip(planes, codec.encode(one), strict=True):
+            stacks[spec.name + plane.suffix].copy_(coded)
+
+
+def check_complete(states: list[dict[str, Any]], fields: list[Field], layout: Layout) -> None:
+    """Refuse options that ask for a field which the state, made under other options, does not have."""
+    for field in fields:
+        keys = {field.spec.name + plane.suffix for plane in field.planes(layout, torch.float32)}
+        if any(not keys <= state.keys() for state in states):
+            raise RuntimeError(
+                f"the options of a group have changed and now need the state {field.spec.name!r}, which was "
+                "not kept so far: change them with convert_state."
+            )
+
+
+class Text(NamedTuple):
+    """What an update is, without its tensors: the same for every step of a chunk.
+
+    Args:
+        recipe: module with ``update``.
+        fields: storage of each state field.
+        hp: the recipe's options.
+        layout: view of what is here of the parameters.
+        dtype: type of the parameters.
+        rounds: whether they are rounded stochastically.
+    """
+
+    recipe: ModuleType
+    fields: list[Field]
+    hp: Any
+    layout: Layout
+    dtype: torch.dtype
+    rounds: bool
+
+    @property
+    def compute(self) -> torch.dtype:
+        """Type of the arithmetic."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def corrected(self) -> bool:
+        """Whether the weights have 24 bits, the last eight beside them."""
+        return any(field.spec.name == CORRECTION.name for field in self.fields)
+
+
+Planes = dict[str, tuple[Tensor, ...]]  # field -> its stacked planes
+
+
+class Ended(NamedTuple):
+    """What an update leaves: stacks to be written; None where a field stays as it is."""
+
+    p: Tensor
+    planes: dict[str, tuple[Tensor, ...] | None]
+    ok: Tensor
+    signals: Any
+
+
+def begin(text: Text, p: Tensor, g: Tensor, planes: Planes, shared: Any, phase: Phase) -> Steps[Any]:
+    """Decode a stack and begin the recipe's update; what it yields are sums over whole tensors.
+
+    Args:
+        text: what is computed.
+        p: [B,K,m,n] weights as they are held.
+        g: [B,K,m,n] gradients as they came.
+        planes: the stored state.
+        shared: the recipe's scalars over all parameters.
+        phase: where the whole stack stands, or MIXED.
+    """
+    compute = text.compute
+    decoded: dict[str, Tensor] = {}
+    for spec, codec in text.fields:
+        if spec.name != CORRECTION.name:
+            value = codec.decode(planes[spec.name]) if codec is not None else planes[spec.name][0]
+            decoded[spec.name] = value.to(compute) if spec.dtype is None else value
+    weights = join(p, planes[CORRECTION.name][0]) if text.corrected else p.to(compute)
+    state = text.recipe.make_state(decoded)
+    return text.recipe.update(weights, g.to(compute), state, shared, text.hp, phase, text.layout)
+
+
+def end(
+    text: Text, p: Tensor, planes: Planes, result: Any, keep: Tensor | None, keys: Tensor | None
+) -> Ended:
+    """Encode what the recipe returned, in the types in which it is held.
+
+    Args:
+        text, p, planes: as in ``begin``.
+        result: what the steps returned.
+        keep: [B,1,1,1] bool, False where nothing may change; None where all are usable.
+        keys: [B] int32 random keys, or None where nothing is rounded stochastically.
+    """
+    new_p, new_state, ok, signals = result
+    place = text.layout.place
+    noise = (
+        None if keys is None else Noise(keys, new_state.step.flatten(), 0 if place is None else place.first)
+    )
+    values = text.recipe.as_dict(new_state)
+    rounding = noise if text.rounds else None
+    if text.corrected:
+        bits = None if rounding is None else rounding.bits(new_p.shape, 0)
+        new_p, values[CORRECTION.name] = split(new_p, bits, text.dtype)
+    elif rounding is not None:
+        new_p = stochastic_round(new_p, rounding.bits(new_p.shape, 0), text.dtype)
+    if keep is not None:
+        new_p = torch.where(keep, new_p.to(p.dtype), p)
+    written: dict[str, tuple[Tensor, ...] | None] = {}
+    for number, (spec, codec) in enumerate(text.fields):
+        value, old = values[spec.name], planes[spec.name]
+        if codec is None and value is old[0]:
+            written[spec.name] = None  # untouched in this phase
+            continue
+        if codec is None:
+            stored: tuple[Tensor, ...] = (value,)
+        else:
+            bits = noise.bits(value.shape, number + 1) if noise is not None and codec.random else None
+            stored = codec.encode(value, bits)
+        if keep is not None:
+            stored = tuple(
+                torch.where(keep.view(-1, *[1] * (new.dim() - 1)), new.to(was.dtype), was)
+                for new, was in zip(stored, old, strict=True)
+            )
+        written[spec.name] = stored
+    return Ended(new_p, written, ok, signals)
+
+
+class Gathered:
+    """The parameters, gradients and state of a chunk as stacks, and the way back.
+
+    Args:
+        chunk: parameters that all have a dense gradient.
+        states: ``optimizer.state[p]`` of each, complete.
+        fields: storage of each state field.
+    """
+
+    def __init__(self, chunk: Chunk, states: list[dict[str, Any]], fields: list[Field]) -> None:
+        self.params, layout = chunk.params, chunk.layout
+        self.wrapped = tensors.is_wrapper(chunk.params[0])
+        first = self.params[0]
+        self.p = stack_params(self.params, layout, first.dtype)
+        self.g = stack_params([_gradient(q) for q in self.params], layout, None)
+        self.rows: dict[str, list[Rows]] = {}
+        for field in fields:
+            rows = []
+            for plane in field.planes(layout, compute_dtype(first)):
+                held = [state[field.spec.name + plane.suffix] for state in states]
+                rows.append(Rows(held, *arena.stacked(held, plane.shape)))
+            self.rows[field.spec.name] = rows
+
+    @property
+    def planes(self) -> Planes:
+        """The stored state."""
+        return {name: tuple(row.stack for row in rows) for name, rows in self.rows.items()}
+
+    def write(self, ended: Ended, keep: Tensor | None) -> None:
+        """Put an update into parameters and states; ``keep`` as in ``end``."""
+        for name, stored in ended.planes.items():
+            if stored is not None:
+                for (rows, stack, in_place), new in zip(self.rows[name], stored, strict=True):
+                    arena.write(rows, stack, in_place, new)
+        if self.wrapped:
+            _write_wrappers(self.params, ended.p, keep)
+        else:
+            write_params(self.params, ended.p, None)
+
+    def write_back(self) -> None:
+        """Put stacks that were changed in place into the parameters and states that they are copies of."""
+        for rows in self.rows.values():
+            for row in rows:
+                if not row.in_place:
+                    arena.write(row.rows, row.stack, False, row.stack)
+        if self.p.data_ptr() != self.params[0].data_ptr():
+            write_params(self.params, self.p, None)
+
+
+class Update:
+    """The update of one chunk, begun: its stacks, and the recipe's steps.
+
+    Args:
+        chunk, states, fields: as in ``Gathered``.
+        recipe: module with ``update``.
+        shared: the recipe's scalars over all parameters.
+        hp: the recipe's options.
+        rounds: whether the weights are rounded stochastically.
+        phase: where the whole stack stands, or MIXED.
+    """
+
+    def __init__(
+        self,
+        chunk: Chunk,
+        states: list[dict[str, Any]],
+        recipe: ModuleType,
+        fields: list[Field],
+        shared: Any,
+        hp: Any,
+        rounds: bool,
+        phase: Phase,
+    ) -> None:
+        self.gathered = Gathered(chunk, states, fields)
+        rounds = rounds and not self.gathered.wrapped  # those round by themselves
+        self.text = Text(recipe, fields, hp, chunk.layout, chunk.params[0].dtype, rounds)
+        self.planes = self.gathered.planes
+        self.steps = begin(self.text, self.gathered.p, self.gathered.g, self.planes, shared, phase)
+
+    def finish(self, result: Any, keys: Tensor | None) -> tuple[Tensor, Any]:
+        """Write the recipe's result into parameters and states.
+
+        Args:
+            result: what the steps returned.
+            keys: [B] int32 random keys, or None where nothing is rounded stochastically.
+
+        Returns:
+            [B] bool, False where the gradient was not finite and nothing was changed; and the
+            recipe's signals.
+        """
+        ok = result.ok
+        # On CPU looking at the flag is free; elsewhere it would wait for the device.
+        keep = None if ok.device.type == "cpu" and bool(ok.all()) else ok
+        ended = end(self.text, self.gathered.p, self.planes, result, keep, keys)
+        self.gathered.write(ended, keep)
+        return ok.flatten(), ended.signals
+
+
+def _gradient(p: Tensor) -> Tensor:
+    """Gradient of p on p's device."""
+    g = p.grad
+    assert g is not None
+    return g if g.device == p.device else g.to(p.device)
+
+
+def _write_wrappers(params: list[Tensor], new: Tensor, keep: Tensor | None) -> None:
+    """Weights in a form of their own: they round by themselves, so one that is skipped is not written."""
+    chosen = [True] * len(params)
+    if keep is not None and keep.device.type == "cpu":  # elsewhere looking would wait, and it is rounded anew
+        chosen = keep.flatten().tolist()
+    for p, row, written in zip(params, new.unbind(0), chosen, strict=True):
+        if written:
+            p.copy_(row.view(p.shape))
+
+
+def write_params(params: list[Tensor], new: Tensor, noise: Noise | None) -> None:
+    """Stacked weights into the parameters, rounded stochastically where there is noise."""
+    if noise is not None:
+        new = stochastic_round(new, noise.bits(new.shape, 0), params[0].dtype)
+    rows = [row.view(params[0].shape) for row in new.unbind(0)]
+    if any(map(Tensor.is_neg, params)):  # lazily negated: torch writes these one by one only
+        for p, row in zip(params, rows, strict=True):
+            p.copy_(row)
+        return
+    torch._foreach_copy_(params, rows)
+
+
+def as_vector(values: list[tuple[Tensor, int]], like: Tensor) -> Tensor:
+    """Numbers of many parameters as one vector on one device."""
+    numbers = [v for v, _ in values]
+    if not (like.is_cpu and all(v.is_cpu for v in numbers)):
+        numbers = [v.to(like.device) for v in numbers]
+    return torch.stack(numbers)

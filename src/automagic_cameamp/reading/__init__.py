@@ -1,0 +1,1 @@
+"""What the optimizer does and holds, on request."""

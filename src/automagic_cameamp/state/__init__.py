@@ -1,0 +1,1 @@
+"""What is optimized: parameters in groups and stacks, their state, and whether it still fits."""

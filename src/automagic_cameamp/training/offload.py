@@ -1,0 +1,262 @@
+"""Offload: parameters stay on their device, state and step live in host memory.
+
+Every parameter has a host twin. A gradient is copied into its twin's as soon as backward has
+accumulated it; ``step()`` runs on the twins, as it would for a model on the CPU, and sends the weights
+back. What was changed since it was copied (clipping, unscaling) is copied again.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ..eager import eager
+from ..executors import update as execute
+from ..state import tensors
+from ..state.shards import is_distributed
+from ..validate import fail
+
+logger = logging.getLogger("automagic_cameamp")
+Mark = tuple[int, int, torch.Size]
+
+
+class Transfer(Protocol):
+    """Copies between one device and the host."""
+
+    def buffer(self, like: Tensor) -> Tensor:
+        """Unfilled host memory for a tensor of the device."""
+        ...
+
+    def fetch(self, source: Tensor, target: Tensor) -> None:
+        """Begin a copy to the host."""
+        ...
+
+    def wait(self) -> None:
+        """Return when all that was fetched is on the host."""
+        ...
+
+    def send(self, source: Tensor, target: Tensor) -> None:
+        """Copy to the device; what it computes afterwards sees the copy."""
+        ...
+
+
+class Clones:
+    """Plain copies, for devices without streams."""
+
+    def buffer(self, like: Tensor) -> Tensor:
+        return torch.empty(like.shape, dtype=like.dtype, device="cpu")
+
+    def fetch(self, source: Tensor, target: Tensor) -> None:
+        target.copy_(source)
+
+    def wait(self) -> None:
+        return
+
+    def send(self, source: Tensor, target: Tensor) -> None:
+        target.copy_(source)
+
+
+class Streams:
+    """Copies beside the computation, through pinned memory. What crosses is pinned; state never does."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def buffer(self, like: Tensor) -> Tensor:
+        return torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=True)
+
+    def fetch(self, source: Tensor, target: Tensor) -> None:
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            target.copy_(source, non_blocking=True)
+        source.record_stream(self.stream)  # or its memory could be used again before it is read
+
+    def wait(self) -> None:
+        self.stream.synchronize()
+
+    def send(self, source: Tensor, target: Tensor) -> None:
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            target.copy_(source, non_blocking=True)
+        target.record_stream(self.stream)
+        current.wait_stream(self.stream)
+
+
+def transfer_for(device: torch.device) -> Transfer:
+    """The way to and from a device."""
+    return Streams(device) if device.type == "cuda" else Clones()
+
+
+class Twin:
+    """Host copies of one parameter and its gradient, and of which versions they are copies."""
+
+    def __init__(self, p: Tensor, transfer: Transfer) -> None:
+        self.transfer = transfer
+        self.weight = transfer.buffer(p.detach())
+        self.grad: Tensor | None = None
+        self.seen: Mark | None = None
+        self.seen_grad: Mark | None = None
+
+    def take(self, p: Tensor) -> None:
+        """Begin to copy what has changed on the device."""
+        if self.seen != _mark(p):
+            self.transfer.fetch(tensors.plain(p), self.weight)
+            self.seen = _mark(p)
+        g = p.grad
+        if g is None:
+            self.seen_grad = None
+        elif self.seen_grad != _mark(g):
+            if self.grad is None or self.grad.shape != g.shape or self.grad.dtype != g.dtype:
+                self.grad = self.transfer.buffer(g)
+            self.transfer.fetch(tensors.plain(g), self.grad)
+            self.seen_grad = _mark(g)
+
+    def give(self, p: Tensor) -> None:
+        """Send the weights back; the next step takes them anew, for nobody knows who writes between."""
+        self.transfer.send(self.weight, p.detach())
+        self.seen = self.seen_grad = None
+
+
+class Offload:
+    """Twins of all parameters of an optimizer, which it holds weakly."""
+
+    def __init__(self) -> None:
+        self.twins: Any = WeakIdKeyDictionary()
+        self.transfers: dict[torch.device, Transfer] = {}
+
+    def twin(self, p: Tensor) -> Twin:
+        """The twin of a parameter as it is now; made at its first use."""
+        found = self.twins.get(p)
+        if found is None or found.weight.shape != p.shape or found.weight.dtype != p.dtype:
+            hook = found is None and p.requires_grad and p.is_leaf
+            if p.device not in self.transfers:
+                self.transfers[p.device] = transfer_for(p.device)
+            found = self.twins[p] = Twin(p, self.transfers[p.device])
+            if hook:
+                p.register_post_accumulate_grad_hook(_Arrival(self))
+        return found
+
+    def wait(self) -> None:
+        """Until everything taken is here."""
+        for transfer in self.transfers.values():
+            transfer.wait()
+
+
+class _Arrival:
+    """Begins the copy of a gradient during backward."""
+
+    def __init__(self, offload: Offload) -> None:
+        self.offload = weakref.ref(offload)
+
+    @eager
+    @torch.no_grad()
+    def __call__(self, p: Tensor) -> None:
+        offload = self.offload()
+        if offload is not None and p in offload.twins and p.grad is not None:
+            if tensors.is_readable(p.grad) and tensors.is_readable(p):  # others are refused by step()
+                offload.twin(p).take(p)
+
+
+def _mark(x: Tensor) -> Mark:
+    return (*tensors.mark(x), x.shape)
+
+
+def refuse_release(optimizer: Any) -> None:
+    """Say that gradients cannot be released from an offloaded optimizer."""
+    if optimizer.config.offload != "none":
+        raise fail(
+            "offload",
+            optimizer.config.offload,
+            "only 'none' with released gradients",
+            "The offloaded step waits for all gradients on the host: use step().",
+        )
+
+
+def _check(optimizer: Any) -> None:
+    optimizer._check_gradients()
+    if any(is_distributed(p) for group in optimizer.param_groups for p in group["params"]):
+        allowed = "only 'none' with sharded parameters"
+        raise fail(
+            "offload", "cpu", allowed, "fully_shard(..., offload_policy=CPUOffloadPolicy()) does this."
+        )
+
+
+def _announce(optimizer: Any) -> None:
+    """Log what the host will hold, before any of it is allocated."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    copies = 2 * sum(p.numel() * p.element_size() for p in params)
+    state = 0
+    for group, chunk in optimizer._chunks():
+        for field in optimizer._fields(group, chunk):
+            for plane in field.planes(chunk.layout, execute.compute_dtype(chunk.params[0])):
+                size = torch.Size(plane.own_shape).numel()
+                state += len(chunk.params) * size * plane.dtype.itemsize
+    logger.info(
+        "%s: offload='cpu' needs %d bytes of host memory: %d for weights and gradients, %d for state",
+        type(optimizer).__name__,
+        copies + state,
+        copies,
+        state,
+    )
+
+
+@contextmanager
+def on_host(optimizer: Any, stepping: bool = True) -> Iterator[None]:
+    """Show the optimizer its parameters' twins in place of them, where it is offloaded.
+
+    Args:
+        optimizer: its groups and its state are the twins' inside, the parameters' again outside.
+        stepping: gradients are shown too, and the weights go back to the device at the end.
+
+    Raises:
+        ValueError: parameters that cannot be offloaded; nothing was changed.
+    """
+    if optimizer.config.offload == "none":
+        yield
+        return
+    _check(optimizer)
+    if optimizer._offload is None:
+        _announce(optimizer)
+        optimizer._offload = Offload()
+    offload: Offload = optimizer._offload
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    twins = [offload.twin(p) for p in params]
+    for p, twin in zip(params, twins, strict=True):
+        if p.grad is not None or not stepping:
+            twin.take(p)
+    offload.wait()
+    for p, twin in zip(params, twins, strict=True):
+        for name, value in p.__dict__.items():  # marks of LoRA and embeddings
+            setattr(twin.weight, name, value)
+        if hasattr(p, "grad_dtype"):  # fp32 gradients of bf16 weights
+            twin.weight.grad_dtype = p.grad_dtype  # type: ignore[attr-defined]
+        twin.weight.grad = twin.grad if stepping and p.grad is not None else None
+    owner = {id(twin.weight): p for p, twin in zip(params, twins, strict=True)}
+    _rename(optimizer, {id(p): twin.weight for p, twin in zip(params, twins, strict=True)})
+    try:
+        yield
+    finally:
+        _rename(optimizer, owner)
+        for p, twin in zip(params, twins, strict=True):
+            if stepping and p.grad is not None:
+                twin.give(p)
+            twin.weight.grad = None
+
+
+def _rename(optimizer: Any, names: dict[int, Tensor]) -> None:
+    """Other tensors in the place of a group's parameters, and as the keys of their state."""
+    for group in optimizer.param_groups:
+        group["params"] = [names[id(p)] for p in group["params"]]
+    state = {names.get(id(key), key): value for key, value in optimizer.state.items()}
+    optimizer.state = defaultdict(dict, state)
+    optimizer._types = {id(names[k]) if k in names else k: v for k, v in optimizer._types.items()}
