@@ -36,7 +36,7 @@ from typing_extensions import Unpack
 
 from .configs import {configs}
 from .control import ContextualController
-from .engine import CameAMPOptimizer
+from .optimizer import CameAMPOptimizer
 
 OPTIMIZERS: dict[str, type[CameAMPOptimizer]]
 

@@ -17,7 +17,7 @@ from .configs import (
     SharedConfig,
 )
 from .control import ContextualController
-from .engine import CameAMPOptimizer
+from .optimizer import CameAMPOptimizer
 
 OPTIMIZERS: dict[str, type[CameAMPOptimizer]]
 
