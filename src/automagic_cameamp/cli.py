@@ -19,6 +19,7 @@ EPILOG = """examples:
   automagic train --resume --out runs/train       go on after Ctrl-C
   automagic sample --adapter runs/demo/adapter.safetensors --prompt "grinning cat face" --out cat.png
   automagic optimizers                            every optimizer that has a name
+  automagic integrate install                     ... made known to the trainers that you have
 """
 # What the trainer, a package of its own, would add.
 TRAINER = {
@@ -59,6 +60,7 @@ def trainer() -> ModuleType | None:
 
 def parser() -> Parser:
     """The whole command line."""
+    from .integrations import install
     from .kohya import shims
 
     top = Parser(
@@ -72,6 +74,7 @@ def parser() -> Parser:
             commands.add_parser(name, help=f"{text} (needs the trainer)")
     else:
         found.add_parsers(commands)
+    install.add_parser(commands)
     shims.add_parser(commands)
     listing = commands.add_parser(
         "optimizers", help="list the optimizers", description="List the optimizers."
@@ -104,6 +107,12 @@ def _sd_scripts(options: dict[str, Any]) -> int:
     return run(options)
 
 
+def _integrate(options: dict[str, Any]) -> int:
+    from .integrations.install import run
+
+    return run(options)
+
+
 def _optimizers(options: dict[str, Any]) -> int:
     from .factory import list_optimizers
 
@@ -116,7 +125,7 @@ def _optimizers(options: dict[str, Any]) -> int:
     return 0
 
 
-COMMANDS = {"sd-scripts": _sd_scripts, "optimizers": _optimizers}
+COMMANDS = {"integrate": _integrate, "sd-scripts": _sd_scripts, "optimizers": _optimizers}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Trainers that follow sd-scripts import bitsandbytes for every optimizer whose na
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import fields as dataclass_fields
@@ -19,6 +20,8 @@ from .optimizers import OPTIMIZERS
 from .profiles import PROFILES
 
 ENDING = "8bit"
+OUR_MODULES = {"automagic_cameamp", "automagic_cameamp_8bit"}
+OUR_MODULES |= {"automagic_cameamp_improved", "automagic_cameamp_improved_8bit"}
 
 
 def q8_name(name: str) -> str:
@@ -36,17 +39,57 @@ def every_name() -> dict[str, Any]:
     return {**OPTIMIZERS, **aliases()}
 
 
+def canonical(given: str) -> str | None:
+    """Name, or dotted name with a profile, of the class that is meant by any spelling; None: not ours.
+
+    Args:
+        given: upper or lower case, "-" for "_", dotted or bare: ``automagic_cameamp8bit``,
+            ``library.automagic_cameamp.Automagic_CameAMP``, ``minimal.Automagic_CameAMP_Improved_Q8``.
+
+    Raises:
+        ValueError: it can only be one of ours, and is none; with the nearest names.
+    """
+    module, _, last = given.strip().replace("-", "_").rpartition(".")
+    profile = module.rpartition(".")[2]
+    if module and module != profile and module.removeprefix("library.").split(".")[0] not in OUR_MODULES:
+        return None
+    if module == profile and module not in OUR_MODULES | PROFILES.keys() | {""}:
+        return None
+    names = {name.lower(): name for name in every_name()}
+    if last.lower() not in names:
+        if not module and not last.lower().startswith("automagic_"):
+            return None
+        near = difflib.get_close_matches(last.lower(), names, 3, 0.5) or sorted(names)
+        raise ValueError(
+            f"{given}: there is no such class; did you mean {', '.join(names[n] for n in near)}?"
+        )
+    name = names[last.lower()]
+    return f"automagic_cameamp.{profile}.{name}" if profile in PROFILES else name
+
+
+def called(given: str) -> Any:
+    """The class that is meant by any spelling of a name, None for one that is not ours; see `canonical`."""
+    name = canonical(given)
+    if name is None:
+        return None
+    module, _, last = name.rpartition(".")
+    return preset_class(module.rpartition(".")[2], last) if module else every_name()[last]
+
+
 def preset_options(cls: Any, profile: str) -> dict[str, Any]:
     """What a profile means for a class: its ``profile``, else those of the profile's options that it has."""
     known = {f.name for f in dataclass_fields(cls.config_class)}
     if "profile" in known:
         return {"profile": profile}
-    return {name: value for name, value in PROFILES[profile].items() if name in known}
+    options = {name: value for name, value in PROFILES[profile].items() if name in known}
+    if PROFILES[profile].get("optim_bits") == 4 and "blocksize" in known:
+        options["state_code"] = "softsign4"
+    return options
 
 
-def has_profiles(cls: Any) -> bool:
-    """Whether profiles say anything about this class: they set the options of the improved ones."""
-    return "edge_suppression" in {f.name for f in dataclass_fields(cls.config_class)}
+def has_profile(cls: Any, profile: str) -> bool:
+    """Whether a profile says anything about this class: each does about the improved ones."""
+    return bool(preset_options(cls, profile).keys() - {"verbose"})
 
 
 def _made(cls: Any, profile: str, module: str) -> Any:
@@ -75,9 +118,9 @@ def preset_class(profile: str, name: str) -> Any:
     """The class of that name with a profile as its defaults; AttributeError where there is none."""
     cls = every_name().get(name)
     module = f"automagic_cameamp.{profile}"
-    if cls is None or not has_profiles(cls):
-        why = "has no profiles" if cls is not None else "is unknown"
-        known = ", ".join(n for n, c in every_name().items() if has_profiles(c))
+    if cls is None or not has_profile(cls, profile):
+        why = "has no such profile" if cls is not None else "is unknown"
+        known = ", ".join(n for n, c in every_name().items() if has_profile(c, profile))
         raise AttributeError(f"module {module!r}: {name!r} {why}. It has {known}.")
     key = (profile, cls.__name__)  # one class for both names, so that it can be pickled
     if key not in _MADE:
@@ -95,6 +138,6 @@ def namespace(module: str) -> tuple[Callable[[str], Any], Callable[[], list[str]
         return preset_class(profile, name)
 
     def __dir__() -> list[str]:
-        return [name for name, cls in every_name().items() if has_profiles(cls)]
+        return [name for name, cls in every_name().items() if has_profile(cls, profile)]
 
     return __getattr__, __dir__

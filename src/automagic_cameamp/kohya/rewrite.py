@@ -8,7 +8,6 @@ itself; a bare name is looked up in ``torch.optim``; a name that ends in "8bit" 
 from __future__ import annotations
 
 import ast
-import difflib
 import re
 import warnings
 from collections.abc import Sequence
@@ -25,8 +24,6 @@ OPTIONS = {
     "--config_file": "--config_f",
     "--fused_backward_pass": "--fused_b",
 }
-OUR_MODULES = {"automagic_cameamp", "automagic_cameamp_8bit"}
-OUR_MODULES |= {"automagic_cameamp_improved", "automagic_cameamp_improved_8bit"}
 NOT_LITERALS = {"true": "True", "false": "False", "none": "None", "null": "None"}
 NOT_LITERALS |= {"inf": "1e999", "infinity": "1e999"}  # a literal that reads as infinity
 NEGATIVE_NUMBER = re.compile(r"-\d+$|-\d*\.\d+$")
@@ -115,19 +112,11 @@ def _is_option(text: str) -> bool:
 
 def our_name(given: str) -> str | None:
     """The name to hand to the trainer for one of our classes, in any spelling; None for any other."""
-    module, _, last = given.strip().rpartition(".")
-    if module and module.removeprefix("library.").split(".")[0] not in OUR_MODULES:
-        return None
-    names = {name.lower(): name for name in presets.every_name()}
-    if last.lower() not in names:
-        if not module and not last.lower().startswith("automagic"):
-            return None
-        near = difflib.get_close_matches(last.lower(), names, 3, 0.5) or sorted(names)
-        hint = ", ".join(names[n] for n in near)
-        raise LauncherError(f"--optimizer_type {given}: there is no such class; did you mean {hint}?")
-    name = presets.q8_name(names[last.lower()])
-    profile = module.rpartition(".")[2]
-    return f"automagic_cameamp.{profile}.{name}" if profile in presets.PROFILES else name
+    try:
+        name = presets.canonical(given)
+    except ValueError as error:
+        raise LauncherError(f"--optimizer_type {error}") from None
+    return name if name is None else presets.q8_name(name)
 
 
 def quoted(args: Sequence[str]) -> dict[str, str]:

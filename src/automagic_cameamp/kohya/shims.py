@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 from .config_file import LauncherError
 
-MARKER = "# Written by automagic-cameamp, see `automagic sd-scripts --help`. sha256 of the rest: "
+# What earlier versions wrote differs between the two.
+WRITER, CHECKSUM = "# Written by automagic-cameamp, ", "sha256 of the rest: "
+MARKER = f"{WRITER}see `automagic --help`. {CHECKSUM}"
 
 _EXPORTS = '''"""{text}"""
 
@@ -48,7 +50,11 @@ class Change(NamedTuple):
 
 def content(name: str) -> str:
     """The whole text of one shim."""
-    body = BODIES[name]
+    return marked(BODIES[name])
+
+
+def marked(body: str) -> str:
+    """A text with the line before it by which `is_ours` knows it."""
     return MARKER + hashlib.sha256(body.encode()).hexdigest() + "\n" + body
 
 
@@ -96,7 +102,8 @@ def is_ours(path: Path) -> bool:
         first, _, body = path.read_text("utf-8").partition("\n")
     except UnicodeDecodeError:
         return False
-    return first == MARKER + hashlib.sha256(body.encode()).hexdigest()
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    return first.startswith(WRITER) and first.endswith(CHECKSUM + digest)
 
 
 def _is_there(path: Path) -> bool:

@@ -1,0 +1,257 @@
+"""What is done to each training program's module: the least that lets its resolver give one of our classes.
+
+Every function here takes a module that has just been imported, checks that it looks as expected, and may be
+called twice. Names are looked up by `presets.called`: any spelling, with or without a profile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import inspect
+import logging
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from .. import presets
+from ..factory import OptimizerArgumentError, parse_optimizer_args
+from ..kohya.rewrite import quoted
+from ..text import split_args
+
+log = logging.getLogger(__name__)
+
+
+def register(module: ModuleType) -> None:
+    """Register with the program whose module this is.
+
+    Raises:
+        RuntimeError: this version of the program looks otherwise than expected; nothing was changed.
+    """
+    REGISTERS[module.__name__](module)
+
+
+def names() -> dict[str, Any]:
+    """The names that lists and tables of others get: lower case, as such tables have them -> class."""
+    return {name.lower(): cls for name, cls in presets.OPTIMIZERS.items()}
+
+
+def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    """Put ``make(original)`` in the place of a function, once."""
+    static = inspect.getattr_static(owner, name, None)
+    original = getattr(owner, name, None)
+    if not callable(original):
+        raise RuntimeError(f"{getattr(owner, '__name__', owner)} has no {name}: an unknown version")
+    if getattr(original, "_automagic_cameamp", False):
+        return
+    made = functools.wraps(original, updated=())(make(original))
+    made._automagic_cameamp = True  # type: ignore[attr-defined]
+    setattr(owner, name, staticmethod(made) if isinstance(static, staticmethod) else made)
+
+
+# ---------------------------------------------------------------- Hugging Face
+
+
+def transformers_arguments(module: ModuleType) -> None:
+    """``TrainingArguments(optim=...)``: the enum of names gets ours."""
+    names_of = module.OptimizerNames
+    for name in names():
+        if name in names_of._value2member_map_:
+            continue
+        member = str.__new__(names_of, name)
+        member._name_, member._value_ = name.upper(), name
+        member._sort_order_ = len(names_of._member_names_)
+        names_of._member_names_.append(name.upper())
+        names_of._member_map_[name.upper()] = member
+        names_of._value2member_map_[name] = member
+    missing = names_of._missing_.__func__
+
+    def _missing_(cls: Any, value: Any) -> Any:
+        given = presets.canonical(value) if isinstance(value, str) else None
+        known = cls._value2member_map_.get((given or "").lower())
+        return known if known is not None else missing(cls, value)
+
+    if not hasattr(names_of, "_automagic_cameamp"):
+        names_of._missing_ = classmethod(_missing_)
+        names_of._automagic_cameamp = True
+
+
+def transformers_trainer(module: ModuleType) -> None:
+    """``Trainer``: builds the class with ``optim_args``, and logs the rate that was really applied."""
+
+    def resolver(original: Any) -> Any:
+        def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
+            optim = getattr(args.optim, "value", args.optim)
+            cls = presets.called(optim) if isinstance(optim, str) else None
+            if cls is None:
+                return original(args, model)
+            given = parse_optimizer_args(split_args(args.optim_args or ""))
+            if "weight_decay" in given:
+                raise OptimizerArgumentError(
+                    "optim_args: weight_decay would be overwritten by the Trainer's; give it as "
+                    "TrainingArguments(weight_decay=...)"
+                )
+            return cls, {"lr": args.learning_rate} | given
+
+        return get_optimizer_cls_and_kwargs
+
+    def creator(original: Any) -> Any:
+        def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
+            from .huggingface import log_applied_rate
+
+            made = original(self, *args, **kwargs)
+            log_applied_rate(self)
+            return made
+
+        return create_optimizer
+
+    _replace(module.Trainer, "get_optimizer_cls_and_kwargs", resolver)
+    _replace(module.Trainer, "create_optimizer", creator)
+
+
+def llama_factory(module: ModuleType) -> None:
+    """LLaMA-Factory v1: one entry per class in the registry of `OptimizerPlugin`."""
+
+    def build(cls: Any, model: Any, optim_config: Any) -> Any:
+        options = {key: value for key, value in dict(optim_config).items() if key != "name"}
+        return cls((pair for pair in model.named_parameters() if pair[1].requires_grad), **options)
+
+    for name, cls in names().items():
+        if name not in module.OptimizerPlugin._registry:
+            module.OptimizerPlugin(name).register()(functools.partial(build, cls))
+
+
+# ---------------------------------------------------------------- kohya's
+
+
+def _kohya(original: Any) -> Any:
+    """``get_optimizer([self,] args, trainable_params)`` of sd-scripts and musubi-tuner."""
+
+    def get_optimizer(*call: Any, **named: Any) -> Any:
+        bound = inspect.signature(original).bind(*call, **named)
+        args, params = bound.arguments["args"], bound.arguments["trainable_params"]
+        given = getattr(args, "optimizer_type", None)
+        name = presets.canonical(given) if isinstance(given, str) and given else None
+        if name is None:
+            return original(*call, **named)
+        if getattr(args, "fused_backward_pass", False):
+            raise ValueError(
+                f"--fused_backward_pass is written for Adafactor and cannot go with {given}: leave it out."
+            )
+        options = quoted(args.optimizer_args or ())
+        rate = options.pop("lr", None)
+        own = argparse.Namespace(**vars(args))
+        own.optimizer_type = presets.q8_name(name if "." in name else f"automagic_cameamp.kohya.{name}")
+        own.optimizer_args = [f"{key}={value}" for key, value in options.items()]
+        if rate is not None:
+            own.learning_rate = float(rate)
+            params = list(params)
+            for group in params:
+                if isinstance(group, dict) and group.get("lr") == args.learning_rate:
+                    group["lr"] = own.learning_rate
+        bound.arguments |= {"args": own, "trainable_params": params}
+        return original(*bound.args, **bound.kwargs)
+
+    return get_optimizer
+
+
+def sd_scripts(module: ModuleType) -> None:
+    """sd-scripts: bare names, plain ``optimizer_args`` and ``lr=`` among them; no bitsandbytes."""
+    _replace(module, "get_optimizer", _kohya)
+
+
+def musubi_tuner(module: ModuleType) -> None:
+    """musubi-tuner: the same in every class of the module that resolves names itself."""
+    found = [c for c in vars(module).values() if isinstance(c, type) and "get_optimizer" in vars(c)]
+    for trainer in found:
+        _replace(trainer, "get_optimizer", _kohya)
+
+
+# ---------------------------------------------------------------- others
+
+
+def ai_toolkit(module: ModuleType) -> None:
+    """ai-toolkit: the factory, here and in every module that has imported it by name already."""
+    before = module.get_optimizer
+
+    def factory(original: Any) -> Any:
+        def get_optimizer(
+            params: Any, optimizer_type: str = "adam", learning_rate: Any = 1e-6, optimizer_params: Any = None
+        ) -> Any:
+            cls = presets.called(optimizer_type)
+            if cls is None:
+                return original(params, optimizer_type, learning_rate, optimizer_params)
+            return cls(params, **{"lr": learning_rate, **(optimizer_params or {})})
+
+        return get_optimizer
+
+    _replace(module, "get_optimizer", factory)
+    for other in list(sys.modules.values()):
+        if other is not None and getattr(other, "__dict__", {}).get("get_optimizer") is before:
+            other.get_optimizer = module.get_optimizer  # type: ignore[attr-defined]
+
+
+# What the panel of CAME_8BIT shows where nobody has changed it: CAME's own numbers.
+PANEL = {"betas": (0.9, 0.999, 0.9999), "min_8bit_size": 16384, "quant_block_size": 2048}
+
+
+def onetrainer(module: ModuleType) -> None:
+    """OneTrainer: ``Automagic_CameAMP8bit`` in the place of CAME_8BIT, whose panel sets its options."""
+
+    def made(original: Any) -> Any:
+        def CAME8bit(params: Any, lr: Any = None, **given: Any) -> Any:
+            blocks = given.pop("quant_block_size", PANEL["quant_block_size"])
+            least = given.pop("min_8bit_size", PANEL["min_8bit_size"])
+            if given.pop("use_cautious", False):
+                raise ValueError(
+                    "use_cautious=True is not allowed: Automagic_CameAMP8bit has its own signs. Untick it."
+                )
+            if tuple(given.get("betas") or PANEL["betas"]) == PANEL["betas"]:
+                given.pop("betas", None)
+            if least != PANEL["min_8bit_size"]:
+                log.warning(
+                    "min_8bit_size=%s has no effect: Automagic_CameAMP8bit holds eight bits from 1 on", least
+                )
+            if blocks != PANEL["quant_block_size"]:
+                given["blocksize"] = blocks
+            log.warning("CAME_8BIT is Automagic_CameAMP8bit(lr=%s, %s)", lr, given)
+            return presets.OPTIMIZERS["Automagic_CameAMP8bit"](
+                params, **given, **({} if lr is None else {"lr": lr})
+            )
+
+        return CAME8bit
+
+    _replace(module, "CAME8bit", made)
+
+
+def simpletuner(module: ModuleType) -> None:
+    """SimpleTuner: one entry per class in its table, which also fills menus and ``--help``."""
+    for name, cls in names().items():
+        # It takes 0.01 where the entry names no decay.
+        settings = {"weight_decay": cls.config_class().weight_decay}
+        module.optimizer_choices.setdefault(
+            name, {"precision": "any", "default_settings": settings, "class": cls}
+        )
+
+
+def diffusion_pipe(module: ModuleType) -> None:
+    """diffusion-pipe looks for unknown types in `pytorch_optimizer`: our classes stand there."""
+    for name, cls in {**presets.every_name(), **names()}.items():
+        if not hasattr(module, name):
+            setattr(module, name, cls)
+
+
+REGISTERS: dict[str, Callable[[ModuleType], None]] = {
+    "transformers.training_args": transformers_arguments,
+    "transformers.trainer": transformers_trainer,
+    "library.train_util": sd_scripts,
+    "musubi_tuner.training.trainer_base": musubi_tuner,
+    "musubi_tuner.hv_train_network": musubi_tuner,
+    "musubi_tuner.hv_train": musubi_tuner,
+    "toolkit.optimizer": ai_toolkit,
+    "modules.util.optimizer.CAME8bit": onetrainer,
+    "simpletuner.helpers.training.optimizer_param": simpletuner,
+    "llamafactory.v1.plugins.trainer_plugins.optimizers.optimizer": llama_factory,
+    "pytorch_optimizer": diffusion_pipe,
+}
