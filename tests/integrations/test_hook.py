@@ -123,6 +123,5 @@ def test_importing_the_package_registers_nothing() -> None:
 def test_the_hook_needs_nothing_but_sys() -> None:
     lines = Path(hook.__file__).read_text("utf-8").splitlines()
     assert [line for line in lines if line.startswith(("import", "from"))] == [
-        "from __future__ import annotations",
         "import sys",
     ]

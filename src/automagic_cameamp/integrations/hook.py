@@ -4,8 +4,6 @@
 at the start of every Python there. So it imports nothing but ``sys``, and needs no package around it.
 """
 
-from __future__ import annotations
-
 import sys
 
 # trainer -> its modules that are completed when they are imported
