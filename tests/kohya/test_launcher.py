@@ -229,7 +229,7 @@ def float_or(text: str) -> Any:
         (["train_network.py", "T", "edge_penalty=2", "--fused_backward_pass"], "written for Adafactor"),
         (
             ["train_network.py", "--optimizer_type=automagic_cameamp.balanced.Automagic_CameAMP"],
-            "has no profiles",
+            "has no such profile",
         ),
     ],
 )

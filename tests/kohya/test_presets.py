@@ -14,7 +14,8 @@ import automagic_cameamp
 from automagic_cameamp import OPTIMIZERS, OptimizationProfiles, balanced, memory_optimized, presets
 
 MODULES = {name: importlib.import_module(f"automagic_cameamp.{name}") for name in presets.PROFILES}
-CLASSES = [name for name, cls in OPTIMIZERS.items() if presets.has_profiles(cls)]
+IMPROVED = [name for name, cls in OPTIMIZERS.items() if presets.has_profile(cls, "balanced")]
+PAIRS = [(p, n) for p in presets.PROFILES for n, cls in OPTIMIZERS.items() if presets.has_profile(cls, p)]
 
 
 def parameter() -> list[torch.nn.Parameter]:
@@ -28,8 +29,7 @@ def test_no_alias_ends_in_8bit_and_none_is_lost() -> None:
     assert presets.aliases()["Automagic_CameAMP_Q8"] is automagic_cameamp.Automagic_CameAMP_8Bit
 
 
-@pytest.mark.parametrize("profile", MODULES)
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(("profile", "name"), PAIRS)
 def test_defaults_are_the_profiles(profile: str, name: str) -> None:
     cls = getattr(MODULES[profile], name)
     assert cls.__name__ == name and cls.__module__ == f"automagic_cameamp.{profile}"
@@ -59,9 +59,17 @@ def test_both_names_are_one_class_and_it_pickles() -> None:
     assert type(copy.deepcopy(optimizer)) is cls
 
 
-def test_classes_without_profiles_say_so() -> None:
-    with pytest.raises(AttributeError, match="Automagic_CameAMP' has no profiles"):
+def test_the_eight_bit_classes_of_every_kind_have_the_lean_profiles() -> None:
+    for name in ("Automagic_CameAMPQ8", "Automagic_CameAMP_COptim8bit"):
+        optimizer = getattr(memory_optimized, name)(parameter(), 1e-4)
+        assert (optimizer.config.lr_mask_granularity, optimizer.config.state_code) == ("row", "dynamic")
+        optimizer = getattr(MODULES["minimal"], name)(parameter(), 1e-4)
+        assert (optimizer.config.lr_mask_granularity, optimizer.config.state_code) == ("row", "softsign4")
+
+
+def test_classes_without_such_a_profile_say_so() -> None:
+    with pytest.raises(AttributeError, match="Automagic_CameAMP' has no such profile"):
         _ = balanced.Automagic_CameAMP
     with pytest.raises(AttributeError, match="'Nope' is unknown"):
         _ = balanced.Nope
-    assert set(CLASSES) <= set(dir(balanced))
+    assert set(IMPROVED) <= set(dir(balanced))

@@ -142,7 +142,9 @@ def _kohya(original: Any) -> Any:
         options = quoted(args.optimizer_args or ())
         rate = options.pop("lr", None)
         own = argparse.Namespace(**vars(args))
-        own.optimizer_type = presets.q8_name(name if "." in name else f"automagic_cameamp.kohya.{name}")
+        short = presets.q8_name(name)
+        home = "" if "." in short else "automagic_cameamp.kohya." if short.endswith("Q8") else "automagic_cameamp."
+        own.optimizer_type = home + short
         own.optimizer_args = [f"{key}={value}" for key, value in options.items()]
         if rate is not None:
             own.learning_rate = float(rate)
