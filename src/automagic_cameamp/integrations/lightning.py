@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 try:
-    from lightning.pytorch import Callback
+    from lightning.pytorch import Callback  # type: ignore[import-not-found]
 except ImportError:
     from pytorch_lightning import Callback  # type: ignore[no-redef]
 
