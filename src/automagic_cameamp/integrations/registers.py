@@ -143,8 +143,8 @@ def _kohya(original: Any) -> Any:
         rate = options.pop("lr", None)
         own = argparse.Namespace(**vars(args))
         short = presets.q8_name(name)
-        home = "" if "." in short else "automagic_cameamp.kohya." if short.endswith("Q8") else "automagic_cameamp."
-        own.optimizer_type = home + short
+        home = "automagic_cameamp.kohya" if short.endswith("Q8") else "automagic_cameamp"
+        own.optimizer_type = short if "." in short else f"{home}.{short}"
         own.optimizer_args = [f"{key}={value}" for key, value in options.items()]
         if rate is not None:
             own.learning_rate = float(rate)
