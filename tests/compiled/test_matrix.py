@@ -14,6 +14,7 @@ import torch
 from automagic_cameamp.executors import compiled
 from automagic_cameamp.state import phases
 from automagic_cameamp.types import Phase
+from matrix.rows import Strategy
 from native import lockstep
 from native.test_lockstep import CLASSES
 
@@ -24,6 +25,7 @@ BASE, IMPROVED, CONTEXTUAL = (
     "Automagic_CameAMP_Improved",
     "Automagic_CameAMP_COptim",
 )
+AFFINE = "Automagic_CameAMP_8Bit"
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     (BASE, {"came": False}),
     (BASE, {"factored": False, "confidence_1d": True}),
@@ -31,6 +33,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     (BASE, {"use_tam": False, "use_grams": False, "use_lr_mask": False, "full_finetune": True}),
     (BASE, {"tam_granularity": "row"}),
     (BASE, {"weight_decay_phase": "always", "weight_decay": 0.3, "hard_min_lr": True}),
+    # In fp32 as in Python: a rate is a tensor in a graph, and the bounds are divided by it.
+    (BASE, {"lr": 2.0**-10, "min_lr": 15 * 2.0**-14, "max_lr": 17 * 2.0**-14}),
     (BASE, {"lr_mask_rule": "additive", "lr_bump": 1e-4}),
     (BASE, {"lr_mask_granularity": "row"}),
     (BASE, {"lr_mask_granularity": "tensor"}),
@@ -46,8 +50,12 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     (IMPROVED, {"spatial_awareness": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}),
     (IMPROVED, {"edge_penalty": 0.5, "edge_threshold": 0.3, "detail_preservation": 0.3, "rank_keep": 3}),
     (IMPROVED, {"rank_penalty_strength": 0.1, "low_rank_emphasis": 2.0, "weight_decay": 0.5}),
-    ("Automagic_CameAMP_8Bit", {"adaptive_block_size": True, "block_size": 64}),
+    (AFFINE, {"adaptive_block_size": True, "min_block_size": 512, "max_block_size": 2048}),
+    (AFFINE, {"quantization_strategy": Strategy()}),
+    (AFFINE, {"block_size": 64, "quantize_states": False}),
     ("Automagic_CameAMP_Improved_8Bit", {"percentile_clipping": 50, "block_wise": False, "min_8bit_size": 0}),
+    ("Automagic_CameAMP_Improved_8Bit", {"optim_bits": 4, "force_8bit": True, "min_8bit_size": 0}),
+    ("Automagic_CameAMP_Improved_8Bit", {"stable_emb": True, "min_8bit_size": 0}),
     ("Automagic_CameAMP_Improved_8Bit", {"profile": "minimal", "verbose": False}),
     ("Automagic_CameAMP8bit", {"state_code": "softsign4"}),
 ]
@@ -85,7 +93,7 @@ def test_every_class_and_code(kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("name", [BASE, "Automagic_CameAMP8bit", "Automagic_CameAMP_8Bit"])
 def test_every_type(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = {"master_weight_bits": 24} if dtype == torch.bfloat16 else {}
+    kept = {"master_weight_bits": 24} if dtype == torch.bfloat16 else {"stochastic_rounding": False}
     traced(name, dtype, {"warmup_steps": 2, **kept}, monkeypatch, None)
 
 

@@ -46,7 +46,7 @@ def make(name: str, shapes: Any, dtype: torch.dtype, engine: str, **options: Any
     params = [torch.nn.Parameter((torch.randn(s, generator=draw) * 0.05).to(dtype)) for s in shapes]
     for p in params:
         p._is_lora_layer = True  # type: ignore[attr-defined]
-    return OPTIMIZERS[name](params, lr=1e-3, engine=engine, **options), params
+    return OPTIMIZERS[name](params, **{"lr": 1e-3, "engine": engine, **options}), params
 
 
 def gradients(params: list[Any], step: int) -> list[Tensor]:
