@@ -164,7 +164,7 @@ class Optimizer8BitConfig(RegularizedConfig):
 
     quantize_states: bool = option(True, flag, "False: exact 32-bit state")
     error_correction: bool = option(True, flag, "keep what the code rounds away in a second plane")
-    error_bits: int = technique(4, choice(4, 8), "bits of that plane")
+    error_bits: int = technique(4, choice(4, 8), "bits of the plane of error correction")
     block_size: int = option(256, power_of_two(32, 4096), "elements that share a scale")
     mixed_precision: bool = option(True, flag, "fp32 row and column statistics; False: 16-bit logarithms")
     adaptive_block_size: bool = option(False, flag, "block size from the tensor's size")

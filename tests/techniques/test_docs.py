@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from scripts import pages
 
 from automagic_cameamp import configs
 from automagic_cameamp import techniques as T
@@ -62,9 +63,9 @@ def test_no_function_is_documented_that_does_not_exist():
 
 @pytest.mark.parametrize("section", TECHNIQUES, ids=lambda s: s.split("\n")[0][:40])
 def test_every_technique_says_what_it_must(section):
-    missing = [word for word in ("Formula:", "Source:", "Default:", "Measured:") if word not in section]
-    if section.startswith(("The mask", "The level")):
-        missing = [word for word in missing if word != "Formula:"]  # a table of rules stands for it
+    missing = [word for word in ("Formula", "Source", "Default", "Measured") if f"* {word}" not in section]
+    if section.startswith(("The mask", "The level", "A2")):
+        missing = [word for word in missing if word != "Formula"]  # a table of rules, or A1's, stands for it
     assert not missing
     assert "Deviations" in section or section.startswith(("The mask", "Angles"))
 
@@ -78,6 +79,11 @@ STATED = re.findall(
 def test_the_stated_defaults_are_the_real_ones(name, value):
     assert name in DEFAULTS, f"{name} is no option"
     assert value in {repr(x) for x in DEFAULTS[name]}, f"{name} is {DEFAULTS[name]}, not {value}"
+
+
+def test_the_page_is_in_step_with_the_docstrings():
+    assert pages.text() == TEXT, "run scripts/pages.py"
+    assert TEXT.count("<!-- functions: ") > 15
 
 
 def test_enough_defaults_are_stated():

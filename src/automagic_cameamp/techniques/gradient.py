@@ -23,8 +23,11 @@ def agr(g: Tensor) -> Steps[Tensor]:
         [B,K,m,n]; same sign, never larger; a tensor of one element is returned as it is.
 
     Source: Jiang et al. 2024, arXiv 2407.16944 (page read).
-    Deviations: the share is capped at 1/2 so that a dominant element still learns.
-    Measured: no effect beyond 1e-4 for tensors of more than 10,000 elements; off by default.
+    Deviations: the share is capped at one half, so that a dominant element still learns; a tensor of one
+    element is left alone (its share would be 1).
+    Options: use_agr.
+    Measured: for a normal gradient of 32,768 elements it changes the gradient by less than 1e-4
+    (``tests/techniques/test_gradient.py``), which is why it is off.
     """
     magnitude = g.abs()
     [whole, count] = yield [total(magnitude), elements(g)]

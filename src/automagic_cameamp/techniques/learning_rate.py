@@ -222,8 +222,12 @@ def allora_gain(p: Tensor, eta: float) -> Tensor:
     Returns:
         [B,K,m,1], in (0, eta].
 
-    Source: Huang & Balestriero 2024 (ALLoRA), arXiv 2410.09692 (abstract only).
-    Deviations: row norms are those of now, not of the initial weights.
+    Source: Huang & Balestriero 2024, arXiv 2410.09692 (abstract only).
+    Deviations: the row's norm is the present one, at every step, not that of the initial weights; the
+    gain is part of the rate, inside the clamp to ``min_lr`` and ``max_lr``.
+    Options: full_finetune, eta. It applies to the matrices and convolutions of a LoRA, found by marks,
+    names or shapes ([trainers.md](trainers.md#which-parameters-are-a-lora)).
+    Measured: ends and monotony (``tests/techniques/test_learning_rate.py``).
     """
     return (row_sum(p.square()).sqrt() + 1 / eta**2).rsqrt()
 

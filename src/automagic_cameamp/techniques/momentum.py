@@ -43,7 +43,11 @@ def torque(s: Tensor, m: Tensor, u: Tensor, per_row: bool = False) -> Steps[tupl
         New s and the damping d in [0, 1]; the cosine is 0 where either norm is 0.
 
     Source: Malviya et al. 2024, arXiv 2412.18790 (page read).
-    Deviations: the paper adds ``(eps + d) g`` to a heavy ball; the caller averages instead.
+    Deviations: an average instead of the paper's heavy-ball sum, so that the size of ``m`` does not jump
+    where the early phase ends; the cosine is 0 where either norm is 0. ``tam_granularity='row'`` takes
+    one cosine per row.
+    Options: use_tam, tam_granularity. Early phase only.
+    Measured: bounds, limits and scale invariance (``tests/techniques/test_momentum.py``).
     """
     over = ROWS if per_row else WHOLE
     [mm, uu, mu] = yield [total(m.square(), over=over), total(u.square(), over=over), total(m * u, over=over)]

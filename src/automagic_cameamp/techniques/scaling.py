@@ -33,8 +33,18 @@ def factored_moment(
     Returns:
         New row and column means, and the mean of the row means [B,K,1,1].
 
-    Source: Shazeer & Stern 2018, arXiv 1804.04235, section 3; Luo et al. 2023 (CAME), arXiv
-    2307.02047, algorithm 1.
+    Source: Luo et al. 2023, arXiv 2307.02047, algorithm 1 (code read); factors and clipping from Shazeer
+    & Stern 2018 (Adafactor), arXiv 1804.04235, sections 3 and 6.
+    Deviations: convolutions are factored as ``O x (I * kernel)``; the reference code factors the kernel's
+    last two dimensions, which for 3 x 3 kernels stores two thirds of the tensor. ``final_clip`` limits
+    the RMS of the final update: in the paper a persistent gradient makes ``m / sqrt(S)`` grow without
+    bound.
+    Options: came, factored, confidence_1d, clip_threshold, final_clip. None is the same as
+    ``clip_threshold``.
+    Measured: with everything else off the recipe equals our fp64 port of the paper's algorithm to 1e-12
+    over 200 steps on 0-D to 5-D shapes, and to 1e-6 per step in fp32; without the final clip a constant
+    gradient moves a weight more than ten times as far as with it within 500 steps
+    (``tests/recipes/test_oracles.py``).
     """
     row = ema(row, row_mean(square) + eps, beta)
     [across, level] = yield [mean(square, over=COLUMNS), mean(row, over=COLUMNS)]
@@ -116,6 +126,11 @@ def belief_residual(u: Tensor, m: Tensor) -> Tensor:
     Returns:
         [B,K,m,n], >= 0.
 
-    Source: Zhuang et al. 2020 (AdaBelief), arXiv 2010.07468; CAME, arXiv 2307.02047.
+    Source: Zhuang et al. 2020, arXiv 2010.07468, algorithm 2 (code read).
+    Deviations: the bias correction of ``m`` uses the product of the coefficients really used, because
+    they change (A5); ``final_clip`` applies here too.
+    Options: came. AdaBelief is on where that is False.
+    Measured: equals our fp64 port to 1e-12 over 200 steps (``tests/recipes/test_oracles.py``). Its
+    training results: not measured yet.
     """
     return (u - m).square_()

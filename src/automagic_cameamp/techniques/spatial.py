@@ -25,7 +25,12 @@ def background_gain(energy: Tensor) -> Steps[Tensor]:
     Returns:
         [B,K,m,1] in [1/2, 1]; 1 where all rows are equal.
 
-    Source: ours (the documents compare an absolute variance with 1e-6).
+    Source: ours.
+    Deviations: from the documents: they halve the update where an absolute variance is below 1e-6, which
+    holds for most tensors.
+    Options: background_regularization.
+    Measured: 1 where all rows are equal; between 1/2 and 1; invariant to the gradient's scale
+    (``tests/improved/test_gains.py``).
     """
     [level] = yield [mean(energy, over=COLUMNS)]
     share = (energy + 1e-38) / (level + 1e-38)
@@ -52,7 +57,12 @@ def spatial_gain(variance: Tensor, detail: float) -> Steps[Tensor]:
     Returns:
         [B,K,m,1]; 1 where all rows are equal; mean-neutral to first order.
 
-    Source: ours (the documents use an absolute variance).
+    Source: ours. The documents use an absolute variance.
+    Deviations: the variance is taken on the short side of a matrix (per column of a tall one), where it
+    costs least.
+    Options: spatial_awareness, detail_preservation. 0 is off.
+    Measured: 1 where all rows are equal; mean 1 where nothing is clamped; invariant to scale
+    (``tests/improved/test_gains.py``).
     """
     [level] = yield [mean(variance, over=COLUMNS)]
     ratio = (variance + 1e-38) / (level + 1e-38)

@@ -101,8 +101,13 @@ def edge_hits(picture: Tensor, like: Tensor, threshold: float, sides: Sides | No
     Returns:
         [B,K,m,n] in [0, 1); unchanged by a rescaling of the gradient.
 
-    Source: ours (the documents name a Laplacian detector with an absolute threshold, which fires
-    never or always depending on the scale of the gradient).
+    Source: ours. The documents compare ``|L|`` with an absolute number, which fires never or always
+    depending on the scale of the gradient.
+    Deviations: from the documents: the threshold is relative; the update is damped, nothing is added to
+    the gradient.
+    Options: edge_suppression, edge_penalty, edge_threshold, spatial_mode. 0.6 is ``|L| > 1.5 RMS(L)``.
+    Measured: fires on an eighth of white noise whatever its scale; constants and the inside of ramps have
+    no edge; gain always in ``[1 - edge_penalty, 1]`` (``tests/improved/test_stencil.py``).
     """
     edge = laplacian(picture, sides).reshape(like.shape).abs_()
     [square] = yield [mean(edge.square())]
@@ -129,8 +134,12 @@ def frequency_filter(picture: Tensor, penalty: float, sides: Sides | None = None
         [B,*,h,w]; constants and the sum are kept, the norm never grows; the identity for
         pictures below 3 x 3.
 
-    Source: ours (the documents' FFT mask keeps magnitudes only and, unshifted, damps the low
-    frequencies).
+    Source: ours.
+    Deviations: from the documents: they mask the magnitudes of an unshifted FFT, which damps the low
+    frequencies and forgets the phases.
+    Options: frequency_penalty. 0 is off. Pictures below 3 x 3 are left alone.
+    Measured: every mode of seven picture sizes has exactly that gain; constants and the sum are kept, the
+    norm never grows, a checkerboard loses exactly ``f`` (``tests/improved/test_stencil.py``).
     """
     if penalty == 0 or max(picture.shape[-2:]) < 3:
         return picture
