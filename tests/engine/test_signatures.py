@@ -181,3 +181,13 @@ def test_a_group_may_have_older_names_too() -> None:
         held = Automagic_CameAMP_Improved([{"params": one(), "enable_cache": False}]).param_groups[0]
     assert "enable_cache" not in held
     assert configs.in_group({"min_lr": 1.0}) == {"lr_floor": 1.0}
+
+
+def test_a_checkpoint_with_an_option_that_is_gone_loads() -> None:
+    """Groups of ``Improved_8Bit`` held ``adaptation_rate`` once."""
+    cls: Any = OPTIMIZERS["Automagic_CameAMP_Improved_8Bit"]
+    saved = cls(one(), lr=3e-4).state_dict()
+    saved["param_groups"][0]["adaptation_rate"] = 0.1
+    again = cls(one())
+    again.load_state_dict(saved)
+    assert again.param_groups[0]["lr"] == 3e-4 and "adaptation_rate" not in again.param_groups[0]

@@ -18,9 +18,11 @@ from . import kinds
 def new_group(optimizer: Any, param_group: dict[str, Any]) -> dict[str, Any]:
     """A group as the optimizer holds it, its options checked like the constructor's."""
     config_class = optimizer.config_class
-    param_group = aliases.understood(config_class, param_group, "parameter group")
-    known = {f.name for f in fields(config_class)}
-    own = param_group.keys() & set(configs.engine_options(config_class))
+    known, whole = {f.name for f in fields(config_class)}, set(configs.engine_options(config_class))
+    spoken = {name: value for name, value in param_group.items() if name not in whole}
+    kept = {name: param_group[name] for name in param_group.keys() & whole}
+    param_group = {**kept, **aliases.understood(config_class, spoken, "parameter group")}
+    own = param_group.keys() & whole
     for name in own:  # ZeroRedundancyOptimizer writes all options into groups
         mine = getattr(optimizer.config, name, None)
         if type(param_group[name]) is not type(mine) or param_group[name] != mine:
