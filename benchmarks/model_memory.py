@@ -9,7 +9,6 @@ what is really held is tested on small models, to the byte.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -34,24 +33,12 @@ from benchmarks.models import TRAININGS, count, shapes_of
 OPTIMIZERS = ["adamw", *FAMILY]
 
 
-def planned_bytes(optimizer: Any) -> int:
-    """Bytes of all state tensors that one of our optimizers holds once every parameter had a gradient."""
-    from automagic_cameamp.executors import update as execute
-
-    total = 0
-    for group, chunk in optimizer._chunks():
-        compute = execute.compute_dtype(chunk.params[0])
-        for field in optimizer._fields(group, chunk):
-            for plane in field.planes(chunk.layout, compute):
-                total += len(chunk.params) * math.prod(plane.own_shape) * plane.dtype.itemsize
-    return total
-
-
 def measure(name: str, options: dict[str, Any], shapes: tuple[tuple[int, ...], ...]) -> int:
     params = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in shapes]
     if not is_ours(name):  # two fp32 tensors of the parameter's size and one fp32 step
         return 8 * count(shapes) + 4 * len(shapes)
-    return planned_bytes(build(name, params, lr=1e-4, **options))
+    optimizer: Any = build(name, params, lr=1e-4, **options)
+    return optimizer.planned_memory().state
 
 
 def table(rows: list[dict]) -> str:

@@ -33,6 +33,7 @@ def commands(full: bool, threads: int, jobs: int, out: Path) -> list[tuple[str, 
             ("release_memory", ["benchmarks.release_memory", "--quick", *to("release_memory")]),
             ("state_error", ["benchmarks.state_error", "--quick", *to("state_error")]),
             ("model_memory", ["benchmarks.model_memory", "--quick", *to("model_memory")]),
+            ("fit_check", ["benchmarks.fit_check", "--quick", *to("fit_check")]),
             ("charlm", ["benchmarks.charlm", "--quick"]),
             ("compare", ["benchmarks.compare", "--quick", *to("quality")]),
         ]
@@ -50,6 +51,8 @@ def commands(full: bool, threads: int, jobs: int, out: Path) -> list[tuple[str, 
         ("quant_update_error", ["benchmarks.quant_update_error", *to("quant_update_error")]),
         ("state_error", ["benchmarks.state_error", *to("state_error")]),
         ("model_memory", ["benchmarks.model_memory", *to("model_memory")]),
+        ("fit_check", ["benchmarks.fit_check", *to("fit_check")]),
+        ("fit_recipes", ["benchmarks.fit_recipes", *to("fit_recipes")]),
         ("compare", ["benchmarks.compare", "--jobs", str(jobs), *to("quality")]),
     ]
 

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import ablation, claims, guide_tables, long_runs, native_tables
+from benchmarks import ablation, claims, fit_check, fit_recipes, guide_tables, long_runs, native_tables
 from benchmarks.common import RESULTS, ROOT, argument_parser
 from benchmarks.rows import Rows
 
-PAGES = ["docs/guide.md", "docs/guide.zh-TW.md", "docs/executors.md"]
+PAGES = ["docs/guide.md", "docs/guide.zh-TW.md", "docs/executors.md", "docs/recipes.md"]
 PAGES += [f"docs/evidence/{name}.md" for name in ("claims", "ablation", "testing")]
 REGION = re.compile(r"(<!-- rows: (?P<name>[\w ]+) -->\n).*?(<!-- end of rows -->)", re.S)
 
@@ -38,6 +38,11 @@ REGIONS: dict[str, Callable[[Rows, str], str]] = {
     "fuzz": long_runs.fuzz,
     "soak": long_runs.soak,
     "mutation": long_runs.mutation,
+    "fit check": lambda rows, language: fit_check.table(fit_check.newest(rows.all("fit_check"))),
+    **{
+        f"recipe {name}": partial(lambda rows, language, name: fit_recipes.region(rows, name), name=name)
+        for name in fit_recipes.RECIPES
+    },
     "native speed": native_tables.speed,
     "native thread": native_tables.thread,
 }

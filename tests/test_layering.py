@@ -25,7 +25,7 @@ TRAINER_SRC = ROOT / "trainer" / "src" / TRAINER_PACKAGE
 # Layer -> the layers it may import, besides itself. The longest matching name counts.
 # "*" stands for every layer below the public surface (PUBLIC and TOOLS are the exceptions).
 PUBLIC = {"", "optimizers", "factory"}
-TOOLS = {"cli", "kohya", "integrations", "monitor", "__main__"}
+TOOLS = {"cli", "fit", "kohya", "integrations", "monitor", "__main__"}
 BELOW = {
     "types",
     "schedule",
@@ -78,8 +78,9 @@ LAYERS: dict[str, set[str]] = {
     # The tools are customers: they see what `import automagic_cameamp` shows, nothing more.
     "monitor": {"", "_version", "profiles"},
     "kohya": {"", "_version", "presets"},
+    "fit": {"", "factory", "profiles"},
     "integrations": {"", "text", "factory", "presets", "kohya"},
-    "cli": {"", "_version", "factory", "kohya", "integrations"},
+    "cli": {"", "_version", "factory", "fit", "kohya", "integrations"},
     "__main__": {"cli"},
 }
 # The only module of the optimizers that knows the trainer, and what it may import of it.

@@ -154,7 +154,7 @@ def test_licences_travel_with_the_wheels(wheel: zipfile.ZipFile, trainer_wheel: 
 def test_core_needs_only_torch_and_numpy(wheel: zipfile.ZipFile) -> None:
     required = [r for r in metadata(wheel)["Requires-Dist"] if "extra ==" not in r]
     assert sorted(re.split(r"[^\w-]", r)[0] for r in required) == ["numpy", "torch"]
-    assert set(metadata(wheel)["Provides-Extra"]) == {"bnb", "bench", "dev"}
+    assert set(metadata(wheel)["Provides-Extra"]) == {"bnb", "fit", "bench", "dev"}
     assert metadata(wheel)["Requires-Python"] == [">=3.10"]
 
 

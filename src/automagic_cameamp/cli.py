@@ -1,4 +1,4 @@
-"""The command ``automagic``: optimizers and sd-scripts; with the trainer also demo, train and sample.
+"""The command ``automagic``: optimizers, fit and sd-scripts; with the trainer also demo, train and sample.
 
 Nothing heavy is imported before a subcommand runs, so that ``automagic --help`` answers at once.
 """
@@ -18,6 +18,7 @@ EPILOG = """examples:
   automagic train --data my_pictures --optimizer Automagic_CameAMP8bit
   automagic train --resume --out runs/train       go on after Ctrl-C
   automagic sample --adapter runs/demo/adapter.safetensors --prompt "grinning cat face" --out cat.png
+  automagic fit --model sdxl --train full --gpu 12  what fits on a card of 12 GiB
   automagic optimizers                            every optimizer that has a name
   automagic integrate install                     ... made known to the trainers that you have
 """
@@ -60,6 +61,7 @@ def trainer() -> ModuleType | None:
 
 def parser() -> Parser:
     """The whole command line."""
+    from .fit import command as fit
     from .integrations import install
     from .kohya import shims
 
@@ -76,6 +78,7 @@ def parser() -> Parser:
         found.add_parsers(commands)
     install.add_parser(commands)
     shims.add_parser(commands)
+    fit.add_parser(commands)
     listing = commands.add_parser(
         "optimizers", help="list the optimizers", description="List the optimizers."
     )
@@ -113,6 +116,12 @@ def _integrate(options: dict[str, Any]) -> int:
     return run(options)
 
 
+def _fit(options: dict[str, Any]) -> int:
+    from .fit.command import run
+
+    return run(options)
+
+
 def _optimizers(options: dict[str, Any]) -> int:
     from .factory import list_optimizers
 
@@ -125,7 +134,7 @@ def _optimizers(options: dict[str, Any]) -> int:
     return 0
 
 
-COMMANDS = {"integrate": _integrate, "sd-scripts": _sd_scripts, "optimizers": _optimizers}
+COMMANDS = {"integrate": _integrate, "sd-scripts": _sd_scripts, "fit": _fit, "optimizers": _optimizers}
 
 
 if __name__ == "__main__":

@@ -4,17 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..storage import Plane
 from ..types import Layout
 
 ADAM_BYTES = 8
 
 
+class Planned(NamedTuple):
+    """What an optimizer will hold and work on, known from shapes alone.
+
+    Args:
+        state: bytes of state once every parameter had a gradient, without a controller's memory.
+        alone: elements of the largest tensor that is stepped alone.
+        stacked: elements of the largest stack of several tensors.
+    """
+
+    state: int
+    alone: int
+    stacked: int
+
+
 def _bytes(t: Tensor) -> int:
     return t.numel() * t.element_size()
+
+
+def planned(entries: list[tuple[Layout, int, list[Plane]]]) -> Planned:
+    """Add up planes.
+
+    Args:
+        entries: per chunk: the view of its tensors, how many there are, the stored planes of one.
+    """
+    state = sum(n * math.prod(q.own_shape) * q.dtype.itemsize for _, n, planes in entries for q in planes)
+    sizes = [(n, n * layout.numel) for layout, n, _ in entries]
+    return Planned(
+        state,
+        max((size for n, size in sizes if n == 1), default=0),
+        max((size for n, size in sizes if n > 1), default=0),
+    )
 
 
 def memory_stats(entries: list[tuple[Tensor, dict[str, Any], list[Any]]]) -> dict[str, int | float]:

@@ -21,7 +21,7 @@ from ..state.chunks import Chunk
 
 if TYPE_CHECKING:
     from ..executors import report as who
-    from . import views
+    from . import report, views
 
 LISTS_KEPT = 4096
 
@@ -170,6 +170,22 @@ class Reports:
                 if self.state.get(p)
             ]
         )
+
+    def planned_memory(self) -> report.Planned:
+        """Bytes of state that will be held once every parameter had a gradient; parameters may be on meta.
+
+        Returns:
+            ``state`` in bytes; ``alone`` and ``stacked``: elements of the largest tensor that is stepped
+            alone, and of the largest stack, which bound the temporary memory of a step.
+        """
+        from . import report
+
+        entries = []
+        for group, chunk in self._chunks():
+            compute = execute.compute_dtype(chunk.params[0])
+            planes = [q for f in self._fields(group, chunk) for q in f.planes(chunk.layout, compute)]
+            entries.append((chunk.layout, len(chunk.params), planes))
+        return report.planned(entries)
 
     def get_memory_efficiency_report(self) -> dict[str, Any]:
         """How many parameters have eight-bit state and what that saves.
