@@ -34,7 +34,7 @@ class Meter(TorchDispatchMode):
     def watch(self, tensor: Tensor) -> None:
         """Count the storage of a tensor, if it is new."""
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key, size = id(storage), storage.nbytes()  # torch keeps one object per storage
         if key in self._known:
             return
 

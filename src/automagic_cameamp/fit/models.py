@@ -143,10 +143,11 @@ def build(spec: Spec, dtype: torch.dtype) -> nn.Module:
 
 def _cast_buffers(model: nn.Module, dtype: torch.dtype) -> None:
     """Buffers that a checkpoint holds are loaded in the type of the weights."""
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
-                setattr(module, name, buffer.to(dtype))
+    saved = model.state_dict().keys()
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_floating_point() and name in saved:
+            path, _, last = name.rpartition(".")
+            setattr(model.get_submodule(path), last, buffer.to(dtype))
 
 
 def _class(library: Any, spec: Spec, name: str) -> Any:
