@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from automagic_cameamp.engine import buckets
 from automagic_cameamp.fit import adapters, answer, candidates, inputs, models
+from automagic_cameamp.state import chunks
 from benchmarks.common import RESULTS, append_row, argument_parser, environment, markdown, resolve
 from benchmarks.meters import state_bytes
 
@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--out", type=Path, default=RESULTS / "fit_check.jsonl")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    buckets.CPU_CHUNK_ELEMENTS = buckets.DEVICE_CHUNK_ELEMENTS  # as large stacks as on a GPU
+    chunks.CPU_CHUNK_ELEMENTS = chunks.DEVICE_CHUNK_ELEMENTS  # as large stacks as on a GPU
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES[-2:] if args.quick else CASES:

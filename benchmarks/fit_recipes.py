@@ -17,7 +17,7 @@ from automagic_cameamp.fit.commands import command, note
 from benchmarks.common import RESULTS, append_row, argument_parser, environment
 from benchmarks.rows import Rows
 
-MEMORY, EIGHT = "Automagic_CameAMP_Improved_8Bit memory_optimized", "Automagic_CameAMP8bit"
+MEMORY, EIGHT = "Automagic_CameAMP8bit memory_optimized", "Automagic_CameAMP8bit"
 BOTH = "release+offload"
 # name -> (what is asked, optimizer and way of the command that is shown; '': the one that is recommended)
 RECIPES = {

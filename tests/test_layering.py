@@ -78,7 +78,7 @@ LAYERS: dict[str, set[str]] = {
     # The tools are customers: they see what `import automagic_cameamp` shows, nothing more.
     "monitor": {"", "_version", "profiles"},
     "kohya": {"", "_version", "presets"},
-    "fit": {"", "factory", "profiles"},
+    "fit": {"", "factory", "presets", "profiles"},
     "integrations": {"", "text", "factory", "presets", "kohya"},
     "cli": {"", "_version", "factory", "fit", "kohya", "integrations"},
     "__main__": {"cli"},

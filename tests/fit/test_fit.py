@@ -17,7 +17,7 @@ from benchmarks.meters import OpMeter
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from automagic_cameamp import OPTIMIZERS, cli
+from automagic_cameamp import cli
 from automagic_cameamp.fit import (
     FitError,
     Question,
@@ -171,20 +171,25 @@ def test_state_of_the_others_is_what_they_hold(name: str, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize(
-    "text_", ["Automagic_CameAMP8bit", FAMILY[-1], "Automagic_CameAMP:master_weight_bits=24"]
+    "text_",
+    [
+        "Automagic_CameAMP8bit",
+        "Automagic_CameAMP8bit:profile=minimal",
+        FAMILY[-1],
+        "Automagic_CameAMP:master_weight_bits=24",
+    ],
 )
 def test_state_of_ours_is_what_they_hold(text_: str) -> None:
     one = candidates.parse(text_)
     params = [nn.Parameter(torch.full(s, 0.02, dtype=torch.bfloat16)) for s in SHAPES]
-    options = {**dict(one.options), "engine": "reference"}
-    optimizer: Any = OPTIMIZERS[one.name](params, lr=1e-4, **options)
+    optimizer = candidates._build(one, params, engine="reference")
     planned = candidates.cost(one, [Trained(f"w{i}", s, torch.bfloat16) for i, s in enumerate(SHAPES)])
     assert planned.state == held(optimizer, ("c_optim",))
 
 
 def test_everyone_is_there() -> None:
     labels = [one.label for one in candidates.everyone()]
-    assert len(labels) == len(set(labels)) == len(FAMILY) + len(candidates.OTHERS)
+    assert len(labels) == len(set(labels)) == len(FAMILY) + 4 + len(candidates.OTHERS)
 
 
 # -------------------------------------------------------------------------------------------------- answers
@@ -261,6 +266,7 @@ def test_blocks_wait_on_the_host(llama: str) -> None:
         ({"optimizers": ("Adam",)}, "optimizer='Adam' is not known"),
         ({"optimizers": ("Automagic_CameAMP:zzz=1",)}, "optimizer Automagic_CameAMP zzz=1: .*zzz"),
         ({"optimizers": ("AdamW:fused=true",)}, "with its defaults only"),
+        ({"optimizers": ("Automagic_CameAMP8bit:profile=tiny",)}, "profile='tiny' .* there are"),
         ({"model": "sdx"}, "model='sdx' is neither .* sdxl"),
         ({"model": "sdxl", "resolution": 1000}, "resolution=1000 .* multiples of 64"),
         ({"model": "wan21-1.3b", "frames": 16}, "frames=16"),

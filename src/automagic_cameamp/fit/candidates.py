@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from automagic_cameamp import OPTIMIZERS
 
 from ..factory import OptimizerArgumentError, parse_optimizer_args
+from ..presets import preset_options
 from ..profiles import PROFILES
 from .meter import Meter
 from .models import FitError
@@ -115,13 +116,25 @@ OTHERS = {
 }
 
 
+# Profiles of classes that have no option for them: by module name, as automagic_cameamp.minimal.
+SMALL = ("memory_optimized", "minimal")
+
+
 def everyone() -> list[Candidate]:
-    """All of ours, the profiles each, and the others."""
+    """All of ours, with each of their profiles, and the others."""
     found = []
-    for name, cls in OPTIMIZERS.items():
-        has_profiles = "profile" in getattr(cls, "config_class").__dataclass_fields__  # noqa: B009
-        found += [Candidate(name, (("profile", p),)) for p in PROFILES] if has_profiles else [Candidate(name)]
+    for name in OPTIMIZERS:
+        if has_option(name, "profile"):
+            found += [Candidate(name, (("profile", p),)) for p in PROFILES]
+        else:
+            small = SMALL if name.endswith("8bit") else ()
+            found += [Candidate(name), *(Candidate(name, (("profile", p),)) for p in small)]
     return found + [Candidate(name) for name in OTHERS]
+
+
+def has_option(name: str, option: str) -> bool:
+    """Whether one of our classes has an option."""
+    return option in getattr(OPTIMIZERS[name], "config_class").__dataclass_fields__  # noqa: B009
 
 
 def parse(text: str) -> Candidate:
@@ -146,11 +159,14 @@ def parse(text: str) -> Candidate:
 
 
 def _build(candidate: Candidate, params: Iterable[Any], **more: Any) -> Any:
-    options = dict(candidate.options)
-    if "verbose" in OPTIMIZERS[candidate.name].config_class.__dataclass_fields__:
-        options["verbose"] = False
+    cls, options = OPTIMIZERS[candidate.name], dict(candidate.options)
+    profile = options.pop("profile", None)
     try:
-        return OPTIMIZERS[candidate.name](params, lr=1e-4, **{**options, **more})
+        if profile is not None and profile not in PROFILES:
+            raise ValueError(f"profile={profile!r} is not allowed: there are {', '.join(PROFILES)}")
+        preset = {} if profile is None else preset_options(cls, profile)
+        quiet = {"verbose": False} if has_option(candidate.name, "verbose") else {}
+        return cls(params, lr=1e-4, **{**preset, **options, **quiet, **more})
     except (TypeError, ValueError) as error:
         raise FitError(f"optimizer {candidate.label}: {' '.join(str(error).split())}") from error
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from automagic_cameamp import OPTIMIZERS
 
+from .candidates import has_option
 from .models import DTYPES
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def _optimizer(answer: Answer, row: Row) -> list[str]:
             f"--learning_rate={1 if name == 'Prodigy' else rate}",
         ]
         return words + (["--fused_backward_pass"] if row.way == "release" else [])
+    if "profile" in options and not has_option(name, "profile"):
+        name = f"automagic_cameamp.{options.pop('profile')}.{name}"
     options["lr"] = rate
     if "offload" in row.way:
         options["offload"] = "cpu"
@@ -161,14 +164,17 @@ def _python(answer: Answer, row: Row) -> str:
     name, options = parts(row)
     ours, text = name in OPTIMIZERS, spec.library == "transformers"
     module, cls = ("automagic_cameamp", name) if ours else PATHS[name]
+    lines = ["import torch"]
+    if ours and "profile" in options and not has_option(name, "profile"):
+        module += f".{options.pop('profile')}"
     dtype = f"torch.{str(DTYPES[q.weights])[6:]}"
     load = "AutoModelForCausalLM" if text else spec.cls
     release = ours and "release" in row.way
     where = "" if text else f"subfolder={'unet' if 'UNet' in load else 'transformer'!r}, "
     key = "dtype" if text else "torch_dtype"
     nf4 = ["BitsAndBytesConfig"] if q.base == "nf4" else []
-    lines = ["import torch", f"from {spec.library} import {', '.join([load, *nf4])}"]
-    lines += [f"from {module} import {', '.join([cls, *(['release_gradients'] if release else [])])}"]
+    lines += [f"from {spec.library} import {', '.join([load, *nf4])}", f"from {module} import {cls}"]
+    lines += ["from automagic_cameamp import release_gradients"] if release else []
     quantised = ""
     if nf4:
         lines += ["nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',"]

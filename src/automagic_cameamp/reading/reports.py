@@ -21,7 +21,8 @@ from ..state.chunks import Chunk
 
 if TYPE_CHECKING:
     from ..executors import report as who
-    from . import report, views
+    from . import bytes as report
+    from . import views
 
 LISTS_KEPT = 4096
 
@@ -178,7 +179,7 @@ class Reports:
             ``state`` in bytes; ``alone`` and ``stacked``: elements of the largest tensor that is stepped
             alone, and of the largest stack, which bound the temporary memory of a step.
         """
-        from . import report
+        from . import bytes as report
 
         entries = []
         for group, chunk in self._chunks():
