@@ -21,7 +21,7 @@ from .trace import Trained
 
 Words = tuple[tuple[str, Any], ...]  # options, hashable
 Shape = tuple[int, ...]
-SIDE = 128  # of the matrices on which the temporary memory of a step is measured
+SIDE = 256  # of the matrices on which the temporary memory of a step is measured
 RELEASED = 16 * 1024  # most that the COptim classes keep of a released tensor until the step ends
 WAYS = ("plain", "release", "offload", "release+offload")
 
@@ -185,7 +185,7 @@ def cost(candidate: Candidate, trained: Iterable[Trained]) -> Cost:
     named = [(t.name, nn.Parameter(torch.empty(t.shape, dtype=t.dtype, device="meta"))) for t in trained]
     planned = _build(candidate, named).planned_memory()
     dtype = max((t.dtype for t in trained), key=lambda d: d.itemsize)
-    alone, stacked = (temporary(candidate, dtype, tensors) for tensors in (1, 4))
+    alone, stacked = (temporary(candidate, dtype, tensors) for tensors in (1, 2))
     step = int(max(alone * planned.alone, stacked * planned.stacked))
     return Cost(planned.state, step, alone, RELEASED if "COptim" in candidate.name else 0)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -134,12 +136,33 @@ class Inputs:
         return {name: make() for name, make in makers.items() if name in self.names}
 
 
+@contextlib.contextmanager
+def _unpacked() -> Iterator[None]:
+    """Say of a batch what its values say: that no two texts share a row.
+
+    transformers does not look at the values of fake tensors. It would make a mask for packed texts, and repeat
+    keys and values for it, which a real batch does not need.
+    """
+    masks: Any = importlib.import_module("transformers.masking_utils")
+    name = "find_packed_sequence_indices"
+    usual = getattr(masks, name, None)
+    if usual is None:
+        yield
+        return
+    setattr(masks, name, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masks, name, usual)
+
+
 def loss_of(spec: Spec, batch: Batch, dtype: torch.dtype) -> Callable[[nn.Module], Tensor]:
     """The loss of one batch, as a function of the model: the next token's, or the square of an error."""
 
     def text(model: nn.Module) -> Tensor:
         ids = torch.zeros(batch.size, batch.tokens, dtype=torch.int64)
-        return model(input_ids=ids, labels=ids, use_cache=False).loss
+        with _unpacked():
+            return model(input_ids=ids, labels=ids, use_cache=False).loss
 
     def picture(model: nn.Module) -> Tensor:
         out = model(**Inputs(model, spec, batch, dtype).arguments(), return_dict=False)[0]
