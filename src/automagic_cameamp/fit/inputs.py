@@ -140,8 +140,8 @@ class Inputs:
 def _unpacked() -> Iterator[None]:
     """Say of a batch what its values say: that no two texts share a row.
 
-    transformers does not look at the values of fake tensors. It would make a mask for packed texts, and repeat
-    keys and values for it, which a real batch does not need.
+    transformers does not look at the values of fake tensors. It would make a mask for packed texts and
+    repeat keys and values for it, which a real batch does not need.
     """
     masks: Any = importlib.import_module("transformers.masking_utils")
     name = "find_packed_sequence_indices"
