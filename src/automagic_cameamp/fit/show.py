@@ -138,11 +138,10 @@ def picture(answer: Answer, path: str | Path) -> None:
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     for i, row in enumerate(rows):
         host = f" + {row.host / GIB:.1f} host" if row.host else ""
-        axes.text(
-            left[i], i, f" {left[i]:.1f}{host}{'' if row.fits else '  does not fit'}", va="center", fontsize=8
-        )
+        words = f" {left[i]:.1f}{host}{'' if row.fits else '  does not fit'}"
+        axes.text(left[i], i, words, va="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 0.5})
     axes.axvline(q.gpu, color="black", linestyle="--", linewidth=1)
-    axes.set_xlim(0, 1.25 * max(q.gpu, *left))
+    axes.set_xlim(0, 1.35 * max(q.gpu, *left))
     axes.margins(y=0.01)
     axes.set_xlabel(f"GiB on the card at the peak (dashed: {q.gpu:g} GiB)")
     axes.set_title(f"{answer.spec.title}, {q.train}", loc="left")
