@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.common import FAMILY
+from benchmarks.common import FAMILY, read_rows
 from benchmarks.meters import OpMeter
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -132,7 +132,7 @@ def test_said_is_found(case: fit_check.Case, tmp_path: Path) -> None:
 
 
 def test_committed_rows_are_within_five_per_cent() -> None:
-    rows = fit_check.read_rows(fit_check.RESULTS / "fit_check.jsonl")
+    rows = read_rows(fit_check.RESULTS / "fit_check.jsonl")
     assert len({(r["model"], r["optimizer"]) for r in rows}) >= 6
     for r in rows:
         assert r["said"] == pytest.approx(r["weights"] + r["state"] + r["beside"], rel=0.05), r
