@@ -15,9 +15,9 @@ from .models import FitError, Spec
 
 # Under which name a configuration says how wide the embedded text is.
 TEXT_WIDTHS = (
+    "caption_channels",
     "cross_attention_dim",
     "joint_attention_dim",
-    "caption_channels",
     "text_dim",
     "cap_feat_dim",
     "text_embed_dim",
@@ -113,6 +113,11 @@ class Inputs:
         }
         if self.config.get("addition_embed_type") == "text_time":
             makers["added_cond_kwargs"] = self.added
+        elif "added_cond_kwargs" in self.names and self.config.get("caption_channels"):  # PixArt's sizes
+            makers["added_cond_kwargs"] = lambda: {
+                "resolution": self._new(b, 2),
+                "aspect_ratio": self._new(b, 1),
+            }
         if self.config.get("pooled_projection_dim"):
             makers["pooled_projections"] = lambda: self._new(b, self.config["pooled_projection_dim"])
         if self.config.get("guidance_embeds"):

@@ -177,6 +177,6 @@ def _transformers(library: Any, spec: Spec) -> nn.Module:
             config = library.AutoConfig.for_model(kind, **rest)
         else:
             config = _class(library, spec, spec.cls).config_class(**spec.config)
-        return auto.from_config(config, dtype=torch.get_default_dtype(), attn_implementation="sdpa")
+        return auto.from_config(config, dtype=torch.get_default_dtype())
     except (TypeError, ValueError, KeyError) as error:
         raise FitError(f"model {spec.name}: transformers refuses the configuration: {error}") from error
