@@ -282,7 +282,7 @@ def test_sd_scripts_takes_the_plain_lines(sd_scripts: Any) -> None:
     )
     assert [group["lr"] for group in optimizer.param_groups] == [1e-4, 5e-5], "a rate of a group's own stays"
     assert name == "automagic_cameamp.optimizers.Automagic_CameAMP_Improved_8Bit" and "profile=" in told
-    assert args == arguments(*words), "the program's own arguments stay as they are"
+    assert args == arguments(*words, learning_rate=1e-4), "all else of the program's own arguments stays"
     assert type(sd_scripts.get_optimizer(arguments("AdamW"), groups)[2]) is torch.optim.AdamW
     with pytest.raises(ValueError, match="fused_backward_pass is written for Adafactor"):
         sd_scripts.get_optimizer(arguments(*words, fused_backward_pass=True), groups)

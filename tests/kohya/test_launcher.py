@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from automagic_cameamp import OPTIMIZERS
 from automagic_cameamp.kohya import launch
@@ -330,3 +331,28 @@ def test_in_a_process_of_its_own(checkout: Path, tmp_path: Path, way: str) -> No
     assert (result["class"], result["lr"]) == (BARE, [8e-5])
     assert result["config"]["profile"] == "quality_optimized" and result["path0"] == str(checkout)
     assert "lr=8e-5 is given as --learning_rate=8e-5" in done.stderr
+
+
+def test_behind_the_arguments_of_accelerate(
+    launched: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """kohya_ss' GUI puts its own arguments of accelerate behind the extra ones, and so before the script."""
+    for name in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.setenv(name, "?")
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    gui = "--gpu_ids 0 --mixed_precision bf16 --num_processes 1 --num_machines=1 "
+    gui += "--num_cpu_threads_per_process 2"
+    argv = [*gui.split(), "train_network.py", f"--optimizer_type={BARE}", "--output_dir", str(tmp_path)]
+    assert launch.main(argv) == 0
+    assert (tmp_path / "out.json").is_file()
+    assert [os.environ[n] for n in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_MIXED_PRECISION")] == ["0", "bf16"]
+    assert threads[0] == 2
+
+
+@pytest.mark.parametrize("words", ["--multi_gpu", "--num_processes 2", "--num_machines=3"])
+def test_more_processes_than_the_launcher_can_start(
+    checkout: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    assert launch.main([*words.split(), "train_network.py"]) == 2
+    assert "accelerate does not see it" in capsys.readouterr().err

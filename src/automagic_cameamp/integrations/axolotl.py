@@ -8,8 +8,6 @@ optim_args: {warmup_steps: 200}
 
 from __future__ import annotations
 
-from typing import Any
-
 from axolotl.integrations.base import BasePlugin  # type: ignore[import-not-found]
 
 from . import enable
@@ -18,6 +16,6 @@ from . import enable
 class Plugin(BasePlugin):
     """Registers the optimizers before axolotl builds its Trainer; nothing else changes."""
 
-    def register(self, cfg: Any) -> None:
-        """Called with the configuration, before it is checked."""
-        enable("transformers")
+    def __init__(self) -> None:
+        super().__init__()
+        enable("transformers")  # here, since not every command of axolotl calls `register`

@@ -141,17 +141,16 @@ def _kohya(original: Any) -> Any:
             )
         options = quoted(args.optimizer_args or ())
         rate = options.pop("lr", None)
+        if rate is not None:  # as --learning_rate, which stands in what is saved of a run
+            params, before, args.learning_rate = list(params), args.learning_rate, float(rate)
+            for group in params:
+                if isinstance(group, dict) and group.get("lr") == before:
+                    group["lr"] = args.learning_rate
         own = argparse.Namespace(**vars(args))
         short = presets.q8_name(name)
         home = "automagic_cameamp.kohya" if short.endswith("Q8") else "automagic_cameamp"
         own.optimizer_type = short if "." in short else f"{home}.{short}"
         own.optimizer_args = [f"{key}={value}" for key, value in options.items()]
-        if rate is not None:
-            own.learning_rate = float(rate)
-            params = list(params)
-            for group in params:
-                if isinstance(group, dict) and group.get("lr") == args.learning_rate:
-                    group["lr"] = own.learning_rate
         bound.arguments |= {"args": own, "trainable_params": params}
         return original(*bound.args, **bound.kwargs)
 

@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         show = args[:1] == ["--show"]
         args = args[1:] if show else args
+        args = _past_accelerate(args)
         as_module = args[:1] == ["-m"]
         args = args[1:] if as_module else args
         if not args or args[0].startswith("-"):
@@ -57,6 +58,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     register()
     _run(target, as_module, new)
     return 0
+
+
+# What kohya_ss' GUI writes for accelerate behind its extra arguments, with which `-m automagic_cameamp.kohya`
+# comes in: accelerate takes all that follows for ours. -> what it has to be for one process, None: anything.
+ACCELERATES: dict[str, tuple[str, ...] | None] = {
+    "--gpu_ids": None,
+    "--main_process_port": None,
+    "--mixed_precision": None,
+    "--num_processes": ("1",),
+    "--num_machines": ("1",),
+    "--num_cpu_threads_per_process": None,
+}
+
+
+def _past_accelerate(args: list[str]) -> list[str]:
+    """The arguments behind accelerate's own; what those ask of this one process is done."""
+    while args and args[0].partition("=")[0] in {*ACCELERATES, "--multi_gpu"}:
+        name, inline, value = args[0].partition("=")
+        width = 1 if inline or name == "--multi_gpu" else 2
+        value = value if inline or width == 1 else " ".join(args[1:2])
+        if name == "--multi_gpu" or value not in (ACCELERATES[name] or (value,)):
+            raise LauncherError(
+                f"{name} {value}".rstrip()
+                + " stands behind -m, where accelerate does not see it; take -m away and "
+                "run `automagic integrate install --trainer sd-scripts` once instead"
+            )
+        if name == "--gpu_ids" and value != "all":
+            os.environ["CUDA_VISIBLE_DEVICES"] = value
+        elif name == "--mixed_precision":
+            os.environ["ACCELERATE_MIXED_PRECISION"] = value
+        elif name == "--num_cpu_threads_per_process" and value.isdigit():
+            import torch
+
+            torch.set_num_threads(int(value))
+        args = args[width:]
+    return args
 
 
 def _find(target: str, as_module: bool) -> None:
