@@ -24,10 +24,10 @@ RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types tests test-gpu gpu bench sanitize clean
+.PHONY: help setup demo test lint types tests test-trainers test-gpu gpu bench sanitize clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 setup: ## build .venv (does nothing when it is up to date)
 	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" TORCH_INDEX="$(TORCH_INDEX)" EXTRAS="$(EXTRAS)" \
@@ -47,6 +47,9 @@ types: $(READY) ## pyright
 tests: $(READY)
 	@$(RUN) -m pytest -n $(JOBS) $(ARGS)
 
+test-trainers: ## real training programs, each in an environment of its own (ARGS=--list says which)
+	@$(PYTHON) scripts/test_trainers.py --torch "$(TORCH)" $(ARGS)
+
 test-gpu: $(READY) ## the tests that need a CUDA device
 	@$(RUN) -m pytest tests/gpu $(ARGS)
 
@@ -60,6 +63,6 @@ sanitize: $(READY) ## the CPU kernels under the address, undefined-behaviour and
 	@PYTHONPATH=src $(PY) scripts/sanitize.py $(ARGS)
 
 clean: ## remove .venv, caches, builds and runs
-	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) .venv-trainers build dist runs .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	rm -rf trainer/build trainer/dist trainer/src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -334,7 +334,7 @@ def test_in_a_process_of_its_own(checkout: Path, tmp_path: Path, way: str) -> No
 
 
 def test_behind_the_arguments_of_accelerate(
-    launched: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """kohya_ss' GUI puts its own arguments of accelerate behind the extra ones, and so before the script."""
     for name in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_MIXED_PRECISION"):
