@@ -300,3 +300,26 @@ def test_musubi_tuner(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert name.endswith(".Automagic_CameAMP8bit") and optimizer.param_groups[0]["warmup_steps"] == 100
     _, optimizer = module.NetworkTrainer().get_optimizer(arguments("automagic_cameamp"), parameters())
     assert type(optimizer) is Automagic_CameAMP
+
+
+# ---------------------------------------------------------------- axolotl
+
+
+def test_axolotls_plug_in_registers_with_transformers(program: Any) -> None:
+    program("axolotl.integrations.base", "class BasePlugin:\n    def __init__(self): pass\n")
+    source = "from enum import Enum\nclass OptimizerNames(str, Enum):\n    ADAMW = 'adamw'\n"
+    own = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "transformers"}
+    try:
+        names = program("transformers.training_args", source).OptimizerNames
+        plugin = importlib.import_module("automagic_cameamp.integrations.axolotl")
+        assert [member.value for member in names] == ["adamw"]
+        plugin.Plugin()  # as axolotl's load_plugin does, whether or not `register` follows
+        assert names("automagic_cameamp8bit").value == "automagic_cameamp8bit"
+        assert names("Automagic-CameAMP8bit") is names("automagic_cameamp8bit")
+        assert len(list(names)) == 8
+        with pytest.raises(ValueError, match="'nobody' is not a valid OptimizerNames"):
+            names("nobody")
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
+            del sys.modules[name]
+        sys.modules.update(own)
