@@ -50,6 +50,8 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def write(name: str, source: str) -> types.ModuleType:
         path = tmp_path.joinpath(*name.split("."))
         path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in path.relative_to(tmp_path).parents[:-1]:
+            tmp_path.joinpath(folder, "__init__.py").touch()
         path.with_suffix(".py").write_text(source, "utf-8")
         importlib.invalidate_caches()
         return importlib.import_module(name)
@@ -308,7 +310,8 @@ def test_musubi_tuner(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_axolotls_plug_in_registers_with_transformers(program: Any) -> None:
     program("axolotl.integrations.base", "class BasePlugin:\n    def __init__(self): pass\n")
     source = "from enum import Enum\nclass OptimizerNames(str, Enum):\n    ADAMW = 'adamw'\n"
-    own = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "transformers"}
+    theirs = [name for name in sys.modules if name.partition(".")[0] == "transformers"]
+    own = {name: sys.modules.pop(name) for name in theirs}
     try:
         names = program("transformers.training_args", source).OptimizerNames
         plugin = importlib.import_module("automagic_cameamp.integrations.axolotl")
