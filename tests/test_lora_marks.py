@@ -213,7 +213,7 @@ def test_only_marked_parameters_get_the_row_gain() -> None:
     report = mark_lora(model)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = Automagic_CameAMP(params)
-    lora = {id(p): c.lora for _, c in optimizer._chunks() for p in c.params}
+    lora = {id(p): c.lora for _, c in optimizer.model.chunks() for p in c.params}
     by_id = {id(p): name for name, p in model.named_parameters()}
     assert {by_id[i] for i, flag in lora.items() if flag} == set(report.lora) & trainable(model)
     assert False in lora.values()

@@ -30,16 +30,10 @@ def eager(function: F) -> F:
 def eagerly(cls: C) -> C:
     """A class whose public methods are never traced.
 
-    Those that are called for every tensor or by torch itself under names of their own are marked one by one.
+    Those that are called for every tensor or by torch itself under names of their own are marked one by one;
+    an optimizer's step is, once torch has laid its hooks around it.
     """
     for name, function in list(vars(cls).items()):
-        if inspect.isfunction(function) and not name.startswith("_"):
+        if inspect.isfunction(function) and not name.startswith("_") and name != "step":
             setattr(cls, name, eager(function))
     return cls
-
-
-def keep_step_eager(cls: type) -> None:
-    """The whole step of a class, with the hooks that torch has laid around it."""
-    step: Any = cls.step  # type: ignore[attr-defined]
-    if not getattr(step, MARK, False):
-        cls.step = eager(step)  # type: ignore[attr-defined]

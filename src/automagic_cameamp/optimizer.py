@@ -1,50 +1,47 @@
-"""The one torch optimizer: collects gradients, forms stacks, runs the recipe, writes back."""
+"""The one torch optimizer: groups, checkpoints and what a program may ask. Steps are taken in ``step``."""
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import fields as dataclass_fields
-from itertools import chain
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import configs
 from .checkpoints import load as checkpoint
-from .eager import eager, keep_step_eager
-from .executors import searches as directions
-from .executors import sharded
-from .executors import update as execute
-from .executors import work as backends
-from .reading.reports import Reports
-from .state import fits as states
-from .state import kinds, memory, phases, shards, tensors
-from .state.adapters import Adapters
-from .state.chunks import Chunk, chunks
+from .eager import eager, eagerly
+from .state import kinds, memory
+from .state.adapters import Adapters, LoraReport
 from .state.contract import Controller
 from .state.groups import new_group
-from .state.random_bits import parameter_key
-from .storage import CORRECTION, Policy
+from .state.kept import Kept
+from .state.model import Model
+from .step import Stepper
+from .storage import Policy
 from .training import offload
-from .training.precision import LOW_PRECISION, ScalerAdvice
-from .training.release import GradientRelease
-from .training.verify import Recording, Resume
+from .training.precision import advise_scaler
+from .training.release import ReleaseHandle, check_release, release_gradients
+from .training.verify import ResumeCheck, verify_resume
+from .validate import fail, unknown_option
 
 if TYPE_CHECKING:
-    from .executors.native import plan as native
+    from .executors.report import EngineReport
+    from .reading.bytes import Planned
+    from .reading.views import StateView
+    from .training.recorder import FlightRecorder
 
 logger = logging.getLogger("automagic_cameamp")
-LOG_EVERY = 100
 
 
-class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume, Recording, Optimizer):
-    """Engine of the family. Final classes set ``recipe``, ``config_class``, ``policy``, nothing else.
+@eagerly
+class CameAMPOptimizer(Optimizer):
+    """Base of the family. Final classes set ``recipe``, ``config_class``, ``policy``, nothing else.
 
     State is created at the first gradient of a parameter, from the parameter as it is then; no
     list of parameters is held; nothing adapted is ever written into ``group["lr"]``.
@@ -52,11 +49,13 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
 
     controller: Controller | None
     recipe: ClassVar[ModuleType]
-    config_class: ClassVar[type]
+    config_class: ClassVar[type[configs.SharedConfig]]
     # (config, parameter, its name) -> how its state is held
     policy: ClassVar[Callable[[Any, Tensor, Callable[[], str]], Policy]]
     # config -> controller, for the classes that have one
     controller_of: ClassVar[Callable[[Any], Controller | None]] = staticmethod(lambda config: None)
+    adapters: Adapters
+    _flight: FlightRecorder | None = None
 
     if TYPE_CHECKING:  # what the final classes show; ``optimizers._configured`` makes it
 
@@ -67,92 +66,62 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
             raise TypeError("parameters in a set have no order that a checkpoint could keep: pass a list.")
         self.config = config
         self.controller = type(self).controller_of(config)
-        self._reset_transient()
+        self._begin_anew(None)
         values = {f.name: getattr(config, f.name) for f in dataclass_fields(config)}
         configs.check_together(values, "in the constructor")
         defaults = {k: v for k, v in values.items() if k not in configs.engine_options(config)}
         Optimizer.__init__(self, params, configs.in_group(defaults))
-        keep_step_eager(type(self))
+        self._keep_step_eager()
         if config.verbose:
             options = ", ".join(f"{k}={v!r}" for k, v in values.items())
             logger.info("%s(%s)", type(self).__name__, options)
 
-    def _reset_transient(self) -> None:
-        """Caches and counters that no checkpoint needs."""
-        self._steps = 0
-        self._plan: native.Plan | None = None
-        self._plans: dict[bytes, native.Plan] = {}  # by who has a gradient
-        self._open = None
-        self._handle = None
-        self._offload: offload.Offload | None = None
-        self._device_lists: dict[tuple[Any, ...], Tensor] = {}
-        self._skipped: dict[torch.device, Tensor] = {}
-        self._counts = directions.Counts()
-        self._phases = phases.Phases()
-        self._neutral = False  # whether it was said that the controller starts without memory
-        self._types: states.Types = {}  # of the parameters, as of the last step that looked
-        self._matrices = kinds.matrices(self.__dict__.get("param_groups", ()))
+    def _begin_anew(self, copied: list[frozenset[int]] | None) -> None:
+        """What no checkpoint needs."""
+        self.kept = Kept(kinds.matrices(self.__dict__.get("param_groups", ())))
+        self.adapters = Adapters(copied)
+        self.stepper = Stepper()
+        self._host = offload.Offload() if self.config.offload == "cpu" else None
+
+    def _keep_step_eager(self) -> None:
+        """The whole step, with the hooks that torch has laid around it, is never traced."""
+        type(self).step = eager(type(self).step)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._settle("copying")
-        own = {"config": self.config, "controller": self.controller, "_copied_lora": self._remembered()}
+        self.stepper.settle(self.model, "copying")
+        lora = self.adapters.remembered(self.param_groups, bool(self.state))
+        own = {"config": self.config, "controller": self.controller, "_copied_lora": lora}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        keep_step_eager(type(self))
-        if "_steps" not in self.__dict__:
-            self._reset_transient()
-        self._plan, self._plans = None, {}  # what they and the counts know of the old state may not hold
-        self._counts.clear()
-        self._phases.clear()
+        self._keep_step_eager()
+        if "kept" not in self.__dict__:
+            self._begin_anew(self.__dict__.pop("_copied_lora", None))
+        self.kept.forget()
+        self.stepper.forget()
+
+    @property
+    def model(self) -> Model:
+        """The parameters as the family sees them: stacks, fields, options, state."""
+        return Model(self)
 
     # ---------------------------------------------------------------- groups
 
-    @eager
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its options are checked like the constructor's. Allowed between any two steps.
 
         A group holds ``min_lr`` and ``max_lr`` as ``lr_floor`` and ``lr_cap``, because schedulers write the
         former: what stands there after construction is theirs, and changes nothing here.
         """
-        self._settle("adding a group")
-        super().add_param_group(new_group(self, param_group))
-        self._matrices += kinds.matrices(self.param_groups[-1:])
+        self.stepper.settle(self.model, "adding a group")
+        super().add_param_group(new_group(self.model, param_group))
+        self.kept.matrices += kinds.matrices(self.param_groups[-1:])
 
     @property
     def base_lrs(self) -> list[float]:
         """Learning rate of each group at construction: the start of its schedule."""
         return [group["base_lr"] for group in self.param_groups]
-
-    def _hyper(self, group: dict[str, Any], lora: bool, table: int = 0) -> Any:
-        values = {name: group[name] for name in self.recipe.Hyper._fields if name in group}
-        if values.get("final_clip") is None:
-            values["final_clip"] = group["clip_threshold"]
-        values["allora"] = lora and not group["full_finetune"]
-        if "lora" in self.recipe.Hyper._fields:
-            values["lora"], values["table"] = lora, table
-        return self.recipe.Hyper(**values)
-
-    def _policy(self, group: dict[str, Any], position: int) -> Policy:
-        name = functools.partial(self._name, group, position)
-        return type(self).policy(self.config, group["params"][position], name)
-
-    def _chunks(self, groups: list[dict[str, Any]] | None = None) -> Iterator[tuple[dict[str, Any], Chunk]]:
-        groups = self.param_groups if groups is None else groups
-        return chunks(groups, self._policy, self._lora(groups))
-
-    def _fields(self, group: dict[str, Any], chunk: Chunk) -> list[execute.Field]:
-        by_rows = chunk.shard is not None
-        hp = self._options(group, chunk)
-        fields = execute.fields_of(self.recipe, chunk.layout, hp, chunk.policy, by_rows)
-        kept = self.config.master_weight_bits == 24 and chunk.params[0].dtype in LOW_PRECISION
-        return [*fields, execute.Field(CORRECTION, None)] if kept else fields
-
-    def _options(self, group: dict[str, Any], chunk: Chunk) -> Any:
-        """The recipe's options as they hold for a chunk."""
-        hp = self._hyper(group, chunk.lora, chunk.table)
-        return hp if chunk.shard is None else sharded.options(self, hp)
 
     # ---------------------------------------------------------------- step
 
@@ -171,195 +140,64 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._open is not None:  # begun by released gradients
-            self._check_gradients()
-            self._open.finish(loss, rest=True)
-            return loss
-        with offload.on_host(self):
-            self._advance(loss)
+        with offload.on_host(self._host, self.model):
+            self.stepper.step(self.model, loss)
         return loss
 
-    def _advance(self, loss: Any) -> None:
-        """One step of all parameters that have a gradient."""
-        from .executors.native import plan as native  # here, so that an import of the package stays light
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def step_parameter(self, p: Tensor, group: dict[str, Any] | None = None, i: int | None = None) -> None:
+        """Update one parameter from its gradient; the caller may free the gradient afterwards.
 
-        memory.adopt(self)
-        plan = self._plan
-        if plan is None or not plan.fits(self):
-            plan = self._plan = native.known(self)
-        if plan is None:
-            self._check_gradients()
-        if self.controller is not None:
-            self.controller.begin(loss)
-        works = [] if plan is not None else self._works()
-        cut = [work for work in works if work.chunk.shard is not None]
-        if plan is None:
-            plan = self._plan = native.planned(self, works)
-        if plan is not None:
-            plan.run(self)
-        else:
-            rest = [work for work in works if work.chunk.shard is None]
-            outcomes = (sharded.run(cut, self.controller), backends.run(self.config.engine, rest))
-            for work, ok, signals in chain(*outcomes):
-                self._note(work, ok, signals)
-        self._end_step()
+        The first call begins a step. ``step()`` ends it, after updating the parameters that still have
+        a gradient; where a program never calls ``step()``, the next gradient of a parameter that is
+        already updated ends it.
 
-    def _end_step(self) -> None:
-        """Count a step whose updates are all done."""
-        for group in self.param_groups:
-            group["clock"] += 1
-        if self.controller is not None:
-            self.controller.finish(self.param_groups)
-            params = chain.from_iterable(group["params"] for group in self.param_groups)
-            memory.keep(self.state, params, self.controller.memory)
-        self._tell_lora()
-        self._steps += 1
-        if self.config.verbose and self._steps % LOG_EVERY == 1:
-            rates = ", ".join(f"{float(g['lr']):.3g}" for g in self.param_groups)
-            logger.info("%s: step %d, scheduler lr %s", type(self).__name__, self._steps, rates)
+        Args:
+            p: the parameter; nothing happens where it has no gradient.
+            group: the group that the trainer found it in. The optimizer's own group counts: a
+                captured one is an old copy after ``load_state_dict``.
+            i: position of p in ``group["params"]``.
 
-    def _works(self) -> list[backends.Work]:
-        """The updates of this step."""
-        plan = list(self._chunks())
-        states.check(self, plan)
-        # All groups look at the model as the last step left it: before any of them moves, and without those
-        # that have their first gradient, as where gradients are released nobody knows yet who will.
-        lagged = self._lagged()
-        self._create_states(plan)
-        shared = [self._share(number, group, lagged) for number, group in enumerate(self.param_groups)]
-        return [
-            self._work(group, chunk, active, shared[chunk.key[0]])
-            for group, chunk in plan
-            if (active := [i for i, p in enumerate(chunk.params) if p.grad is not None])
-        ]
+        Raises:
+            ValueError: p is not this optimizer's, or not at this position.
+            RuntimeError: the gradient is not dense.
+        """
+        check_release(self.model, p, group, i)
+        if p.grad is None or self.stepper.parameter(self.model, p):
+            return
+        if p.numel() or not any(q is p for q in self.model.params()):
+            raise fail("p", tuple(p.shape), "a parameter of this optimizer", "It is in none of its groups.")
 
-    def _create_states(self, plan: list[tuple[dict[str, Any], Chunk]]) -> None:
-        """State of every parameter that has its first gradient: first all storage, then all values."""
-        made: list[tuple[Any, ...]] = []
-        try:
-            for group, chunk in plan:
-                fresh = [p for p in chunk.params if p.grad is not None and not self.state[p]]
-                if fresh:
-                    fields = self._fields(group, chunk)
-                    made.append((fresh, fields, chunk))
-                    states = [self.state[p] for p in fresh]
-                    layout = chunk.layout if chunk.shard is None else chunk.shard.layout
-                    stacks = execute.allocate_state(states, fresh[0], fields, layout)
-                    made[-1] += (stacks, layout)
-                    self._phases.begin(states, group["warmup_steps"])
-            for fresh, fields, chunk, stacks, layout in made:
-                execute.fill_state(stacks, fresh, self.recipe, fields, layout)
-                if chunk.shard is not None:
-                    compute = execute.compute_dtype(fresh[0])
-                    for p in fresh:
-                        shards.wrap(self.state[p], fields, chunk.layout, compute, chunk.shard)
-        except BaseException:  # out of memory: leave no state without values behind
-            for fresh, *_ in made:
-                for p in fresh:
-                    self.state.pop(p, None)
-            raise
+    def step_param(self, p: Tensor, group: dict[str, Any] | None = None) -> None:
+        """The same as ``step_parameter``, under the name that other trainers call."""
+        self.step_parameter(p, group)
 
-    def _work(self, group: dict[str, Any], chunk: Chunk, active: list[int], shared: Any) -> backends.Work:
-        """The update of the active members of a chunk, ready for a backend."""
-        part = chunk._replace(
-            params=[chunk.params[i] for i in active], indices=[chunk.indices[i] for i in active]
-        )
-        hp = self._options(group, chunk)
-        fields = self._fields(group, chunk)
-        held = [self.state[p] for p in part.params]
-        execute.check_complete(held, fields, chunk.layout)
-        if directions.name_of(fields):
-            shared = shared._replace(refresh=self._counts.due(held, group["sync_frequency"]))
-        apart = chunk.shard is None and tensors.is_wrapper(part.params[0])  # rounds by itself
-        low = part.params[0].dtype in LOW_PRECISION and not apart
-        rounds = low and self.config.stochastic_rounding is not False
-        coded = any(f.codec is not None and f.codec.random for f in fields)
-        keys = self._keys(part) if rounds or coded else None
-        return backends.Work(
-            part,
-            active,
-            len(chunk.params),
-            held,
-            self.recipe,
-            fields,
-            shared,
-            hp,
-            keys,
-            rounds,
-            self._phases.of(held, hp.warmup_steps),
-        )
+    def release_gradients(self, model: nn.Module | Iterable[Tensor], **options: Any) -> ReleaseHandle:
+        """``release_gradients(model, self, **options)``."""
+        return release_gradients(model, self, **options)
 
-    def _note(self, work: Any, ok: Tensor, signals: Any) -> None:
-        """What the controller and the health report want to know of an update."""
-        if self.controller is not None:
-            if isinstance(signals, backends.Folded):
-                self.controller.join(signals.sketch, signals.square, signals.bad)
-            elif signals is not None:
-                rows = None
-                if len(work.active) < work.members:
-                    rows = self._on_device(work.active, torch.int64, ok.device)
-                self.controller.collect(signals, work.chunk.key, rows, work.members)
-        self._count_skipped(work.chunk, ok)
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """What GradScaler asks before it unscales: absent, so that it does; the moment to warn."""
+        advise_scaler(self.model)
+        raise AttributeError("_step_supports_amp_scaling")
 
-    def _keys(self, chunk: Chunk) -> Tensor:
-        """Random keys of the chunk's parameters."""
-        keys = [parameter_key(self.config.seed, i) for i in chunk.indices]
-        return self._on_device(keys, torch.int32, chunk.params[0].device)
-
-    def _check_gradients(self, only: Tensor | None = None) -> None:
-        """Refuse what cannot be updated before anything is."""
-        kinds.before_step(self, only)
-
-    # ---------------------------------------------------------------- numbers over all parameters
-
-    def _lagged(self) -> list[dict[str, list[tuple[Tensor, int]]]]:
-        """Per group: name -> (number kept by a parameter, its elements), in parameter order."""
-        result = []
-        for group in self.param_groups:
-            found: dict[str, list[tuple[Tensor, int]]] = {}
-            for p in group["params"]:
-                state = self.state.get(p)
-                if state:
-                    for name in self.recipe.LAGGED:
-                        if name in state and (name != "lr_mask" or "lr_mask_vote" in state):
-                            found.setdefault(name, []).append((state[name], p.numel()))
-            result.append(found)
-        return result
-
-    def _share(
-        self, number: int, group: dict[str, Any], lagged: list[Any], first: Tensor | None = None
-    ) -> Any:
-        """The recipe's shared scalars for one group, None where nothing has a gradient (nor will: first)."""
-        p = next((p for p in group["params"] if p.grad is not None), None) if first is None else first
-        if p is None:
-            return None
-        like = torch.empty((), dtype=execute.compute_dtype(p), device=p.device)
-        every: dict[str, Tensor] = {}
-        own: dict[str, Tensor] = {}
-        masked = 0
-        for name in self.recipe.LAGGED:
-            values = [v for found in lagged for v in found.get(name, [])]
-            if values:
-                every[name] = execute.as_vector(values, like)
-                masked = sum(n for _, n in values) if name == "lr_mask_sum" else masked
-            if lagged[number].get(name):
-                own[name] = execute.as_vector(lagged[number][name], like)
-        hp = self._hyper(group, lora=False)
-        shared = self.recipe.share(every, own, masked, group["clock"], hp, max(self.base_lrs), like)
-        if self.controller is not None:
-            shared = shared._replace(multiplier=self.controller.multiplier(like))
-        return shared
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        if value:
+            raise fail(
+                "_step_supports_amp_scaling", value, "only False", "GradScaler unscales the gradients."
+            )
 
     # ---------------------------------------------------------------- checkpoints
 
-    @eager
     def state_dict(self) -> dict[str, Any]:
         """State as plain tensors and numbers, readable with ``torch.load(weights_only=True)``."""
-        self._settle("state_dict()")
+        self.stepper.settle(self.model, "state_dict()")
         extra = {} if self.controller is None else {memory.KEY: self.controller.state_dict()}
         return {**super().state_dict(), "magic_version": checkpoint.FORMAT_VERSION, **extra}
 
-    @eager
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
         """Load what ``state_dict`` gave: bit for bit, types included, or not at all.
 
@@ -371,17 +209,175 @@ class CameAMPOptimizer(GradientRelease, ScalerAdvice, Adapters, Reports, Resume,
                 changed then.
         """
         with torch.inference_mode(False), torch.no_grad():
-            self._load(state_dict)
+            state_dict = copy(state_dict)
+            for hook in self._optimizer_load_state_dict_pre_hooks.values():
+                result = hook(self, state_dict)
+                state_dict = state_dict if result is None else result
+            with offload.on_host(self._host, self.model, stepping=False):
+                fitted = checkpoint.fit(self.model, state_dict)
+                self.stepper.open = None  # what an unfinished step has changed is replaced
+                checkpoint.commit(self.model, fitted)
+            checkpoint.say(self.model, fitted)
+            for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+                post_hook(self)
 
-    def _load(self, state_dict: dict[str, Any]) -> None:
-        state_dict = copy(state_dict)
-        for hook in self._optimizer_load_state_dict_pre_hooks.values():
-            result = hook(self, state_dict)
-            state_dict = state_dict if result is None else result
-        with offload.on_host(self, stepping=False):
-            fitted = checkpoint.fit(self, state_dict)
-            self._open = None  # what an unfinished step has changed is replaced
-            checkpoint.commit(self, fitted)
-        checkpoint.say(self, fitted)
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
+    @torch.no_grad()
+    def verify_resume(self, steps: int = 3) -> ResumeCheck:
+        """Save, load and replay on copies; nothing of this optimizer or its parameters changes.
+
+        One copy of the optimizer goes on from its state as it is, another from what
+        ``torch.load(weights_only=True)`` read of its ``state_dict()``; both get the gradients that
+        the parameters have now (drawn ones where none has any), with changing signs. While it runs
+        it needs memory for two copies of parameters, gradients and state, and the saved bytes on
+        the host. With torch.distributed, call it on every rank or on none.
+
+        Args:
+            steps: steps to replay, at least 0.
+
+        Returns:
+            ``ResumeCheck``: true where every bit was the same, else with the first difference:
+            parameter, field, index and both values.
+        """
+        return verify_resume(self, steps)
+
+    def record(
+        self, steps: int = 50, *, snapshot_every: int = 0, snapshot_bits: int = 8, **unknown: Any
+    ) -> FlightRecorder:
+        """Record every step from now on; a recorder that was there is closed.
+
+        Args:
+            steps: how many of the last steps are kept, at least 1.
+            snapshot_every: steps between two snapshots for ``rollback``; 0: none.
+            snapshot_bits: 8, 16 or 32 bits of a parameter in a snapshot.
+            **unknown: refused.
+
+        Returns:
+            The recorder: ``read()``, ``first_bad()``, ``take()``, ``rollback()``, ``close()``.
+
+        Raises:
+            ValueError: a number is not allowed, or a parameter is sharded.
+            TypeError: there is no such option.
+        """
+        for name in unknown:
+            raise unknown_option("record", name, ("steps", "snapshot_every", "snapshot_bits"))
+        from .training.recorder import FlightRecorder  # most programs never record
+
+        recorder = FlightRecorder(self, steps, snapshot_every=snapshot_every, snapshot_bits=snapshot_bits)
+        if self._flight is not None:
+            self._flight.close()
+        self._flight = recorder
+        return recorder
+
+    @property
+    def flight(self) -> FlightRecorder | None:
+        """The recorder, or None where nothing is recorded."""
+        return self._flight
+
+    def rollback(self) -> int:
+        """``flight.rollback()``: parameters and state of the last snapshot.
+
+        Returns:
+            The recorder's number of the step after which it was taken.
+
+        Raises:
+            RuntimeError: nothing is recorded, or there is no snapshot that could be used.
+        """
+        if self._flight is None:
+            raise RuntimeError("nothing is recorded: call record(snapshot_every=100) before training.")
+        return self._flight.rollback()
+
+    # ---------------------------------------------------------------- what it does and holds
+
+    def lora_report(self) -> LoraReport:
+        """Which parameters are taken for a LoRA's, and how they were known.
+
+        ALLoRA's row gain and the low-rank terms act on them alone.
+        """
+        return self.model.lora_report()
+
+    def engine_report(self) -> EngineReport:
+        """Who steps how many parameters and elements, and why; before the first step, who will.
+
+        Returns:
+            ``rows`` of ``engine`` ('native': the CPU kernels; 'compiled': torch.compile; 'sharded';
+            'reference': plain torch; 'none'), ``reason``, ``parameters``, ``elements`` and ``names``;
+            printed, it is a table.
+        """
+        from .executors import choose  # here, so that an import of the package stays light
+
+        return choose.report(self.model)
+
+    def health(self) -> dict[str, Any]:
+        """Updates that were skipped because a gradient was not finite. One synchronisation.
+
+        Returns:
+            ``steps`` taken by this object, ``skipped_updates`` in all, and ``parameters``: name ->
+            number of its skipped updates (names from ``named_parameters`` or ``param_<index>``).
+        """
+        return _reports().health(self.model)
+
+    def get_learning_rates(self) -> list[float]:
+        """Mean rate really applied in each group at its last step: schedule, level, mask and row gain.
+
+        One synchronisation. A group without any update yet reports its ``lr``.
+        """
+        return _reports().learning_rates(self.model)
+
+    def get_avg_learning_rate(self) -> float:
+        """Mean of ``get_learning_rates`` over all elements of all groups. One synchronisation."""
+        return _reports().mean_rate(self.model)
+
+    def _get_group_lr(self, group: dict[str, Any]) -> float:
+        """Mean rate really applied in this group."""
+        return self.get_learning_rates()[next(i for i, g in enumerate(self.param_groups) if g is group)]
+
+    def get_memory_stats(self) -> dict[str, int | float]:
+        """Bytes of state really held here, counted from the tensors; zeros before the first step.
+
+        Returns:
+            ``total_quantized_memory`` (codes and scales) and ``total_high_precision_memory`` in
+            bytes; ``quantized_params`` and ``high_precision_params`` in elements;
+            ``fraction_of_fp32`` = bytes held / bytes of the same states in fp32 (smaller is better),
+            also as ``compression_ratio``; ``bytes_per_parameter``; ``fraction_of_adam`` (Adam holds
+            8 bytes).
+        """
+        return _reports().memory_stats(self.model)
+
+    def planned_memory(self) -> Planned:
+        """Bytes of state that will be held once every parameter had a gradient; parameters may be on meta.
+
+        Returns:
+            ``state`` in bytes; ``alone`` and ``stacked``: elements of the largest tensor that is stepped
+            alone, and of the largest stack, which bound the temporary memory of a step.
+        """
+        return _reports().planned(self.model)
+
+    def get_memory_efficiency_report(self) -> dict[str, Any]:
+        """How many parameters have eight-bit state and what that saves.
+
+        Returns:
+            ``bitsandbytes_available``; ``total_parameters``, ``8bit_parameters``,
+            ``32bit_parameters`` in elements; ``memory_saved_mb`` = fp32 bytes of the states held
+            less bytes held, in MiB; ``8bit_fraction`` = 8bit_parameters / total_parameters (larger is
+            better), also as ``compression_ratio``; ``states_breakdown``: state name -> bytes held.
+        """
+        return _reports().efficiency(self.model)
+
+    @property
+    def quantized_states(self) -> StateView:
+        """Parameter index -> state name -> codes, scales, zeros, dequantize(), error_accumulator."""
+        return _reports().quantized_states(self.model)
+
+    @property
+    def high_precision_states(self) -> StateView:
+        """Parameter index -> state name -> tensor; ``lr_mask`` as rates, ``last_polarity`` as signs."""
+        return _reports().high_precision_states(self.model)
+
+    def clear_cache(self) -> None:
+        """Nothing is cached that would need clearing; kept because old scripts call it."""
+
+
+def _reports() -> Any:
+    from .reading import reports  # here, so that an import of the package stays light
+
+    return reports

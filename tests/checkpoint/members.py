@@ -61,8 +61,8 @@ def fresh(member: str, dtype: torch.dtype = torch.float32, **options: Any) -> tu
 def values(optimizer: Any) -> list[dict[str, Tensor]]:
     """Decoded state of every parameter, in order."""
     found: dict[int, dict[str, Tensor]] = {}
-    for group, chunk in optimizer._chunks():
-        fields = optimizer._fields(group, chunk)
+    for group, chunk in optimizer.model.chunks():
+        fields = optimizer.model.fields(group, chunk)
         for i, p in zip(chunk.indices, chunk.params, strict=True):
             found[i] = decoded(optimizer.state[p], fields, chunk.layout) if optimizer.state.get(p) else {}
     return [found[i] for i in sorted(found)]

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from automagic_cameamp.executors import compiled
+from automagic_cameamp.executors import compiled, said
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[compiled.Compiled]:
     executor = compiled.Compiled()
     monkeypatch.setattr(compiled, "COMPILED", executor)
-    monkeypatch.setattr(compiled, "_SAID", set())
+    monkeypatch.setattr(said, "SAID", set())
     yield executor
     importlib.import_module("torch._dynamo").reset()

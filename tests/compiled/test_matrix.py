@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from automagic_cameamp.executors import compiled
-from automagic_cameamp.state import phases
+from automagic_cameamp.state import counts
 from automagic_cameamp.types import Phase
 from matrix.rows import Strategy
 from native import lockstep
@@ -71,7 +71,7 @@ def traced(
     """One step from the same state, by the reference and by the traced graph: the same bits."""
     monkeypatch.setattr(compiled, "BACKEND", "eager")
     if phase is not None:
-        monkeypatch.setattr(phases.Phases, "of", lambda self, states, warmup: phase)
+        monkeypatch.setattr(counts.Phases, "of", lambda self, states, warmup: phase)
     (reference, params), (other, others) = lockstep.twin(name, SHAPES, dtype, BEFORE, "compiled", **options)
     for optimizer, own in ((reference, params), (other, others)):
         lockstep.take(optimizer, own, BEFORE)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 import automagic_cameamp
 from automagic_cameamp import OPTIMIZERS, Automagic_CameAMP_COptim, ContextualConfig, ContextualConfig8bit
-from automagic_cameamp.state import fits as states
-from automagic_cameamp.state import kinds
+from automagic_cameamp.state import fits, kinds
 from contextual.helpers import CLASSES, build, go
 from engine.helpers import differences, draw, give_gradients, parameters, snapshot
 
@@ -242,7 +241,7 @@ def test_sketch_of_the_loop_is_the_cosine_of_the_updates() -> None:
 def test_a_step_reads_nothing_back_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A meta tensor has no values: whoever asks for one raises. (Such weights are refused otherwise.)"""
     monkeypatch.setattr(kinds, "before_step", lambda *args, **options: None)
-    monkeypatch.setattr(states, "check", lambda *args, **options: None)
+    monkeypatch.setattr(fits, "check", lambda *args, **options: None)
     for cls in CLASSES:
         params = [
             torch.nn.Parameter(torch.empty(s, device="meta")) for s in [(40, 32), (8,), (3, 5, 7), (40, 32)]

@@ -15,7 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from automagic_cameamp import convert_state
-from automagic_cameamp.executors import searches as directions
+from automagic_cameamp.executors.native import searches
+from automagic_cameamp.state import counts
 from counts.helpers import BAD, ENGINES, GOOD, NONE, SHAPES, build, give, held, kinds, weights
 from engine.helpers import disk
 from faults.recorded import same
@@ -117,8 +118,8 @@ def play(engine: str, program: list[Any], forget: bool, name: str, **options: An
             run = cast(Run, part(run))
             continue
         if forget:
-            run[0]._plan, run[0]._plans = None, {}
-            run[0]._counts.clear()
+            run[0].stepper.forget()
+            run[0].kept.searches.clear()
         give(run[1], number, part[1])
         run[0].step()
     return held(*run)
@@ -138,14 +139,15 @@ def test_nothing_that_is_kept_shows(engine: str, program: list[Any]) -> None:
 
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts on the host, though reading would cost nothing; and how many numbers were read each time."""
-    read, asked = directions.read, []
+    read, asked = counts.read, []
 
     def counted(steps: list[torch.Tensor]) -> list[int]:
         asked.append(len(steps))
         return read(steps)
 
-    monkeypatch.setattr(directions, "waits", lambda device: True)
-    monkeypatch.setattr(directions, "read", counted)
+    monkeypatch.setattr(counts, "waits", lambda device: True)
+    for module in (counts, searches):
+        monkeypatch.setattr(module, "read", counted)
     return asked
 
 
@@ -168,7 +170,7 @@ def test_a_device_is_asked_twice_for_a_search(monkeypatch: pytest.MonkeyPatch) -
     """When it may be due, and at the step after: whether the update was made."""
     asked = as_on_a_device(monkeypatch)
     params = weights()
-    optimizer = build("Automagic_CameAMP_Improved", params, "reference", sync_frequency=10)
+    optimizer = build("Automagic_CameAMP_Improved", params, "reference", sync_frequency=10, warmup_steps=0)
     for step in range(40):
         give(params, step, ALL)
         optimizer.step()
@@ -182,12 +184,12 @@ def test_a_plan_asks_only_who_may_be_due(monkeypatch: pytest.MonkeyPatch) -> Non
     optimizer = build("Automagic_CameAMP_Improved", params, "native", sync_frequency=10)
     give(params, 0, ALL)
     optimizer.step()
-    plan, asked = optimizer._plan, as_on_a_device(monkeypatch)
+    plan, asked = optimizer.stepper.plans.current, as_on_a_device(monkeypatch)
     assert plan is not None
     for step in range(1, 31):
         give(params, step, (GOOD, BAD if step == 4 else GOOD, GOOD, GOOD, GOOD))
         optimizer.step()
-        assert optimizer._plan is plan
+        assert optimizer.stepper.plans.current is plan
     # Three at steps 10, 20 and 30, the one that missed an update one step later each time.
     assert asked == [3, 1, 3, 1, 3]
 
@@ -246,7 +248,7 @@ def test_plans_of_a_program_that_alternates_are_kept() -> None:
     for step in range(12):
         give(params, step, turns[step % 3])
         optimizer.step()
-        found.append(optimizer._plan)
+        found.append(optimizer.stepper.plans.current)
     # The first round makes the states, the second the plans.
     assert found[6:9] == found[9:] == found[3:6] and len(set(map(id, found[3:]))) == 3
 
@@ -279,5 +281,5 @@ def test_a_program_may_keep_things_in_the_state() -> None:
         optimizer.step()
         optimizer.state[params[2]]["seen"] = step
         if step > 2:
-            plans.add(id(optimizer._plan))
-    assert len(plans) == 1 and optimizer._plan is not None
+            plans.add(id(optimizer.stepper.plans.current))
+    assert len(plans) == 1 and optimizer.stepper.plans.current is not None

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from automagic_cameamp import Automagic_CameAMP
-from automagic_cameamp.state import phases
+from automagic_cameamp.state import counts
 from automagic_cameamp.types import Phase
 
 
@@ -25,7 +25,7 @@ def test_late_means_late_for_every_member(warmup: int, updates: list[tuple[bool,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(phases, "waits", lambda device: True)
         patch.setattr(phases, "read", read)
-        known = phases.Phases()
+        known = counts.Phases()
         states = [{"step": torch.zeros(())} for _ in range(2)]
         if warmup % 2:  # the others are loaded: unknown until they are read
             known.begin(states, warmup)

@@ -108,7 +108,7 @@ def test_marks_of_this_and_other_libraries(mark: str) -> None:
     one, other = nn.Parameter(torch.ones(6, 8)), nn.Parameter(torch.ones(6, 8))
     setattr(one, mark, True)
     optimizer = Automagic_CameAMP([one, other], lr=1e-4)
-    assert [bool(kind) for kind in optimizer._lora()[0]] == [True, False]
+    assert [bool(kind) for kind in optimizer.adapters.kinds(optimizer.param_groups, False)[0]] == [True, False]
 
 
 def test_a_mark_may_say_no() -> None:
@@ -137,7 +137,7 @@ def test_a_mark_of_another_library_makes_a_new_plan() -> None:
         for p in params:
             p.grad = torch.ones_like(p)
         optimizer.step()
-    assert optimizer._plan.table.options["allora"].tolist() == [1, 0]
+    assert optimizer.stepper.plans.current.table.options["allora"].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(

@@ -81,19 +81,19 @@ def test_the_plan_of_a_group() -> None:
     params = parameters(shapes=shapes)
     params[4] = torch.nn.Parameter(params[4].detach().double())
     optimizer = Automagic_CameAMP([{"params": params[:3]}, {"params": []}, {"params": params[3:]}])
-    plan = [(c.key[0], c.indices) for _, c in optimizer._chunks()]
+    plan = [(c.key[0], c.indices) for _, c in optimizer.model.chunks()]
     # An empty parameter is in no stack, a group or a type is never mixed, and order is kept.
     assert plan == [(0, [0, 2]), (0, [1]), (2, [4]), (2, [5])]
-    keys = [c.key for _, c in optimizer._chunks()]
+    keys = [c.key for _, c in optimizer.model.chunks()]
     assert len(set(keys)) == len(keys)
 
 
 def test_the_plan_ignores_gradients_and_state() -> None:
     params = parameters()
     optimizer = build("dynamic", params)
-    before = [(c.key, c.indices) for _, c in optimizer._chunks()]
+    before = [(c.key, c.indices) for _, c in optimizer.model.chunks()]
     train(optimizer, params, range(1, 5))
-    assert [(c.key, c.indices) for _, c in optimizer._chunks()] == before
+    assert [(c.key, c.indices) for _, c in optimizer.model.chunks()] == before
 
 
 # ---------------------------------------------------------------- rows of one tensor

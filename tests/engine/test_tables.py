@@ -73,7 +73,7 @@ def test_rows_without_a_gradient_keep_every_bit(kind: str, engine: str) -> None:
     optimizer = OPTIMIZERS[name](params, lr=1e-3, weight_decay=0.0, warmup_steps=40, engine=engine, **options)
     assert untouched(params, optimizer, 60, 0, 0.3) == 0
     kernels = engine == "auto" and kind != "minimal"  # its four-bit momentum is plain torch's
-    assert (optimizer._plan is not None) is kernels
+    assert (optimizer.stepper.plans.current is not None) is kernels
 
 
 @settings(deadline=None, max_examples=30)
@@ -213,7 +213,7 @@ def test_tables_in_lockstep(
         for p in params:
             p.grad = gaps(tuple(p.shape), which, draw).to(p.dtype)
         optimizer.step()
-    assert runs[1][0]._plan is not None
+    assert runs[1][0].stepper.plans.current is not None
     lockstep.compare(runs, old)
 
 

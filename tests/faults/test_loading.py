@@ -165,7 +165,7 @@ def test_what_is_the_optimizers_own_stays_where_it_is_unless_it_is_read_in_anoth
 
 
 def test_no_memory_for_the_new_rows_leaves_the_optimizer_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    from automagic_cameamp.checkpoints import rows as landing
+    from automagic_cameamp.checkpoints import load
 
     whole, params = trained("32bit")
     saved = disk(whole.state_dict())
@@ -175,7 +175,7 @@ def test_no_memory_for_the_new_rows_leaves_the_optimizer_as_it_was(monkeypatch: 
         dict, {p: {k: v.clone() for k, v in s.items()} for p, s in whole.state.items()}
     )
     before, made = snapshot(whole), []
-    rows = landing.new_rows
+    rows = load.new_rows
 
     def short(*args: Any) -> Any:
         made.append(1)
@@ -183,7 +183,7 @@ def test_no_memory_for_the_new_rows_leaves_the_optimizer_as_it_was(monkeypatch: 
             raise torch.OutOfMemoryError("no memory")
         return rows(*args)
 
-    monkeypatch.setattr(landing, "new_rows", short)
+    monkeypatch.setattr(load, "new_rows", short)
     with pytest.raises(torch.OutOfMemoryError):
         whole.load_state_dict(saved)
     assert differences(before, snapshot(whole)) == []

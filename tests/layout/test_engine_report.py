@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from automagic_cameamp import OPTIMIZERS
-from automagic_cameamp.executors.native import plan as native
+from automagic_cameamp.executors import said as said_once
 from automagic_cameamp.kernels import native as kernels
 
 CLASSES = sorted(OPTIMIZERS)
@@ -111,7 +111,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def said(monkeypatch: pytest.MonkeyPatch, way: str, odd: int, **options: Any) -> list[Any]:
     """The warnings of two runs in a process that has said nothing yet."""
-    monkeypatch.setattr(native, "_SAID", set())
+    monkeypatch.setattr(said_once, "SAID", set())
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         for _ in range(2):

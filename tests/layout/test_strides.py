@@ -77,7 +77,7 @@ def test_the_step_is_that_of_contiguous_weights(
                 first, second = copy.deepcopy(one.state_dict()), copy.deepcopy(two.state_dict())
                 one.load_state_dict(second)
                 two.load_state_dict(first)
-        assert two._plan is not None  # the kernels took all of it
+        assert two.stepper.plans.current is not None  # the kernels took all of it
         assert [p.stride() for p in others] == [p.stride() for p in make(name, weights, dtype)[1]]
     finally:
         copies.BATCH = usual
@@ -172,7 +172,7 @@ def test_one_tensor_that_the_kernels_do_not_take_leaves_the_others_theirs(
         for p in params:
             p.grad = torch.randn(8, 8, dtype=torch.float64 if p is params[7] else torch.float32)
         optimizer.step()
-        plans.add(optimizer._plan)
+        plans.add(optimizer.stepper.plans.current)
     assert taken == [200] * 3
     assert len(plans) == 1
     assert None not in plans
@@ -196,12 +196,12 @@ def test_a_mixed_step_is_the_same_however_it_is_taken(name: str, dtype: torch.dt
             for p in params:
                 p.grad = (torch.randn(12, 9, generator=draw) * 0.1).to(p.dtype)
             if way == "anew":
-                optimizer._plan, optimizer._plans = None, {}
+                optimizer.stepper.forget()
             for p in params if way == "released" else ():
                 optimizer.step_parameter(p)
             optimizer.step()
         if way == "planned":
-            assert optimizer._plan is not None
+            assert optimizer.stepper.plans.current is not None
         ends.append(values(optimizer, params))
     same(ends[0], ends[1])
     same(ends[0], ends[2])
@@ -218,7 +218,7 @@ def test_a_gradient_that_becomes_one_for_the_kernels_gets_to_them() -> None:
         p.grad = torch.randn(6, 8)
     params[0].grad = torch.randn(6, 8).double()
     optimizer.step()
-    assert len(optimizer._plan.rest.places) == 1
+    assert len(optimizer.stepper.plans.current.rest.places) == 1
     params[0].grad = torch.randn(6, 8)
     optimizer.step()
-    assert not optimizer._plan.rest.places
+    assert not optimizer.stepper.plans.current.rest.places

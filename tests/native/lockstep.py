@@ -130,7 +130,8 @@ def compare_state(optimizer: Any, p: Any, other: Any, q: Any, fields: Any, renew
 def compare(runs: list[tuple[Any, list[Any]]], before: list[Tensor], renewed: bool = False) -> None:
     """Whether the kernels ended where the reference did, parameter by parameter."""
     (reference, params), (native, others) = runs
-    fields = {id(p): f for p, f in reference._parameters_with_fields()}
+    model = reference.model
+    fields = {id(p): model.fields(g, c) for g, c in model.chunks() for p in c.params}
     for p, q, old in zip(params, others, before, strict=True):
         compare_state(reference, p, native, q, fields[id(p)], renewed)
         a, b = p.detach().double(), q.detach().double()
@@ -149,5 +150,5 @@ def check(name: str, dtype: torch.dtype, before: int, shapes: Any = SHAPES, **op
     old = [p.detach().clone() for p in runs[0][1]]
     for optimizer, params in runs:
         take(optimizer, params, before)
-    assert runs[1][0]._plan is not None, "the kernels did not take this"
+    assert runs[1][0].stepper.plans.current is not None, "the kernels did not take this"
     compare(runs, old, renewed=before % options.get("sync_frequency", 100) == 0)

@@ -67,7 +67,7 @@ def test_a_step_is_told_the_limit(limit: str, number: int, monkeypatch: pytest.M
     optimizer, params = lockstep.make("Automagic_CameAMP", [(20, 20)], FP32, "native")
     lockstep.take(optimizer, params, 0)
     lockstep.take(optimizer, params, 1)
-    assert optimizer._plan.table.step.flavour == number
+    assert optimizer.stepper.plans.current.table.step.flavour == number
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,14 +130,14 @@ def test_a_plan_outlives_the_search() -> None:
     )
     for step in range(4):
         lockstep.take(optimizer, params, step)
-    plan = optimizer._plan
+    plan = optimizer.stepper.plans.current
     kept = params[1].detach().clone(), {k: v.clone() for k, v in optimizer.state[params[1]].items()}
     assert float(optimizer.state[params[1]]["lowrank_rate"]) > 0
     for p, g in zip(params, lockstep.gradients(params, 4), strict=True):
         p.grad = g
     params[1].grad[0, 0] = float("nan")
     optimizer.step()
-    assert optimizer._plan is plan
+    assert optimizer.stepper.plans.current is plan
     assert torch.equal(params[1], kept[0])
     assert all(torch.equal(v, kept[1][k]) for k, v in optimizer.state[params[1]].items())
     assert float(optimizer.state[params[0]]["lowrank_rate"]) == 0

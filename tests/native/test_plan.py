@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from automagic_cameamp import OPTIMIZERS, Automagic_CameAMP, Automagic_CameAMP8bit
+from automagic_cameamp.executors import said as said_once
 from automagic_cameamp.executors.native import plan as native
 from automagic_cameamp.kernels import native as kernels
 from native import lockstep
@@ -80,11 +81,11 @@ def test_resume_is_bitwise(name: str) -> None:
 
 def test_a_plan_is_kept_and_used() -> None:
     optimizer, params = run("Automagic_CameAMP8bit", range(2))
-    plan = optimizer._plan
+    plan = optimizer.stepper.plans.current
     assert plan is not None
     for step in range(2, 5):
         lockstep.take(optimizer, params, step)
-        assert optimizer._plan is plan
+        assert optimizer.stepper.plans.current is plan
 
 
 def other_data(optimizer: Any, params: list[Any]) -> None:
@@ -163,7 +164,7 @@ def test_a_change_between_two_steps_is_seen(change: Callable[[Any, list[Any]], N
             p.grad = g
         change(optimizer, params)
         if forget:
-            optimizer._plan, optimizer._plans = None, {}
+            optimizer.stepper.forget()
         optimizer.step()
         optimizer.step()
         results.append(held(optimizer, params))
@@ -205,13 +206,13 @@ def test_what_the_kernels_cannot_do_is_done_by_the_reference(option: dict[str, A
         optimizer, params = lockstep.make("Automagic_CameAMP", [(30, 40)], torch.float32, engine, **option)
         for step in range(3):
             lockstep.take(optimizer, params, step)
-        assert optimizer._plan is None
+        assert optimizer.stepper.plans.current is None
         results.append(held(optimizer, params))
     same(*results)
 
 
 def test_engine_native_names_the_option_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_SAID", set())
+    monkeypatch.setattr(said_once, "SAID", set())
     optimizer, params = lockstep.make("Automagic_CameAMP", [(30, 40)], torch.float32, "native", came=False)
     with pytest.warns(UserWarning, match="came=False"):
         lockstep.take(optimizer, params, 0)
@@ -236,7 +237,7 @@ def test_some_parameters_native_and_some_not() -> None:
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "_SAID", set())
+    monkeypatch.setattr(said_once, "SAID", set())
     monkeypatch.setenv(kernels.SWITCH, str(tmp_path / "none.so"))
     kernels._opened.cache_clear()
     try:
@@ -248,14 +249,14 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         with pytest.raises(RuntimeError, match="engine='native'"):
             lockstep.take(forced, others, 0)
         silent, others = lockstep.make("Automagic_CameAMP", [(30, 40)], torch.float32, "reference")
-        monkeypatch.setattr(native, "_SAID", set())
+        monkeypatch.setattr(said_once, "SAID", set())
         lockstep.take(silent, others, 0)
     finally:
         kernels._opened.cache_clear()
 
 
 def test_switched_off_by_the_user_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_SAID", set())
+    monkeypatch.setattr(said_once, "SAID", set())
     monkeypatch.setenv(kernels.SWITCH, "0")
     kernels._opened.cache_clear()
     try:
@@ -263,7 +264,7 @@ def test_switched_off_by_the_user_is_silent(monkeypatch: pytest.MonkeyPatch) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             lockstep.take(optimizer, params, 0)
-        assert optimizer._plan is None
+        assert optimizer.stepper.plans.current is None
     finally:
         kernels._opened.cache_clear()
 

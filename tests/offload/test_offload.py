@@ -164,7 +164,7 @@ def test_a_failed_step_puts_the_parameters_back(device: Late, monkeypatch: pytes
     params = list(params_of(far))
     train(far, params, range(1, 3))
     before = snapshot(far)
-    monkeypatch.setattr(far, "_advance", lambda loss: (_ for _ in ()).throw(MemoryError("full")))
+    monkeypatch.setattr(far.stepper, "step", lambda *_: (_ for _ in ()).throw(MemoryError("full")))
     with pytest.raises(MemoryError):
         far.step()
     assert all(p is q for p, q in zip(params, params_of(far), strict=True))

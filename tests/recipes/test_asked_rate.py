@@ -372,10 +372,10 @@ def test_what_moves_from_step_to_step_is_renewed_in_the_plan(name: str) -> None:
             group["anything"] = t  # a note of the program's own
             optimizer.step()
         if t:
-            plans.add(id(made[0][0]._plan))
+            plans.add(id(made[0][0].stepper.plans.current))
         for p, q in zip(made[0][1], made[1][1], strict=True):
             torch.testing.assert_close(p, q, rtol=1e-5, atol=2e-6)
-    assert len(plans) == 1 and made[0][0]._plan is not None
+    assert len(plans) == 1 and made[0][0].stepper.plans.current is not None
 
 
 def test_the_length_of_the_own_mean_follows_beta1_in_proportion() -> None:

@@ -78,7 +78,7 @@ def test_a_frozen_weight_of_any_kind_may_stand_in_a_group() -> None:
         optimizer = build(name, params)
         for t in range(3):
             step(optimizer, params, t, "auto", absent=range(3, 7))
-        assert optimizer._plan is not None
+        assert optimizer.stepper.plans.current is not None
 
 
 def test_steps_inside_a_block_of_inference_mode() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import configs
+from ..state.model import Model
 from ..types import CAP, Layout
 from . import pairs as saved_pairs
 from .saved import ADVICE, CheckpointError
@@ -22,7 +23,7 @@ FOREIGN_GROUP_KEYS = frozenset({"amsgrad", "maximize", "momentum", "dampening", 
 
 
 def structure(
-    optimizer: Any, state_dict: Any
+    model: Model, state_dict: Any
 ) -> tuple[list[Mapping[str, Any]], dict[int, Mapping[str, Any]], dict[Any, Any]]:
     """Saved groups, saved state by index of the parameter, and state of no parameter."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
@@ -40,7 +41,7 @@ def structure(
     state, groups = state_dict["state"], state_dict["param_groups"]
     if not isinstance(state, Mapping) or not isinstance(groups, (list, tuple)):
         raise CheckpointError(f"'state' must be a dict and 'param_groups' a list of dicts. {ADVICE}")
-    own = optimizer.param_groups
+    own = model.groups
     for number, saved in enumerate(groups):
         if not isinstance(saved, Mapping) or not isinstance(saved.get("params"), (list, tuple)):
             raise CheckpointError(
@@ -75,7 +76,7 @@ def structure(
     return list(groups), entries, {k: v for k, v in state.items() if k not in known}
 
 
-def merged(optimizer: Any, number: int, own: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+def merged(model: Model, number: int, own: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """Our group with the saved options that we have; options of other classes and engines stay out."""
     if "clock" not in saved and (strange := FOREIGN_GROUP_KEYS & saved.keys()):
         raise CheckpointError(
@@ -83,7 +84,7 @@ def merged(optimizer: Any, number: int, own: dict[str, Any], saved: Mapping[str,
             f"automagic_cameamp.import_state(optimizer, state_dict) takes those of Adam, CAME, bitsandbytes "
             f"and Automagic. {ADVICE}"
         )
-    config = optimizer.config_class
+    config = model.owner.config_class
     others = _family_options() - {f.name for f in dataclass_fields(config)}
     others |= set(configs.engine_options(config))
     saved = _by_todays_names(own, saved)
@@ -93,7 +94,7 @@ def merged(optimizer: Any, number: int, own: dict[str, Any], saved: Mapping[str,
         group = configs.checked_group(config, group, "state dict")
         _check_bookkeeping(number, group)
         configs.check_together(group, f"in group {number} of the state dict")
-        optimizer.recipe.specs(Layout.of(()), optimizer._hyper(group, lora=False))  # what excludes each other
+        model.recipe.specs(Layout.of(()), model.hyper(group, lora=False))  # what excludes each other
     except CheckpointError:
         raise
     except (ValueError, TypeError, OverflowError) as error:

@@ -19,6 +19,8 @@ from ..recipes import _foreign
 from ..recipes._carry import MOMENTS
 from ..recipes._foreign import Learned
 from ..state.chunks import Chunk
+from ..state.family import Family
+from ..state.model import Model
 from ..storage import StateSpec
 from ..validate import fail
 from . import load as checkpoint
@@ -70,7 +72,7 @@ class ImportReport:
 
 
 def import_state(
-    optimizer: Any, state_dict: Mapping[str, Any], kind: str = "auto", *, warmup: str = "keep"
+    optimizer: Family, state_dict: Mapping[str, Any], kind: str = "auto", *, warmup: str = "keep"
 ) -> ImportReport:
     """Go on with the state of an optimizer outside the family. Options and learning rates stay ours.
 
@@ -91,19 +93,20 @@ def import_state(
     """
     if warmup not in ("keep", "restart"):
         raise fail("warmup", warmup, "'keep' or 'restart'")
-    groups, entries, _ = structure(optimizer, state_dict)
+    model = optimizer.model
+    groups, entries, _ = structure(model, state_dict)
     kind = _kind(kind, entries)
-    source = _Source(optimizer, kind, warmup, groups, entries)
+    source = _Source(model, kind, warmup, groups, entries)
     count, numbered = 0, []
-    for group in optimizer.param_groups:
+    for group in model.groups:
         numbered.append({"params": list(range(count, count + len(group["params"])))})
         count += len(group["params"])
     ours = {"state": source.states(), "param_groups": numbered}
-    fitted = checkpoint.fit(optimizer, ours, "own", foreign=True)
+    fitted = checkpoint.fit(model, ours, "own", foreign=True)
     if not fitted.states:
         raise CheckpointError(f"the state dict holds no state of {KINDS[kind]} to import. {ADVICE}")
     steps = [int(state["step"]) for state in fitted.states.values()]
-    checkpoint.commit(optimizer, fitted)
+    checkpoint.commit(model, fitted)
     report = ImportReport(
         kind,
         len(fitted.states),
@@ -112,7 +115,7 @@ def import_state(
         *source.notes(set(fitted.fresh)),
         tuple(source.rates),
     )
-    logger.info("%s: %s", type(optimizer).__name__, report)
+    logger.info("%s: %s", model.called, report)
     return report
 
 
@@ -145,7 +148,7 @@ class _Source:
 
     def __init__(
         self,
-        optimizer: Any,
+        model: Model,
         kind: str,
         warmup: str,
         groups: list[Mapping[str, Any]],
@@ -155,8 +158,8 @@ class _Source:
         self.read = READERS[kind]
         self.places: dict[int, tuple[dict[str, Any], Chunk, Tensor, int]] = {}
         self.hyper: dict[int, Any] = {}
-        for group, chunk in optimizer._chunks():
-            hp = optimizer._hyper(group, chunk.lora, chunk.table)
+        for group, chunk in model.chunks():
+            hp = model.hyper(group, chunk.lora, chunk.table)
             for i, p in zip(chunk.indices, chunk.params, strict=True):
                 self.places[i] = (group, chunk, p, chunk.key[0])
                 self.hyper[i] = hp
@@ -216,7 +219,7 @@ class _Source:
 # ---------------------------------------------------------------- back
 
 
-def export_state(optimizer: Any, kind: str = "adamw") -> dict[str, Any]:
+def export_state(optimizer: Family, kind: str = "adamw") -> dict[str, Any]:
     """State dict that ``torch.optim.AdamW`` loads and goes on with.
 
     Momentum and second moment are those of the gradient, with the bias that Adam expects at that
@@ -236,8 +239,8 @@ def export_state(optimizer: Any, kind: str = "adamw") -> dict[str, Any]:
     ]
     adam = torch.optim.AdamW(groups)
     states: dict[int, dict[str, Tensor]] = {}
-    for group, chunk in optimizer._chunks():
-        fields = optimizer._fields(group, chunk)
+    for group, chunk in optimizer.model.chunks():
+        fields = optimizer.model.fields(group, chunk)
         for i, p in zip(chunk.indices, chunk.params, strict=True):
             if optimizer.state.get(p):
                 own = decoded(optimizer.state[p], fields, chunk.layout)

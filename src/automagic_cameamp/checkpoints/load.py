@@ -18,28 +18,21 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..executors import sharded
-from ..executors import update as execute
-from ..executors.update import Field
 from ..recipes import _carry
-from ..state import fits as states
-from ..state import memory, tensors
+from ..state import fits, memory, tensors
 from ..state.chunks import Chunk
+from ..state.counts import DIRECTIONS
+from ..state.family import Family
+from ..state.fields import Field, compute_dtype, new_rows, stack_params
+from ..state.model import Model
+from ..state.names import split_key
 from ..state.shards import is_distributed, local_of
 from ..types import Layout
 from ..validate import fail
 from . import rows as landing
 from .groups import FORMAT_VERSION, merged, structure
-from .saved import (
-    ADVICE,
-    CheckpointError,
-    SavedState,
-    apart,
-    check_family,
-    check_values,
-    refuse_foreign,
-    split_key,
-)
+from .remembered import take_out
+from .saved import ADVICE, CheckpointError, SavedState, apart, check_family, check_values, refuse_foreign
 
 __all__ = ["FORMAT_VERSION", "CheckpointError", "Fitted", "commit", "convert_state", "fit", "say"]
 
@@ -77,12 +70,12 @@ class Fitted(NamedTuple):
 
 
 def fit(
-    optimizer: Any, state_dict: Mapping[str, Any], options: Options = "saved", *, foreign: bool = False
+    model: Model, state_dict: Mapping[str, Any], options: Options = "saved", *, foreign: bool = False
 ) -> Fitted:
     """Bring a state dict of any class of the family into the form of this optimizer.
 
     Args:
-        optimizer: an optimizer of the family; it is not changed.
+        model: that of an optimizer of the family; it is not changed.
         state_dict: what ``state_dict()`` of a member of the family gave.
         options: 'saved': options of the groups come from the checkpoint, as in torch;
             'own': they stay the optimizer's.
@@ -93,25 +86,23 @@ def fit(
     """
     if options not in ("saved", "own"):
         raise fail("options", options, "'saved' or 'own'")
-    saved_groups, entries, extra = structure(optimizer, state_dict)
-    found = (None, None, set()) if foreign else memory.take_out(optimizer, entries, state_dict)
+    saved_groups, entries, extra = structure(model, state_dict)
+    found = (None, None, set()) if foreign else take_out(model.controller, entries, state_dict)
     home, remembered, lost = found
-    names = list(_names(optimizer))
+    names = list(_names(model))
     for i, entry in entries.items():
         refuse_foreign(names[i], entry)
         entries[i] = tensors.plain_entry(entry)
     old = [
-        merged(optimizer, n, own, saved)
-        for n, (own, saved) in enumerate(zip(optimizer.param_groups, saved_groups, strict=True))
+        merged(model, n, own, saved)
+        for n, (own, saved) in enumerate(zip(model.groups, saved_groups, strict=True))
     ]
     groups = old
     if options == "own":
-        groups = [
-            {**own, "clock": saved["clock"]} for own, saved in zip(optimizer.param_groups, old, strict=True)
-        ]
+        groups = [{**own, "clock": saved["clock"]} for own, saved in zip(model.groups, old, strict=True)]
     order = {id(group): SimpleNamespace(**before) for group, before in zip(groups, old, strict=True)}
-    work = _Conversion(optimizer, names, entries, _mask_mean(optimizer, entries))
-    for group, chunk in optimizer._chunks(groups):
+    work = _Conversion(model, names, entries, _mask_mean(model, entries))
+    for group, chunk in model.chunks(groups):
         work.add(group, chunk, order[id(group)])
     work.share_group_masks(groups)
     fresh, dropped = sorted(work.fresh), sorted(work.dropped | lost)
@@ -120,7 +111,7 @@ def fit(
     return Fitted(groups, work.states, work.converted, fresh, dropped, extra, *taken)
 
 
-def commit(optimizer: Any, fitted: Fitted) -> None:
+def commit(model: Model, fitted: Fitted) -> None:
     """Put a fitted state into the optimizer, as rows of one tensor per field and chunk.
 
     Rows that the optimizer holds are written anew, so that a load needs no second copy of them;
@@ -129,22 +120,22 @@ def commit(optimizer: Any, fitted: Fitted) -> None:
     planned: list[tuple[list[Tensor], list[dict[str, Tensor]], list[dict[str, Tensor]]]] = []
     owners = [p for group in fitted.groups for p in group["params"]]
     state: dict[Any, dict[str, Tensor]] = {}
-    apart = landing.overlaps({owners[i]: state for i, state in fitted.states.items()}, optimizer.state)
-    for group, chunk in optimizer._chunks(fitted.groups):
+    apart = landing.overlaps({owners[i]: state for i, state in fitted.states.items()}, model.state)
+    for group, chunk in model.chunks(fitted.groups):
         members = [(i, p) for i, p in zip(chunk.indices, chunk.params, strict=True) if i in fitted.states]
         if members:
             params = [p for _, p in members]
             saved = [fitted.states[i] for i, _ in members]
-            fields = optimizer._fields(group, chunk)
+            fields = model.fields(group, chunk)
             if chunk.shard is not None:
-                state.update(zip(params, sharded.load_rows(saved, params, fields, chunk), strict=True))
+                state.update(zip(params, landing.sharded_rows(saved, params, fields, chunk), strict=True))
                 continue
             rows = saved if chunk.key in fitted.landed else None
             if rows is None and not apart:
-                held = [optimizer.state.get(p) for p in params]
+                held = [model.state.get(p) for p in params]
                 rows = landing.held_rows(held, params[0], fields, chunk.layout)
             if rows is None:
-                rows = landing.new_rows(len(params), params[0], fields, chunk.layout)
+                rows, _ = new_rows(len(params), params[0], fields, chunk.layout)
             planned.append((params, saved, rows))
     for params, saved, rows in planned:
         for row, entry in zip(rows, saved, strict=True):
@@ -152,32 +143,43 @@ def commit(optimizer: Any, fitted: Fitted) -> None:
         state.update(zip(params, rows, strict=True))
     for i, entries in fitted.beside.items():
         state[owners[i]].update({key: landing.copied(value, owners[i]) for key, value in entries.items()})
-    optimizer.__setstate__(
+    model.owner.__setstate__(
         {"state": defaultdict(dict, {**state, **fitted.extra}), "param_groups": fitted.groups}
     )
-    optimizer._skipped.clear()
-    if optimizer.controller is not None:
-        optimizer.controller.load(fitted.memory)
+    model.kept.skipped.clear()
+    if model.controller is not None:
+        model.controller.load(fitted.memory)
         homes = owners if fitted.home is None else [owners[fitted.home]]
-        memory.keep(state, homes, optimizer.controller.memory)
-        optimizer._neutral = True  # said where the memory was missed
-    optimizer._types = states.types_of(owners)
+        memory.keep(state, homes, model.controller.memory)
+        model.kept.neutral = True  # said where the memory was missed
+    model.kept.types = fits.types_of(owners)
 
 
-def say(optimizer: Any, fitted: Fitted) -> None:
+def say(model: Model, fitted: Fitted) -> None:
     """One line about what was converted; silence where nothing was."""
     if fitted.converted or fitted.dropped:
         logger.warning(
             "%s: converted the saved state of %d parameters to its own form; started fresh: %s; dropped: %s",
-            type(optimizer).__name__,
+            model.called,
             fitted.converted,
             ", ".join(fitted.fresh) or "nothing",
-            (", ".join(fitted.dropped) or "nothing") + optimizer._lost_lora(fitted.dropped),
+            (", ".join(fitted.dropped) or "nothing") + _lost_lora(model, fitted.dropped),
         )
 
 
+def _lost_lora(model: Model, dropped: list[str]) -> str:
+    """A hint where a saved run took parameters for a LoRA's that this one does not."""
+    wanted = any(group.get("lora_rank_penalty") for group in model.groups)
+    if not wanted or not set(DIRECTIONS) & set(dropped):
+        return ""
+    return (
+        f". The saved run took more parameters for a LoRA's than this one ({model.lora_report()}): where "
+        "marks were lost, call automagic_cameamp.mark_lora(model) before the optimizer is built"
+    )
+
+
 def convert_state(
-    state_dict: Mapping[str, Any], optimizer: Any, *, options: Options = "saved"
+    state_dict: Mapping[str, Any], optimizer: Family, *, options: Options = "saved"
 ) -> dict[str, Any]:
     """State dict of any class of the family -> state dict that this optimizer loads as it is.
 
@@ -193,8 +195,8 @@ def convert_state(
     Raises:
         CheckpointError: ``state_dict`` is of something else, or damaged.
     """
-    fitted = fit(optimizer, state_dict, options)
-    say(optimizer, fitted)
+    fitted = fit(optimizer.model, state_dict, options)
+    say(optimizer.model, fitted)
     groups, first = [], 0
     for group in fitted.groups:
         count = len(group["params"])
@@ -212,9 +214,9 @@ def convert_state(
 # ---------------------------------------------------------------- state
 
 
-def _mask_mean(optimizer: Any, entries: dict[int, Any]) -> float:
+def _mask_mean(model: Model, entries: dict[int, Any]) -> float:
     """Mean of the saved geometric mask over all parameters; 1 where none was saved."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
+    params = model.params()
     total, count = 0.0, 0
     for i, entry in entries.items():
         value = entry.get("lr_mask_sum")
@@ -224,10 +226,10 @@ def _mask_mean(optimizer: Any, entries: dict[int, Any]) -> float:
     return total / count if total > 0 else 1.0
 
 
-def _names(optimizer: Any) -> Iterator[str]:
+def _names(model: Model) -> Iterator[str]:
     """What the parameters are called in messages."""
     number = 0
-    for group in optimizer.param_groups:
+    for group in model.groups:
         given = group.get("param_names", [None] * len(group["params"]))
         for name in given:
             yield f"parameter {number}" + (f" ({name})" if name is not None else "")
@@ -237,8 +239,8 @@ def _names(optimizer: Any) -> Iterator[str]:
 class _Conversion:
     """The state of one parameter after the other, and what happened to it."""
 
-    def __init__(self, optimizer: Any, names: list[str], entries: dict[int, Any], mask_mean: float) -> None:
-        self.optimizer, self.names = optimizer, names
+    def __init__(self, model: Model, names: list[str], entries: dict[int, Any], mask_mean: float) -> None:
+        self.model, self.names = model, names
         self.entries, self.mask_mean = entries, mask_mean
         self.states: dict[int, dict[str, Tensor]] = {}
         self.converted = 0
@@ -254,12 +256,12 @@ class _Conversion:
         members = [(i, p) for i, p in zip(chunk.indices, chunk.params, strict=True) if i in self.entries]
         if not members:
             return
-        fields = self.optimizer._fields(group, chunk)
-        hp = self.optimizer._options(group, chunk)
+        fields = self.model.fields(group, chunk)
+        hp = self.model.options(group, chunk)
         rows: list[dict[str, Tensor]] | None = None
         for place, (i, p) in enumerate(members):
             name, state = self.names[i], self.entries[i]
-            compute = execute.compute_dtype(p)
+            compute = compute_dtype(p)
             wanted = {key: form for field in fields for key, form in _forms(field, chunk.layout, compute)}
             state, self.beside[i] = apart(state, wanted.keys())
             cut = any(is_distributed(value) for value in state.values())
@@ -282,7 +284,7 @@ class _Conversion:
                 )
             else:
                 if rows is None:
-                    rows = landing.new_rows(len(members), p, fields, chunk.layout)
+                    rows, _ = new_rows(len(members), p, fields, chunk.layout)
                 # At once, so that no more than one parameter is held twice.
                 landing.fill(rows[place], self._convert(i, state, p, fields, chunk, hp, before))
                 self.states[i] = rows[place]
@@ -304,15 +306,15 @@ class _Conversion:
         hp: Any,
         before: Any,
     ) -> dict[str, Tensor]:
-        name, layout, compute = self.names[index], chunk.layout, execute.compute_dtype(p)
+        name, layout, compute = self.names[index], chunk.layout, compute_dtype(p)
         if chunk.shard is not None:  # what a fresh field looks at is its shape, type and device
             p = torch.zeros(p.shape, dtype=p.dtype, device=p.device)
         specs = [field.spec for field in fields]
         saved = SavedState(name, state, p, layout, chunk.policy.block_size)
         forms = _carry.readable(specs, layout, saved.packed)
         values = {n: v for n, form in forms.items() if (v := saved.value(form, before)) is not None}
-        stack = execute.stack_params([p], layout, compute)
-        recipe = self.optimizer.recipe
+        stack = stack_params([p], layout, compute)
+        recipe = self.model.recipe
         carried = _carry.carry(
             specs, values, stack, layout, hp, before, self.mask_mean, lambda n: recipe.initial(n, [p], layout)
         )

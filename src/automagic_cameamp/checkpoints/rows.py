@@ -13,23 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..executors.update import Field, compute_dtype
-from ..state import stacks as arena
-from ..state.shards import local_of
+from ..state.chunks import Chunk
+from ..state.fields import Field, State, compute_dtype, new_rows
+from ..state.shards import cut, is_cut, is_distributed, local_of, wrap
 from ..types import Layout
-
-State = dict[str, Tensor]
-
-
-def new_rows(count: int, p: Tensor, fields: Sequence[Field], layout: Layout) -> list[State]:
-    """Unfilled states of ``count`` parameters like p, as rows of one tensor per plane."""
-    states: list[State] = [{} for _ in range(count)]
-    for field in fields:
-        for plane in field.planes(layout, compute_dtype(p)):
-            stack = torch.empty((count, *plane.shape), dtype=plane.dtype, device=p.device)
-            for state, row in zip(states, arena.rows_of(stack, plane.own_shape), strict=True):
-                state[field.spec.name + plane.suffix] = row
-    return states
 
 
 def held_rows(
@@ -101,6 +88,27 @@ def overlaps(saved: Mapping[Any, Mapping[str, Tensor]], held: Mapping[Any, Mappi
             if known and not (isinstance(own.get(key), Tensor) and _same(local_of(own[key]), here)):
                 return True
     return False
+
+
+def sharded_rows(
+    saved: list[dict[str, Any]], params: list[Tensor], fields: list[Field], chunk: Chunk
+) -> list[dict[str, Any]]:
+    """Saved states of a chunk, sharded or whole, as rows of one tensor per plane and as DTensors."""
+    shard, compute = chunk.shard, compute_dtype(params[0])
+    assert shard is not None
+    parts: list[dict[str, Any]] = [{} for _ in saved]
+    for field in fields:
+        for plane in field.planes(chunk.layout, compute):
+            key = field.spec.name + plane.suffix
+            for part, state in zip(parts, saved, strict=True):
+                value = local_of(state[key])
+                whole = is_cut(field.spec, shard) and not is_distributed(state[key])
+                part[key] = cut(value, shard) if whole else value
+    rows, _ = new_rows(len(params), local_of(params[0]), fields, shard.layout)
+    for state, part in zip(rows, parts, strict=True):
+        fill(state, part)
+        wrap(state, fields, chunk.layout, compute, shard)
+    return rows
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

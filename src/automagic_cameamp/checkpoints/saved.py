@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import storage
-from ..executors.update import Field
 from ..recipes import _carry
+from ..state.fields import Field
+from ..state.names import SUFFIXES, is_ours, split_key
 from ..storage import StateSpec
 from ..types import Layout
 
-# Longest first: a suffix may end with another.
-SUFFIXES = ("_q_residual", "_q_scale", "_q_zero", "_q", "_scale", "")
 HALF_MAX = 65504.0
 ADVICE = "Nothing was loaded."
 
 
 class CheckpointError(ValueError):
     """A state dict that does not fit this optimizer."""
-
-
-def split_key(key: str) -> tuple[str, str]:
-    """A key of a saved state -> name of the field, suffix of the plane."""
-    suffix = next(s for s in SUFFIXES if key.endswith(s))
-    return key[: len(key) - len(suffix)], suffix
 
 
 def foreign_kind(state: Mapping[Any, Any]) -> str | None:
@@ -64,12 +56,6 @@ def refuse_foreign(name: str, state: Mapping[Any, Any]) -> None:
             f"state of {name} looks like that of {KINDS[kind]}, not of this family: "
             f"automagic_cameamp.import_state(optimizer, state_dict) can take it. {ADVICE}"
         )
-
-
-@lru_cache(maxsize=256)
-def is_ours(key: Any) -> bool:
-    """Whether a key of a parameter's state is one that the family writes, the controller's memory aside."""
-    return _carry.in_family(split_key(str(key))[0])
 
 
 def apart(state: Mapping[Any, Any], wanted: Collection[str]) -> tuple[Mapping[Any, Any], dict[Any, Any]]:

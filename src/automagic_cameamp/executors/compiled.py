@@ -20,12 +20,12 @@ from torch import Tensor
 
 from ..recipes import alone
 from ..state import tensors
+from ..state.counts import directions_of
+from ..state.fields import compute_dtype
 from ..types import Phase
-from ..validate import callers_depth
-from . import update as execute
-from .searches import name_of
-from .update import Ended, Planes, Text
-from .work import Left, Outcome, Work, begun
+from .said import say
+from .update import Ended, Gathered, Planes, Text, Update, begin, end
+from .work import Outcome, Work
 
 logger = logging.getLogger("automagic_cameamp")
 DEVICES = ("cuda", "xpu")  # 'auto' compiles here; ROCm calls itself cuda
@@ -75,8 +75,8 @@ class Step(torch.nn.Module):
         rates = {name: numbers[name] for name in RATES if name in numbers}
         text = self.text._replace(hp=self.text.hp._replace(**rates))
         shared = self.shared._replace(**{k: v for k, v in numbers.items() if k not in rates})
-        result = alone(execute.begin(text, p, g, planes, shared, self.phase))
-        return execute.end(text, p, planes, result, result.ok, keys)
+        result = alone(begin(text, p, g, planes, shared, self.phase))
+        return end(text, p, planes, result, result.ok, keys)
 
 
 def compiled(step: Step, inputs: tuple[Any, ...], any_batch: bool) -> Callable[..., Any]:
@@ -177,8 +177,15 @@ class Compiled:
         self.options: dict[Any, set[Any]] = {}  # values of options that a graph was made for
         self.broken: dict[str, str] = {}
 
-    def why_not(self, work: Work) -> str | None:
-        """What of a work this executor does not do, in words; None where it does all of it."""
+    def why_not(self, work: Work) -> list[str | None]:
+        """Why this executor does not do a work, in words; None where it does all of it."""
+        return [self._why_not(work)] * len(work.chunk.params)
+
+    def words(self, p: Tensor) -> str:
+        """How a parameter is stepped."""
+        return "torch.compile of the recipe"
+
+    def _why_not(self, work: Work) -> str | None:
         chunk = work.chunk
         device = chunk.params[0].device.type
         if device in self.broken:
@@ -205,11 +212,6 @@ class Compiled:
         graph = self.graphs.get(key)
         return None if graph is None else graph.reason
 
-    def divide(self, work: Work) -> tuple[Work | None, list[Left]]:
-        """The whole of a work, or nothing of it."""
-        reason = self.why_not(work)
-        return (work, []) if reason is None else (None, [Left(work, reason)])
-
     @staticmethod
     def _key(work: Work) -> Any:
         chunk, hp = work.chunk, work.hp._replace(**dict.fromkeys(loose_rates(work.hp)))
@@ -217,7 +219,7 @@ class Compiled:
         grads = {q.grad.dtype for q in chunk.params if q.grad is not None}
         # On a CPU products of the directions are made one by one, so their number is part of the graph.
         count = len(chunk.params)
-        exactly = count if count == 1 or (p.device.type == "cpu" and name_of(work.fields)) else 0
+        exactly = count if count == 1 or (p.device.type == "cpu" and directions_of(work.fields)) else 0
         given = tuple(name for name in SHARED if getattr(work.shared, name) is not None)
         fields = tuple((field.spec._replace(initial=0), described(field.codec)) for field in work.fields)
         kind = (work.recipe.__name__, chunk.layout, p.dtype, p.device, *sorted(map(str, grads)))
@@ -231,17 +233,17 @@ class Compiled:
             yield work, ok, signals
 
     def _run(self, work: Work) -> tuple[Tensor, Any]:
-        gathered = execute.Gathered(work.chunk, work.states, work.fields)
+        gathered = Gathered(work.chunk, work.states, work.fields)
         graph = self._graph(work, gathered)
         if graph.call is None:
-            update = begun(work)
+            update = Update(work)
             return update.finish(alone(update.steps), work.keys)
         ok, signals = graph.call(*self._inputs(work, gathered))
         gathered.write_back()
         made = getattr(work.recipe, "Signals", None)
         return ok, None if made is None else made(*signals)
 
-    def _graph(self, work: Work, gathered: execute.Gathered) -> Graph:
+    def _graph(self, work: Work, gathered: Gathered) -> Graph:
         """The graph of a kind of stack, made and checked at its first use."""
         key = self._key(work)
         if key in self.graphs:
@@ -275,9 +277,9 @@ class Compiled:
         )
 
     @staticmethod
-    def _inputs(work: Work, gathered: execute.Gathered) -> tuple[Any, ...]:
+    def _inputs(work: Work, gathered: Gathered) -> tuple[Any, ...]:
         p = work.chunk.params[0]
-        compute = execute.compute_dtype(p)
+        compute = compute_dtype(p)
         numbers = {name: x for name in SHARED if (x := getattr(work.shared, name)) is not None}
         for name in loose_rates(work.hp):
             x = getattr(work.hp, name)
@@ -300,16 +302,6 @@ def described(x: Any) -> Any:
     if hasattr(x, "planes") and hasattr(x, "encode"):
         return type(x).__name__, *((k, described(v)) for k, v in sorted(vars(x).items()))
     return x
-
-
-_SAID: set[str] = set()
-
-
-def say(text: str) -> None:
-    """Warn once per process."""
-    if text not in _SAID:
-        _SAID.add(text)
-        warnings.warn(text, stacklevel=callers_depth())
 
 
 COMPILED = Compiled()

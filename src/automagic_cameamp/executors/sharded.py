@@ -7,47 +7,21 @@ wait for their sums hold their temporaries: very large models are taken in batch
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Generator, Iterator
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
-from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..checkpoints import rows as landing
-from ..recipes import Sum, has_mask, together
+from ..recipes import Sum, together
 from ..state.chunks import Chunk
-from ..state.shards import (
-    Shard,
-    cut,
-    is_cut,
-    is_distributed,
-    local_of,
-    local_parameter,
-    local_state,
-    place_of,
-    wrap,
-)
-from ..validate import callers_depth, fail
-from . import update as execute
-from . import work as backends
+from ..state.shards import Shard, local_parameter, local_state, place_of
+from .update import Update
+from .work import Outcome, Work
 
-_SAID: WeakSet[Any] = WeakSet()
 AT_ONCE = 1 << 26  # elements of whole tensors whose updates wait together, per process of the mesh
-
-# They look at neighbours in both directions or at the whole matrix, of which a process has rows.
-NEIGHBOURS: dict[str, tuple[Any, str]] = {
-    "frequency_penalty": (0.0, "damping of high frequencies"),
-    "edge_suppression": (False, "damping of edges"),
-    "lora_rank_penalty": (False, "low-rank penalty and emphasis"),
-}
-NEEDED: dict[str, tuple[Any, str]] = {
-    "lr_mask_granularity": ("element", "signs of other granularities are packed across rows"),
-    "lr_level": ("fixed", "the sample of the weights that it compares is of the whole tensor"),
-}
 
 
 class Rider(Protocol):
@@ -60,47 +34,44 @@ class Rider(Protocol):
 class _Part(NamedTuple):
     """A work on the part of its parameters that is here, and its update under way."""
 
-    work: backends.Work
-    update: execute.Update
+    work: Work
+    update: Update
 
 
-def options(optimizer: Any, hp: Any) -> Any:
-    """Options as they hold for sharded parameters.
+class Sharded:
+    """Parameters of which a process holds a part.
 
-    Raises:
-        ValueError: an option cannot be used with them.
+    Args:
+        rider: a number that travels with the first sums, or None.
     """
-    for name, (allowed, why) in NEEDED.items():
-        value = getattr(hp, name, allowed)
-        if value != allowed and (name != "lr_mask_granularity" or has_mask(hp)):
-            raise fail(name, value, f"only {allowed!r} with sharded parameters", f"Reason: {why}.")
-    on = {name: off for name, (off, _) in NEIGHBOURS.items() if getattr(hp, name, off) != off}
-    if on and optimizer not in _SAID:
-        _SAID.add(optimizer)
-        skipped = ", ".join(NEIGHBOURS[name][1] for name in on)
-        text = (
-            f"{type(optimizer).__name__}: parameters are sharded, and {skipped} would need rows "
-            "of other processes: left out for them."
-        )
-        warnings.warn(text, stacklevel=callers_depth())
-    return hp._replace(**on)
+
+    name = "sharded"
+
+    def __init__(self, rider: Rider | None = None) -> None:
+        self.rider = rider
+
+    def why_not(self, work: Work) -> list[str | None]:
+        """Only these."""
+        return [None if work.chunk.shard is not None else "whole parameters"] * len(work.chunk.params)
+
+    def words(self, p: Tensor) -> str:
+        """How a parameter is stepped."""
+        return "the recipe on the part that is here, sums over all processes"
+
+    def run(self, works: list[Work]) -> Iterator[Outcome]:
+        """Update parameters and their states in place; one outcome per work."""
+        for _, members in groupby(sorted(works, key=_mesh_key), key=_mesh_key):
+            for batch in _batches(list(members)):
+                parts = [_part(work) for work in batch]
+                rider, self.rider = self.rider, None
+                for part, result in zip(parts, _exchanges(parts, rider), strict=True):
+                    ok, signals = part.update.finish(result, part.work.keys)
+                    yield part.work, ok, signals
 
 
-def run(works: list[backends.Work], rider: Rider | None = None) -> Iterator[backends.Outcome]:
-    """Update sharded parameters and their states in place; one outcome per work."""
-    for _, members in groupby(sorted(works, key=_mesh_key), key=_mesh_key):
-        for batch in _batches(list(members)):
-            parts = [_part(work) for work in batch]
-            results = _exchanges(parts, rider)
-            rider = None
-            for part, result in zip(parts, results, strict=True):
-                ok, signals = part.update.finish(result, part.work.keys)
-                yield part.work, ok, signals
-
-
-def _batches(works: list[backends.Work]) -> Iterator[list[backends.Work]]:
+def _batches(works: list[Work]) -> Iterator[list[Work]]:
     """Works whose updates wait together; the same on every process, for it goes by whole tensors."""
-    batch: list[backends.Work] = []
+    batch: list[Work] = []
     held = 0
     for work in works:
         size = len(work.chunk.params) * work.chunk.layout.numel // _shard(work.chunk).mesh.size()
@@ -167,27 +138,7 @@ def _crosses(s: Sum, shard: Shard) -> bool:
     return place_of(shard).split in s.over
 
 
-def load_rows(
-    saved: list[dict[str, Any]], params: list[Tensor], fields: list[execute.Field], chunk: Chunk
-) -> list[dict[str, Any]]:
-    """Saved states of a chunk, sharded or whole, as rows of one tensor per plane and as DTensors."""
-    shard, compute = _shard(chunk), execute.compute_dtype(params[0])
-    parts: list[dict[str, Any]] = [{} for _ in saved]
-    for field in fields:
-        for plane in field.planes(chunk.layout, compute):
-            key = field.spec.name + plane.suffix
-            for part, state in zip(parts, saved, strict=True):
-                value = local_of(state[key])
-                whole = is_cut(field.spec, shard) and not is_distributed(state[key])
-                part[key] = cut(value, shard) if whole else value
-    rows = landing.new_rows(len(params), local_of(params[0]), fields, shard.layout)
-    for state, part in zip(rows, parts, strict=True):
-        landing.fill(state, part)
-        wrap(state, fields, chunk.layout, compute, shard)
-    return rows
-
-
-def _mesh_key(work: backends.Work) -> tuple[int, ...]:
+def _mesh_key(work: Work) -> tuple[int, ...]:
     """Works on one mesh stand together, in the same order on every process."""
     shard = _shard(work.chunk)
     return tuple(shard.mesh.mesh.flatten().tolist())
@@ -198,9 +149,9 @@ def _shard(chunk: Chunk) -> Shard:
     return chunk.shard
 
 
-def _part(work: backends.Work) -> _Part:
+def _part(work: Work) -> _Part:
     chunk = work.chunk._replace(
         params=[local_parameter(p) for p in work.chunk.params], layout=_shard(work.chunk).layout
     )
     states = [local_state(state) for state in work.states]
-    return _Part(work, backends.begun(work, chunk, states))
+    return _Part(work, Update(work, chunk, states))

@@ -9,29 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import storage
 from ..recipes import Steps
-from ..state import stacks as arena
-from ..state import tensors
+from ..state import stacks, tensors
 from ..state.chunks import Chunk
+from ..state.fields import Field, compute_dtype, stack_params
 from ..state.random_bits import random_bits, stochastic_round
 from ..storage import CORRECTION
 from ..storage.rounding import join, split
 from ..types import Layout, Phase
-
-
-class Field(NamedTuple):
-    """One field of a recipe's state with its storage."""
-
-    spec: storage.StateSpec
-    codec: storage.Codec | None
-
-    def planes(self, layout: Layout, compute: torch.dtype) -> tuple[storage.Plane, ...]:
-        """Stored tensors of the field; a plain field is one plane."""
-        if self.codec is not None:
-            return self.codec.planes(layout)
-        dtype = self.spec.dtype or compute
-        return (storage.Plane("", self.spec.stack_shape(layout), self.spec.own_shape(layout), dtype),)
+from .work import Work
 
 
 class Rows(NamedTuple):
@@ -53,83 +39,6 @@ class Noise(NamedTuple):
         """int32 bits of this shape."""
         count = math.prod(shape[1:])
         return random_bits(self.keys ^ salt, self.step, count, self.first).view(shape)
-
-
-def compute_dtype(p: Tensor) -> torch.dtype:
-    """Type of the arithmetic: fp32, or fp64 for fp64 parameters."""
-    return torch.float64 if p.dtype == torch.float64 else torch.float32
-
-
-def fields_of(
-    recipe: ModuleType, layout: Layout, hp: Any, policy: storage.Policy, by_rows: bool = False
-) -> list[Field]:
-    """Fields of a parameter of this layout under these options and this storage."""
-    return [Field(spec, storage.choose(spec, layout, policy, by_rows)) for spec in recipe.specs(layout, hp)]
-
-
-def stack_params(params: list[Tensor], layout: Layout, compute: torch.dtype | None) -> Tensor:
-    """[B,K,m,n] in this type, or in their own; a copy, except of a single contiguous tensor."""
-    shape = (len(params), *layout.view)
-    if len(params) == 1:
-        stack = tensors.plain(params[0]).reshape(shape)
-    else:
-        stack = torch.stack([tensors.plain(p) for p in params]).reshape(shape)
-    return stack if compute is None else stack.to(compute)
-
-
-def allocate_state(
-    states: list[dict[str, Any]], p: Tensor, fields: list[Field], layout: Layout
-) -> dict[str, Tensor]:
-    """Storage for fresh states, as rows of one tensor per plane; not filled yet.
-
-    All of a model is allocated before anything is computed: planes that live for the whole run,
-    laid between short-lived stacks, would leave the heap full of holes.
-    """
-    stacks: dict[str, Tensor] = {}
-    for field in fields:
-        for plane in field.planes(layout, compute_dtype(p)):
-            stack = torch.empty((len(states), *plane.shape), dtype=plane.dtype, device=p.device)
-            stacks[field.spec.name + plane.suffix] = stack
-            for state, row in zip(states, arena.rows_of(stack, plane.own_shape), strict=True):
-                state[field.spec.name + plane.suffix] = row
-    return stacks
-
-
-def fill_state(
-    stacks: dict[str, Tensor],
-    params: list[Tensor],
-    recipe: ModuleType,
-    fields: list[Field],
-    layout: Layout,
-) -> None:
-    """First values of allocated states."""
-    compute = compute_dtype(params[0])
-    for field in fields:
-        spec, codec = field
-        planes = field.planes(layout, compute)
-        if codec is None:
-            value = recipe.initial(spec.name, params, layout)
-            if value is None:
-                stacks[spec.name].fill_(spec.initial)
-            else:
-                stacks[spec.name].copy_(value)
-            continue
-        # Every element starts alike, so one parameter's code serves all.
-        shape = (1, *spec.stack_shape(layout))
-        one = torch.full(shape, spec.initial, dtype=torch.float32, device=params[0].device)
-        for plane, coded in zip(planes, codec.encode(one), strict=True):
-            stacks[spec.name + plane.suffix].copy_(coded)
-
-
-def check_complete(states: list[dict[str, Any]], fields: list[Field], layout: Layout) -> None:
-    """Refuse options that ask for a field which the state, made under other options, does not have."""
-    for field in fields:
-        keys = {field.spec.name + plane.suffix for plane in field.planes(layout, torch.float32)}
-        if any(not keys <= state.keys() for state in states):
-            raise RuntimeError(
-                f"the options of a group have changed and now need the state {field.spec.name!r}, which was "
-                "not kept so far: change them with convert_state."
-            )
 
 
 class Text(NamedTuple):
@@ -261,7 +170,7 @@ class Gathered:
             rows = []
             for plane in field.planes(layout, compute_dtype(first)):
                 held = [state[field.spec.name + plane.suffix] for state in states]
-                rows.append(Rows(held, *arena.stacked(held, plane.shape)))
+                rows.append(Rows(held, *stacks.stacked(held, plane.shape)))
             self.rows[field.spec.name] = rows
 
     @property
@@ -274,7 +183,7 @@ class Gathered:
         for name, stored in ended.planes.items():
             if stored is not None:
                 for (rows, stack, in_place), new in zip(self.rows[name], stored, strict=True):
-                    arena.write(rows, stack, in_place, new)
+                    stacks.write(rows, stack, in_place, new)
         if self.wrapped:
             _write_wrappers(self.params, ended.p, keep)
         else:
@@ -285,39 +194,29 @@ class Gathered:
         for rows in self.rows.values():
             for row in rows:
                 if not row.in_place:
-                    arena.write(row.rows, row.stack, False, row.stack)
+                    stacks.write(row.rows, row.stack, False, row.stack)
         if self.p.data_ptr() != self.params[0].data_ptr():
             write_params(self.params, self.p, None)
 
 
 class Update:
-    """The update of one chunk, begun: its stacks, and the recipe's steps.
+    """The update of one stack, begun: its tensors, and the recipe's steps.
 
     Args:
-        chunk, states, fields: as in ``Gathered``.
-        recipe: module with ``update``.
-        shared: the recipe's scalars over all parameters.
-        hp: the recipe's options.
-        rounds: whether the weights are rounded stochastically.
-        phase: where the whole stack stands, or MIXED.
+        work: what is to be done.
+        chunk: other parameters in the place of its own, where given: the parts of sharded ones.
+        states: other states in the place of its own.
     """
 
     def __init__(
-        self,
-        chunk: Chunk,
-        states: list[dict[str, Any]],
-        recipe: ModuleType,
-        fields: list[Field],
-        shared: Any,
-        hp: Any,
-        rounds: bool,
-        phase: Phase,
+        self, work: Work, chunk: Chunk | None = None, states: list[dict[str, Any]] | None = None
     ) -> None:
-        self.gathered = Gathered(chunk, states, fields)
-        rounds = rounds and not self.gathered.wrapped  # those round by themselves
-        self.text = Text(recipe, fields, hp, chunk.layout, chunk.params[0].dtype, rounds)
+        chunk = work.chunk if chunk is None else chunk
+        self.gathered = Gathered(chunk, work.states if states is None else states, work.fields)
+        rounds = work.rounds and not self.gathered.wrapped  # those round by themselves
+        self.text = Text(work.recipe, work.fields, work.hp, chunk.layout, chunk.params[0].dtype, rounds)
         self.planes = self.gathered.planes
-        self.steps = begin(self.text, self.gathered.p, self.gathered.g, self.planes, shared, phase)
+        self.steps = begin(self.text, self.gathered.p, self.gathered.g, self.planes, work.shared, work.phase)
 
     def finish(self, result: Any, keys: Tensor | None) -> tuple[Tensor, Any]:
         """Write the recipe's result into parameters and states.
@@ -365,11 +264,3 @@ def write_params(params: list[Tensor], new: Tensor, noise: Noise | None) -> None
             p.copy_(row)
         return
     torch._foreach_copy_(params, rows)
-
-
-def as_vector(values: list[tuple[Tensor, int]], like: Tensor) -> Tensor:
-    """Numbers of many parameters as one vector on one device."""
-    numbers = [v for v, _ in values]
-    if not (like.is_cpu and all(v.is_cpu for v in numbers)):
-        numbers = [v.to(like.device) for v in numbers]
-    return torch.stack(numbers)

@@ -1,7 +1,7 @@
-"""Who executes the updates of a step: a backend per device and set of options.
+"""What executors are given and give back: the update of a stack, and what became of it.
 
-The recipe and its techniques define the arithmetic; ``execute`` runs them in plain torch and is the
-reference. Other backends may be faster, never different: tests hold them in lock-step with it.
+The recipe and its techniques define the arithmetic; ``update`` runs them in plain torch and is the reference.
+Other executors may be faster, never different: tests hold them in lock-step with it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..recipes import alone
+from ..state import tensors
 from ..state.chunks import Chunk
+from ..state.counts import directions_of
+from ..state.fields import LOW_PRECISION, Field
+from ..state.model import Group, Model
 from ..types import Phase
-from . import update as execute
 
 
 class Work(NamedTuple):
@@ -41,7 +43,7 @@ class Work(NamedTuple):
     members: int
     states: list[dict[str, Any]]
     recipe: ModuleType
-    fields: list[execute.Field]
+    fields: list[Field]
     shared: Any
     hp: Any
     keys: Tensor | None
@@ -50,7 +52,7 @@ class Work(NamedTuple):
 
 
 class Left(NamedTuple):
-    """A work, or part of one, that a backend does not take; and why, in words."""
+    """A work, or part of one, that an executor does not take; and why, in words."""
 
     work: Work
     reason: str
@@ -75,20 +77,40 @@ def part(work: Work, places: Sequence[int]) -> Work:
     )
 
 
-def begun(
-    work: Work, chunk: Chunk | None = None, states: list[dict[str, Any]] | None = None
-) -> execute.Update:
-    """The update of a work, eagerly; of other tensors in the place of its own where these are given."""
-    return execute.Update(
-        work.chunk if chunk is None else chunk,
-        work.states if states is None else states,
-        work.recipe,
-        work.fields,
-        work.shared,
-        work.hp,
-        work.rounds,
-        work.phase,
+def work_of(model: Model, group: Group, chunk: Chunk, active: list[int], shared: Any) -> Work:
+    """The update of the active members of a stack, whose states are there.
+
+    Args:
+        model: theirs.
+        group: of the stack.
+        chunk: the whole stack.
+        active: positions of the members.
+        shared: the recipe's scalars over all parameters.
+    """
+    members = chunk._replace(
+        params=[chunk.params[i] for i in active], indices=[chunk.indices[i] for i in active]
     )
+    hp, fields = model.options(group, chunk), model.fields(group, chunk)
+    held = model.held(members.params, fields, chunk)
+    if directions_of(fields):
+        shared = shared._replace(refresh=model.kept.searches.due(held, group["sync_frequency"]))
+    first = members.params[0]
+    apart = chunk.shard is None and tensors.is_wrapper(first)  # rounds by itself
+    rounds = first.dtype in LOW_PRECISION and not apart and model.config.stochastic_rounding is not False
+    coded = any(f.codec is not None and f.codec.random for f in fields)
+    keys = model.keys(members) if rounds or coded else None
+    phase = model.kept.phases.of(held, hp.warmup_steps)
+    return Work(
+        members, active, len(chunk.params), held, model.recipe, fields, shared, hp, keys, rounds, phase
+    )
+
+
+def glance(model: Model, group: Group, chunk: Chunk) -> Work:
+    """The update of all members of a stack, to be looked at, not run: state may not be there yet."""
+    states = [model.state.get(p) or {} for p in chunk.params]
+    every = list(range(len(states)))
+    hp, fields = model.options(group, chunk), model.fields(group, chunk)
+    return Work(chunk, every, len(every), states, model.recipe, fields, None, hp, None, False)
 
 
 Outcome = tuple[Work, Tensor, Any]  # the work, [B] bool usable gradient, the recipe's signals
@@ -113,13 +135,17 @@ class Folded:
         return cls(sketch, sum(part.square for part in parts), sum(part.bad for part in parts))
 
 
-class Backend(Protocol):
+class Executor(Protocol):
     """Something that executes updates."""
 
     name: str
 
-    def divide(self, work: Work) -> tuple[Work | None, list[Left]]:
-        """The part that this backend can execute as the reference would, and what is left."""
+    def why_not(self, work: Work) -> list[str | None]:
+        """For each member, why it cannot be executed here as the reference would, in words; None: it can."""
+        ...
+
+    def words(self, p: Tensor) -> str:
+        """How a parameter is stepped here, in words."""
         ...
 
     def run(self, works: list[Work]) -> Iterator[Outcome]:
@@ -127,55 +153,10 @@ class Backend(Protocol):
         ...
 
 
-class Reference:
-    """Plain torch, chunk by chunk."""
-
-    name = "reference"
-
-    def divide(self, work: Work) -> tuple[Work | None, list[Left]]:
-        """Everything."""
-        return work, []
-
-    def run(self, works: list[Work]) -> Iterator[Outcome]:
-        """One chunk after the other."""
-        for w in works:
-            update = begun(w)
-            ok, signals = update.finish(alone(update.steps), w.keys)
-            yield w, ok, signals
-
-
-REFERENCE = Reference()
-
-
-def available(engine: str, works: list[Work]) -> tuple[Backend, ...]:
-    """Backends for this setting, the preferred one first; the reference takes what is left."""
-    on_cpu = any(work.chunk.params[0].device.type == "cpu" for work in works)
-    from .native import plan as native  # only where it is needed: an import of the package stays light
-
-    kernels: tuple[Backend, ...] = (native.Native(engine),) if on_cpu and native.ready(engine) else ()
-    devices = {work.chunk.params[0].device.type for work in works}
-    if engine == "compiled" or (engine == "auto" and devices - {"cpu"}):
-        from . import compiled
-
-        kernels = (*kernels, compiled.COMPILED)
-    return (*kernels, REFERENCE)
-
-
-def run(engine: str, works: list[Work]) -> Iterator[Outcome]:
-    """Give what each backend takes of every work to it, and run them."""
-    for _, outcome in ranked(engine, works):
-        yield outcome
-
-
-def ranked(engine: str, works: list[Work]) -> Iterator[tuple[int, Outcome]]:
-    """The same, with the place of the backend among those available."""
-    for rank, backend in enumerate(available(engine, works)):
-        taken: list[Work] = []
-        waiting: list[Work] = []
-        for work in works:
-            mine, left = backend.divide(work)
-            taken += [] if mine is None else [mine]
-            waiting += [rest for rest, _ in left]
-        works = waiting
-        for outcome in backend.run(taken) if taken else ():
-            yield rank, outcome
+def divide(executor: Executor, work: Work) -> tuple[Work | None, list[Left]]:
+    """What of a work an executor takes, and the rest by reason."""
+    places: dict[str | None, list[int]] = {}
+    for i, reason in enumerate(executor.why_not(work)):
+        places.setdefault(reason, []).append(i)
+    taken = part(work, places[None]) if None in places else None
+    return taken, [Left(part(work, rows), reason) for reason, rows in places.items() if reason is not None]

@@ -51,7 +51,7 @@ def memory_stats(entries: list[tuple[Tensor, dict[str, Any], list[Any]]]) -> dic
     """Memory of the state tensors really held.
 
     Args:
-        entries: per parameter: the parameter, its state, its fields (``execute.Field``).
+        entries: per parameter: the parameter, its state, its fields (``Field``).
     """
     quantized = high = as_fp32 = quantized_params = high_params = 0
     for p, state, fields in entries:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..executors.update import Field, compute_dtype, stack_params
 from ..recipes import _read
+from ..state.fields import Field, compute_dtype, stack_params
 from ..storage import Codec, ErrorCorrected, StateSpec
 from ..types import Layout
 

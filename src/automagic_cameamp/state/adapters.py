@@ -7,13 +7,10 @@ answer stays: a group that is added later changes nothing of what runs.
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 from ..lora import is_embedding, kind_of, mark_of, table_of_name
 from ..validate import callers_depth
@@ -21,7 +18,6 @@ from ..validate import callers_depth
 if TYPE_CHECKING:
     from .pairs import Shapes
 
-logger = logging.getLogger("automagic_cameamp")
 Kinds = list[list[Any]]  # how a parameter is known as a LoRA's, or None
 MARK, NAME, SHAPE = "mark", "name", "shape"
 FLIPPED = (
@@ -60,49 +56,51 @@ class LoraReport:
 
 
 class Adapters:
-    """The part of the optimizer that knows a LoRA."""
+    """What an optimizer knows of LoRAs among its parameters.
 
-    param_groups: list[dict[str, Any]]
-    state: defaultdict[Tensor, Any]
-    config: Any
-    _steps: int
-    _by_shape: list[frozenset[int]] | None = None
-    _copied_lora: list[frozenset[int]] | None = None  # what a copy knows of the original
+    Args:
+        copied: positions per group that the original of a copy took for a LoRA's: a deep copy of parameters
+            carries no marks.
+    """
 
-    def lora_report(self) -> LoraReport:
-        """Which parameters are taken for a LoRA's, and how they were known.
+    def __init__(self, copied: list[frozenset[int]] | None = None) -> None:
+        self.copied = copied
+        self._by_shape: list[frozenset[int]] | None = None
 
-        ALLoRA's row gain and the low-rank terms act on them alone.
-        """
-        found = [kind for kinds in self._lora() for kind in kinds]
-        tables = sum(
-            bool(table_of(group, i)) for group in self.param_groups for i in range(len(group["params"]))
-        )
-        mark, name, shape = map(found.count, (MARK, NAME, SHAPE))
-        return LoraReport(len(found), mark + name + shape, mark, name, shape, tables)
-
-    def _lora(self, groups: list[dict[str, Any]] | None = None) -> Kinds:
+    def kinds(self, groups: Sequence[dict[str, Any]], started: bool) -> Kinds:
         """Per group, per parameter: how it is known as a LoRA's; None: it is none.
 
         Args:
             groups: the optimizer's groups, or copies of them with the same parameters.
+            started: whether a parameter has state.
         """
-        groups = self.param_groups if groups is None else groups
         found = [_told(group) for group in groups]
-        if self._copied_lora is not None:  # marks do not survive a deep copy of the parameters
-            for kinds, positions in zip(found, self._copied_lora, strict=False):
+        if self.copied is not None:
+            for kinds, positions in zip(found, self.copied, strict=False):
                 for i in positions:
                     if i < len(kinds) and kinds[i] is None:
                         kinds[i] = MARK
-        for kinds, positions in zip(found, self._shapes(groups, found), strict=True):
+        for kinds, positions in zip(found, self._shapes(groups, found, started), strict=True):
             for i in positions:
                 if kinds[i] is None:
                     kinds[i] = SHAPE
         return [[kind or None for kind in kinds] for kinds in found]
 
-    def _shapes(self, groups: list[dict[str, Any]], told: Kinds) -> list[frozenset[int]]:
+    def remembered(self, groups: Sequence[dict[str, Any]], started: bool) -> list[frozenset[int]]:
+        """What a copy has to be told."""
+        found = self.kinds(groups, started)
+        return [frozenset(i for i, kind in enumerate(kinds) if kind) for kinds in found]
+
+    def report(self, groups: Sequence[dict[str, Any]], started: bool) -> LoraReport:
+        """Which parameters are taken for a LoRA's, and how they were known."""
+        found = [kind for kinds in self.kinds(groups, started) for kind in kinds]
+        tables = sum(bool(table_of(group, i)) for group in groups for i in range(len(group["params"])))
+        mark, name, shape = map(found.count, (MARK, NAME, SHAPE))
+        return LoraReport(len(found), mark + name + shape, mark, name, shape, tables)
+
+    def _shapes(self, groups: Sequence[dict[str, Any]], told: Kinds, started: bool) -> list[frozenset[int]]:
         """Positions in each group whose shapes say LoRA."""
-        kept = self._by_shape if self.state else None
+        kept = self._by_shape if started else None
         if kept is not None and len(kept) == len(groups):
             return kept
         if any(kind for kinds in told for kind in kinds):
@@ -116,28 +114,6 @@ class Adapters:
             now = [*kept, *now[len(kept) :]]
         self._by_shape = now
         return now
-
-    def _remembered(self) -> list[frozenset[int]]:
-        """What a copy of this optimizer has to know: its parameters carry no marks."""
-        return [frozenset(i for i, kind in enumerate(kinds) if kind) for kinds in self._lora()]
-
-    def _lost_lora(self, dropped: list[str]) -> str:
-        """A hint where a saved run took parameters for a LoRA's that this one does not."""
-        wanted = any(group.get("lora_rank_penalty") for group in self.param_groups)
-        if not wanted or not {"lowrank_basis", "lowrank_tail"} & set(dropped):
-            return ""
-        return (
-            f". The saved run took more parameters for a LoRA's than this one ({self.lora_report()}): where "
-            "marks were lost, call automagic_cameamp.mark_lora(model) before the optimizer is built"
-        )
-
-    def _tell_lora(self) -> None:
-        """One line of log at the first step: with ``verbose``, or where only shapes told."""
-        if self._steps:
-            return
-        found = self.lora_report()
-        if self.config.verbose or found.by_shape:
-            logger.info("%s: %s", type(self).__name__, found)
 
 
 def _told(group: dict[str, Any]) -> list[Any]:

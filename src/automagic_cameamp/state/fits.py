@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..executors import update as execute
 from ..storage import CORRECTION
-from ..training.precision import LOW_PRECISION
 from ..types import Layout
 from ..validate import callers_depth
 from . import memory, tensors
 from .chunks import Chunk
+from .fields import LOW_PRECISION, Field, compute_dtype
+from .model import Model
 from .shards import is_distributed
 
 _DTYPE, _SHAPE, _DEVICE = map(attrgetter, ("dtype", "shape", "device"))
@@ -55,63 +54,63 @@ def types_of(params: Iterable[Tensor]) -> Types:
     return {id(p): p.dtype for p in params}
 
 
-def check(optimizer: Any, plan: Plan, every: bool = False) -> None:
+def check(model: Model, plan: Plan, every: bool = False) -> None:
     """Refuse state that does not fit its parameter; carry it where the parameter changed its type.
 
     Args:
-        optimizer: its state is read; it is changed only where everything fits or can be carried.
+        model: its state is read; it is changed only where everything fits or can be carried.
         plan: all chunks of all groups.
         every: also look at parameters that have no gradient, but may get one before the step ends.
 
     Raises:
         RuntimeError: something does not fit; nothing was changed.
     """
-    params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    params = model.params()
     now = types_of(params)
-    known: Types = optimizer._types
+    known: Types = model.kept.types
     changed = [] if known == now else [p for p in params if known.get(id(p), p.dtype) != p.dtype]
-    changed = [p for p in changed if optimizer.state.get(p)]
-    _refuse_masters(optimizer, changed, known)
+    changed = [p for p in changed if model.state.get(p)]
+    _refuse_masters(model, changed, known)
     ids = set(map(id, changed))
     repairs: list[Repair] = []
     for group, chunk in plan:
         members = [
             (i, p)
             for i, p in zip(chunk.indices, chunk.params, strict=True)
-            if (p.grad is not None or (every and p.requires_grad) or id(p) in ids) and optimizer.state.get(p)
+            if (p.grad is not None or (every and p.requires_grad) or id(p) in ids) and model.state.get(p)
         ]
         if members:
-            repairs += _check_chunk(optimizer, group, chunk, members, known, ids)
+            repairs += _check_chunk(model, group, chunk, members, known, ids)
     if changed:
-        _announce(optimizer, changed, known)
+        _announce(model, changed, known)
     for state, key, dtype, device in repairs:
         state[key] = state[key].to(device=device, dtype=dtype)
-    optimizer._types = now
+    model.kept.types = now
 
 
 def _check_chunk(
-    optimizer: Any,
+    model: Model,
     group: dict[str, Any],
     chunk: Chunk,
     members: list[tuple[int, Tensor]],
     known: Types,
     changed: set[int],
 ) -> list[Repair]:
-    states = [optimizer.state[p] for _, p in members]
+    states = [model.state[p] for _, p in members]
     first = chunk.params[0]
-    expected = list(_expected(optimizer._fields(group, chunk), chunk.layout, execute.compute_dtype(first)))
+    expected = list(_expected(model.fields(group, chunk), chunk.layout, compute_dtype(first)))
     local = None if chunk.shard is not None else first.device
     if local is not None and all(_all_fit(states, plane, local) for plane in expected):
         return []
     repairs: list[Repair] = []
     for (i, p), state in zip(members, states, strict=True):
-        name = optimizer._name_of(i)
+        name = model.name_at(i)
         may_follow = id(p) in changed or id(p) not in known
         repairs += _check_one(name, p, chunk.layout, state, expected, may_follow)
     return repairs
 
 
-def _expected(fields: list[execute.Field], layout: Layout, compute: torch.dtype) -> Iterable[_Expected]:
+def _expected(fields: list[Field], layout: Layout, compute: torch.dtype) -> Iterable[_Expected]:
     for field in fields:
         follows = field.codec is None and field.spec.dtype is None
         for plane in field.planes(layout, compute):
@@ -155,7 +154,7 @@ def _check_one(
             raise _resized(name, p, key, state[key].shape, plane.shape)
     if len(held) < len(wanted):
         _refuse_leftovers(name, p, layout, state, wanted)
-        return []  # the options have changed: ``execute.check_complete`` says which field they need
+        return []  # the options have changed: ``check_complete`` says which field they need
     for key in held:
         if not is_distributed(state[key]) and (state[key].is_meta or not tensors.in_memory(state[key])):
             raise RuntimeError(
@@ -165,7 +164,7 @@ def _check_one(
             )
     wrong = {key for key, plane in held.items() if state[key].dtype != plane.dtype}
     follow = {key for key, plane in held.items() if plane.follows}
-    other = _WIDE[execute.compute_dtype(p)]
+    other = _WIDE[compute_dtype(p)]
     as_one = wrong == follow and all(state[key].dtype == other for key in wrong)
     if wrong and not (may_follow and as_one):
         key = min(wrong, key=list(held).index)
@@ -205,12 +204,12 @@ def _refuse_leftovers(
             raise _resized(name, p, key, value.shape, None)
 
 
-def _refuse_masters(optimizer: Any, changed: list[Tensor], known: Types) -> None:
+def _refuse_masters(model: Model, changed: list[Tensor], known: Types) -> None:
     """Weights of 24 bits are two parts, of which only one changed its type."""
-    if optimizer.config.master_weight_bits != 24:
+    if model.config.master_weight_bits != 24:
         return
     ids = {id(p) for p in changed if p.dtype in LOW_PRECISION or known[id(p)] in LOW_PRECISION}
-    for name, p in optimizer._named():
+    for name, p in model.named():
         if id(p) in ids:
             raise RuntimeError(
                 f"parameter {name} has the type {p.dtype} now and had {known[id(p)]}: with "
@@ -219,12 +218,12 @@ def _refuse_masters(optimizer: Any, changed: list[Tensor], known: Types) -> None
             )
 
 
-def _announce(optimizer: Any, changed: list[Tensor], known: Types) -> None:
+def _announce(model: Model, changed: list[Tensor], known: Types) -> None:
     """Say once per change that state was carried over."""
-    name = next(n for n, q in optimizer._named() if q is changed[0])
+    name = model.name(changed[0])
     more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
     warnings.warn(
-        f"{type(optimizer).__name__}: parameter {name}{more} changed its type in mid-run, from "
+        f"{model.called}: parameter {name}{more} changed its type in mid-run, from "
         f"{known[id(changed[0])]} to {changed[0].dtype}: its state is carried over, and checkpoints are of "
         "the new type from now on.",
         stacklevel=callers_depth(),

@@ -13,18 +13,19 @@ from .. import aliases, configs, foreign
 from ..types import Layout
 from ..validate import callers_depth, fail
 from . import kinds
+from .model import Model
 
 
-def new_group(optimizer: Any, param_group: dict[str, Any]) -> dict[str, Any]:
+def new_group(model: Model, param_group: dict[str, Any]) -> dict[str, Any]:
     """A group as the optimizer holds it, its options checked like the constructor's."""
-    config_class = optimizer.config_class
+    config_class = model.owner.config_class
     known, whole = {f.name for f in fields(config_class)}, set(configs.engine_options(config_class))
     spoken = {name: value for name, value in param_group.items() if name not in whole}
     kept = {name: param_group[name] for name in param_group.keys() & whole}
     param_group = {**kept, **aliases.understood(config_class, spoken, "parameter group")}
     own = param_group.keys() & whole
     for name in own:  # ZeroRedundancyOptimizer writes all options into groups
-        mine = getattr(optimizer.config, name, None)
+        mine = getattr(model.config, name, None)
         if type(param_group[name]) is not type(mine) or param_group[name] != mine:
             raise fail(f"group[{name!r}]", param_group[name], "it belongs to the optimizer, not to a group")
     param_group = {name: value for name, value in param_group.items() if name not in own}
@@ -39,15 +40,15 @@ def new_group(optimizer: Any, param_group: dict[str, Any]) -> dict[str, Any]:
         raise TypeError("parameters in a set have no order that a checkpoint could keep: pass a list.")
     group = configs.checked_group(config_class, param_group, "parameter group")
     group["params"] = [params] if isinstance(params, Tensor) else list(params)
-    group["params"] = kinds.check_parameters(optimizer, group["params"])
-    merged = {**optimizer.defaults, **group}
+    group["params"] = kinds.check_parameters(model, group["params"])
+    merged = {**model.owner.defaults, **group}
     configs.check_together(merged, "in the group")
     # What schedules are measured against; a scheduler may change lr and betas from the first step on.
     for name, value in (("base_lr", float(merged["lr"])), ("base_beta1", merged["betas"][0]), ("clock", 0)):
         group.setdefault(name, value)
         merged[name] = group[name]
     check_rate(merged)
-    optimizer.recipe.specs(Layout.of(()), optimizer._hyper(merged, lora=False))  # what excludes each other
+    model.recipe.specs(Layout.of(()), model.hyper(merged, lora=False))  # what excludes each other
     return group
 
 

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from ..validate import callers_depth, fail
 from . import tensors
+from .model import Model
 from .shards import is_distributed, local_of
 
 _DTYPE, _LAYOUT, _NESTED, _SHAPE = map(attrgetter, ("dtype", "layout", "is_nested", "shape"))
@@ -30,7 +31,7 @@ def matrices(groups: Iterable[dict[str, Any]]) -> list[bool]:
     return [any(p.dim() > 1 for p in group["params"]) for group in groups]
 
 
-def check_parameters(optimizer: Any, params: Iterable[Any]) -> list[Any]:
+def check_parameters(model: Model, params: Iterable[Any]) -> list[Any]:
     """``check_parameter`` for those of a new group, as (name, parameter) or without names.
 
     Returns:
@@ -40,7 +41,7 @@ def check_parameters(optimizer: Any, params: Iterable[Any]) -> list[Any]:
     Raises:
         ValueError: one of them cannot be optimized.
     """
-    first = sum(len(group["params"]) for group in optimizer.param_groups)
+    first = sum(len(group["params"]) for group in model.groups)
     seen: dict[int, str] = {}
     once: list[Any] = []
     for number, given in enumerate(params, first):
@@ -54,7 +55,7 @@ def check_parameters(optimizer: Any, params: Iterable[Any]) -> list[Any]:
             warnings.warn(text, stacklevel=callers_depth())
             continue
         seen[id(p)] = str(name)
-        check_parameter(p, name, optimizer.config)
+        check_parameter(p, name, model.config)
         once.append(given)
     return once
 
@@ -222,11 +223,11 @@ def check_gradient(p: Tensor, name: str) -> None:
         )
 
 
-def before_step(optimizer: Any, only: Tensor | None = None) -> None:
+def before_step(model: Model, only: Tensor | None = None) -> None:
     """Refuse what cannot be updated, before anything is.
 
     Args:
-        optimizer: its parameters and their gradients are looked at.
+        model: its parameters and their gradients are looked at.
         only: the one parameter that is to be updated, instead of all.
 
     Raises:
@@ -234,13 +235,13 @@ def before_step(optimizer: Any, only: Tensor | None = None) -> None:
         RuntimeError: a gradient is.
     """
     if only is None:
-        check_groups(optimizer)
-    params = [p for group in optimizer.param_groups for p in group["params"]] if only is None else [only]
+        check_groups(model)
+    params = model.params() if only is None else [only]
     weights = [p for p in params if p.grad is not None]
     grads = [p.grad for p in weights]
     if not weights or are_usual(weights, grads):  # type: ignore[arg-type]
         return
-    for name, p in optimizer._named():
+    for name, p in model.named():
         if p.grad is not None and (only is None or p is only):
             check_weight(p, name)
             if tensors.is_freed(p):
@@ -250,12 +251,12 @@ def before_step(optimizer: Any, only: Tensor | None = None) -> None:
             check_gradient(p, name)
 
 
-def check_groups(optimizer: Any) -> None:
+def check_groups(model: Model) -> None:
     """Refuse parameters that were flattened after the optimizer was built."""
     if not sys.modules.keys().isdisjoint(FLATTENERS):
-        for name, p in optimizer._named():
+        for name, p in model.named():
             check_whole(p, name)
-    for number, (group, matrices) in enumerate(zip(optimizer.param_groups, optimizer._matrices, strict=True)):
+    for number, (group, matrices) in enumerate(zip(model.groups, model.kept.matrices, strict=True)):
         if matrices and is_rewritten(group["params"]):
             name = f"0 of group {number}, of shape {tuple(group['params'][0].shape)} now,"
             raise ValueError(flat(name, "a program (DeepSpeed's ZeRO, or the like) flattens"))

@@ -9,14 +9,29 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..recipes import has_mask
 from ..storage import StateSpec
 from ..types import Layout, Place
+from ..validate import callers_depth, fail
+
+SHARDED = "sharded"  # key of what is said once
+# They look at neighbours in both directions or at the whole matrix, of which a process has rows.
+NEIGHBOURS: dict[str, tuple[Any, str]] = {
+    "frequency_penalty": (0.0, "damping of high frequencies"),
+    "edge_suppression": (False, "damping of edges"),
+    "lora_rank_penalty": (False, "low-rank penalty and emphasis"),
+}
+NEEDED: dict[str, tuple[Any, str]] = {
+    "lr_mask_granularity": ("element", "signs of other granularities are packed across rows"),
+    "lr_level": ("fixed", "the sample of the weights that it compares is of the whole tensor"),
+}
 
 
 class Shard(NamedTuple):
@@ -125,7 +140,7 @@ def wrap(
 
     Args:
         state: name -> part of the plane that is here.
-        fields: ``execute.Field`` of each state field.
+        fields: ``Field`` of each state field.
         layout: view of the whole parameter.
         compute: type of the arithmetic.
         shard: how the parameter is cut.
@@ -140,3 +155,30 @@ def wrap(
 def cut(whole: Tensor, shard: Shard) -> Tensor:
     """The part of a whole tensor that is here."""
     return whole.narrow(0, shard.start, shard.layout.shape[0])
+
+
+def options(hp: Any, called: str, said: set[str]) -> Any:
+    """Options as they hold for sharded parameters.
+
+    Args:
+        hp: the recipe's.
+        called: name of the optimizer's class.
+        said: what was said once already.
+
+    Raises:
+        ValueError: an option cannot be used with them.
+    """
+    for name, (allowed, why) in NEEDED.items():
+        value = getattr(hp, name, allowed)
+        if value != allowed and (name != "lr_mask_granularity" or has_mask(hp)):
+            raise fail(name, value, f"only {allowed!r} with sharded parameters", f"Reason: {why}.")
+    on = {name: off for name, (off, _) in NEIGHBOURS.items() if getattr(hp, name, off) != off}
+    if on and SHARDED not in said:
+        said.add(SHARDED)
+        skipped = ", ".join(NEIGHBOURS[name][1] for name in on)
+        text = (
+            f"{called}: parameters are sharded, and {skipped} would need rows "
+            "of other processes: left out for them."
+        )
+        warnings.warn(text, stacklevel=callers_depth())
+    return hp._replace(**on)

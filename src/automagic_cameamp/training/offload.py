@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..eager import eager
-from ..executors import update as execute
-from ..state import tensors
+from ..state import kinds, tensors
+from ..state.fields import compute_dtype
+from ..state.model import Model
 from ..state.shards import is_distributed
 from ..validate import fail
 
@@ -133,6 +134,7 @@ class Offload:
     def __init__(self) -> None:
         self.twins: Any = WeakIdKeyDictionary()
         self.transfers: dict[torch.device, Transfer] = {}
+        self.announced = False  # whether it was logged what the host will hold
 
     def twin(self, p: Tensor) -> Twin:
         """The twin of a parameter as it is now; made at its first use."""
@@ -171,39 +173,27 @@ def _mark(x: Tensor) -> Mark:
     return (*tensors.mark(x), x.shape)
 
 
-def refuse_release(optimizer: Any) -> None:
-    """Say that gradients cannot be released from an offloaded optimizer."""
-    if optimizer.config.offload != "none":
-        raise fail(
-            "offload",
-            optimizer.config.offload,
-            "only 'none' with released gradients",
-            "The offloaded step waits for all gradients on the host: use step().",
-        )
-
-
-def _check(optimizer: Any) -> None:
-    optimizer._check_gradients()
-    if any(is_distributed(p) for group in optimizer.param_groups for p in group["params"]):
+def _check(model: Model) -> None:
+    kinds.before_step(model)
+    if any(map(is_distributed, model.params())):
         allowed = "only 'none' with sharded parameters"
         raise fail(
             "offload", "cpu", allowed, "fully_shard(..., offload_policy=CPUOffloadPolicy()) does this."
         )
 
 
-def _announce(optimizer: Any) -> None:
+def _announce(model: Model) -> None:
     """Log what the host will hold, before any of it is allocated."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    copies = 2 * sum(p.numel() * p.element_size() for p in params)
+    copies = 2 * sum(p.numel() * p.element_size() for p in model.params())
     state = 0
-    for group, chunk in optimizer._chunks():
-        for field in optimizer._fields(group, chunk):
-            for plane in field.planes(chunk.layout, execute.compute_dtype(chunk.params[0])):
+    for group, chunk in model.chunks():
+        for field in model.fields(group, chunk):
+            for plane in field.planes(chunk.layout, compute_dtype(chunk.params[0])):
                 size = torch.Size(plane.own_shape).numel()
                 state += len(chunk.params) * size * plane.dtype.itemsize
     logger.info(
         "%s: offload='cpu' needs %d bytes of host memory: %d for weights and gradients, %d for state",
-        type(optimizer).__name__,
+        model.called,
         copies + state,
         copies,
         state,
@@ -211,25 +201,25 @@ def _announce(optimizer: Any) -> None:
 
 
 @contextmanager
-def on_host(optimizer: Any, stepping: bool = True) -> Iterator[None]:
+def on_host(offload: Offload | None, model: Model, stepping: bool = True) -> Iterator[None]:
     """Show the optimizer its parameters' twins in place of them, where it is offloaded.
 
     Args:
-        optimizer: its groups and its state are the twins' inside, the parameters' again outside.
+        offload: the twins, or None where parameters are stepped where they are.
+        model: its groups and its state are the twins' inside, the parameters' again outside.
         stepping: gradients are shown too, and the weights go back to the device at the end.
 
     Raises:
         ValueError: parameters that cannot be offloaded; nothing was changed.
     """
-    if optimizer.config.offload == "none":
+    if offload is None:
         yield
         return
-    _check(optimizer)
-    if optimizer._offload is None:
-        _announce(optimizer)
-        optimizer._offload = Offload()
-    offload: Offload = optimizer._offload
-    params = [p for group in optimizer.param_groups for p in group["params"]]
+    _check(model)
+    if not offload.announced:
+        _announce(model)
+        offload.announced = True
+    params = model.params()
     twins = [offload.twin(p) for p in params]
     for p, twin in zip(params, twins, strict=True):
         if p.grad is not None or not stepping:
@@ -242,21 +232,22 @@ def on_host(optimizer: Any, stepping: bool = True) -> Iterator[None]:
             twin.weight.grad_dtype = p.grad_dtype  # type: ignore[attr-defined]
         twin.weight.grad = twin.grad if stepping and p.grad is not None else None
     owner = {id(twin.weight): p for p, twin in zip(params, twins, strict=True)}
-    _rename(optimizer, {id(p): twin.weight for p, twin in zip(params, twins, strict=True)})
+    _rename(model, {id(p): twin.weight for p, twin in zip(params, twins, strict=True)})
     try:
         yield
     finally:
-        _rename(optimizer, owner)
+        _rename(model, owner)
         for p, twin in zip(params, twins, strict=True):
             if stepping and p.grad is not None:
                 twin.give(p)
             twin.weight.grad = None
 
 
-def _rename(optimizer: Any, names: dict[int, Tensor]) -> None:
+def _rename(model: Model, names: dict[int, Tensor]) -> None:
     """Other tensors in the place of a group's parameters, and as the keys of their state."""
-    for group in optimizer.param_groups:
+    for group in model.groups:
         group["params"] = [names[id(p)] for p in group["params"]]
-    state = {names.get(id(key), key): value for key, value in optimizer.state.items()}
-    optimizer.state = defaultdict(dict, state)
-    optimizer._types = {id(names[k]) if k in names else k: v for k, v in optimizer._types.items()}
+    state = {names.get(id(key), key): value for key, value in model.state.items()}
+    model.owner.state = defaultdict(dict, state)
+    types = model.kept.types
+    model.kept.types = {id(names[k]) if k in names else k: v for k, v in types.items()}

@@ -5,43 +5,29 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..validate import callers_depth, fail
+from ..state.fields import LOW_PRECISION
+from ..state.model import Model
+from ..validate import callers_depth
 
-LOW_PRECISION = (torch.bfloat16, torch.float16)
+SCALED = "float16 weights under a GradScaler"  # key of what is said once
 
 
-class ScalerAdvice:
-    """Tells what to do where a GradScaler meets float16 weights, whose gradients torch does not unscale."""
-
-    param_groups: list[dict[str, Any]]
-    _advised: bool = False
-
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """What GradScaler asks before it unscales: absent, so that it does; the moment to warn."""
-        grads = (p.grad for group in self.param_groups for p in group["params"])
-        if not self._advised and any(g is not None and g.dtype == torch.float16 for g in grads):
-            self._advised = True
-            warnings.warn(
-                "a GradScaler is used with float16 weights. torch refuses to unscale their gradients, unless "
-                "the trainer allows it; small updates are lost to their range either way. Keep the trained "
-                "weights in float32 (model.float(), or the LoRA weights only) under "
-                "torch.autocast(dtype=torch.float16), or train in bfloat16 without a scaler.",
-                stacklevel=callers_depth(),
-            )
-        raise AttributeError("_step_supports_amp_scaling")
-
-    @_step_supports_amp_scaling.setter
-    def _step_supports_amp_scaling(self, value: bool) -> None:
-        if value:
-            raise fail(
-                "_step_supports_amp_scaling", value, "only False", "GradScaler unscales the gradients."
-            )
+def advise_scaler(model: Model) -> None:
+    """Tell what to do where a GradScaler meets float16 weights, whose gradients torch does not unscale."""
+    grads = (p.grad for p in model.params())
+    if SCALED not in model.kept.said and any(g is not None and g.dtype == torch.float16 for g in grads):
+        model.kept.said.add(SCALED)
+        warnings.warn(
+            "a GradScaler is used with float16 weights. torch refuses to unscale their gradients, unless "
+            "the trainer allows it; small updates are lost to their range either way. Keep the trained "
+            "weights in float32 (model.float(), or the LoRA weights only) under "
+            "torch.autocast(dtype=torch.float16), or train in bfloat16 without a scaler.",
+            stacklevel=callers_depth(),
+        )
 
 
 def accumulate_in_fp32(model: nn.Module | Iterable[Tensor]) -> list[Tensor]:

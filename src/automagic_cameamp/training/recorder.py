@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..eager import eagerly
 from ..state import tensors
+from ..state.family import Family
 from ..state.shards import is_distributed
 from ..validate import fail
 from . import samples
@@ -43,7 +44,7 @@ class FlightRecorder:
     """
 
     def __init__(
-        self, optimizer: Any, steps: int = 50, *, snapshot_every: int = 0, snapshot_bits: int = 8
+        self, optimizer: Family, steps: int = 50, *, snapshot_every: int = 0, snapshot_bits: int = 8
     ) -> None:
         for name, value, least in (("steps", steps, 1), ("snapshot_every", snapshot_every, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -85,7 +86,7 @@ class FlightRecorder:
     # ---------------------------------------------------------------- called by torch at every step
 
     @torch.no_grad()
-    def _begin(self, optimizer: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def _begin(self, optimizer: Family, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """What only the moment before a step shows: the weights."""
         self._loss = options.get("loss")
         # The step is a method: torch may hand the optimizer itself over as the first argument.
@@ -111,7 +112,7 @@ class FlightRecorder:
         return wrapper
 
     @torch.no_grad()
-    def _end(self, optimizer: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def _end(self, optimizer: Family, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self._count += 1
         place = (self._count - 1) % self.steps
         loss = self._loss.detach().float().clone() if isinstance(self._loss, Tensor) else self._loss
@@ -138,9 +139,9 @@ class FlightRecorder:
             self._rings[number, device] = torch.zeros(self.steps, samples.COLUMNS, device=device)
         return self._rings[number, device]
 
-    def _note_skips(self, optimizer: Any) -> None:
+    def _note_skips(self, optimizer: Family) -> None:
         """Write down this step where an update was skipped for the first time."""
-        for device, counts in optimizer._skipped.items():
+        for device, counts in optimizer.kept.skipped.items():
             first = _grown(self._first.get(device), counts)
             last = _grown(self._skips.get(device), counts)
             new = (counts > last) & (first == 0)
@@ -196,8 +197,7 @@ class FlightRecorder:
             of the first such loss, or None; ``parameters``: name -> step at which its update
             was first skipped, in the order of the steps.
         """
-        optimizer = self.optimizer
-        names = [optimizer._name(g, i) for g in optimizer.param_groups for i in range(len(g["params"]))]
+        names = [name for name, _ in self.optimizer.model.named()]
         found: dict[str, int] = {}
         for first in self._first.values():
             for name, step in zip(names, first.tolist(), strict=False):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import storage
 from ..state import memory
+from ..state.family import Family
 from ..types import Layout
 
 BLOCK = 256
@@ -31,9 +32,9 @@ class Snapshot:
         self._state: dict[int, dict[str, Any]] = {}
         self._clocks: list[int] = []
 
-    def take(self, optimizer: Any, step: int) -> None:
+    def take(self, optimizer: Family, step: int) -> None:
         """Copy parameters and state; memory of the last snapshot is used again."""
-        params = _params(optimizer)
+        params = optimizer.model.params()
         codes = [self._encoded(p) for p in params]
         if [[c.shape for c in old] for old in self._codes] == [[c.shape for c in new] for new in codes]:
             for old, new in zip(self._codes, codes, strict=True):
@@ -50,9 +51,9 @@ class Snapshot:
         self._clocks = [group["clock"] for group in optimizer.param_groups]
         self.step = step
 
-    def restore(self, optimizer: Any) -> int:
+    def restore(self, optimizer: Family) -> int:
         """Write everything back; returns the step of the snapshot."""
-        params = _params(optimizer)
+        params = optimizer.model.params()
         if len(params) != len(self._codes) or len(optimizer.param_groups) != len(self._clocks):
             raise RuntimeError(
                 f"the snapshot is of {len(self._codes)} parameters, the optimizer has {len(params)} now: "
@@ -100,10 +101,6 @@ class Snapshot:
             return (p.detach(),)
         layout = Layout.of(tuple(p.shape))
         return codec.encode(p.detach().float().reshape(1, *layout.view))
-
-
-def _params(optimizer: Any) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _renewed(old: Any, value: Any) -> Any:

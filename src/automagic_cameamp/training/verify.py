@@ -8,18 +8,15 @@ import warnings
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checkpoints.saved import CheckpointError
-from ..eager import eagerly
 from ..state import memory, tensors
-from ..validate import unknown_option
-
-if TYPE_CHECKING:
-    from .recorder import FlightRecorder
+from ..state.adapters import Adapters
+from ..state.family import Family
 
 GAINS = (1.0, -0.5, 2.0)  # of the gradient from step to step: signs turn, as they do in training
 LOSS = 1.0
@@ -56,142 +53,63 @@ class ResumeCheck:
         )
 
 
-@eagerly
-class Resume:
-    """The part of the optimizer that tries its own checkpoints."""
-
-    param_groups: list[dict[str, Any]]
-    state: Any
-    config: Any
-    controller: Any
-
-    if TYPE_CHECKING:
-
-        def _name(self, group: dict[str, Any], position: int) -> str: ...  # type: ignore[empty-body]
-        def state_dict(self) -> dict[str, Any]: ...  # type: ignore[empty-body]
-
-    @torch.no_grad()
-    def verify_resume(self, steps: int = 3) -> ResumeCheck:
-        """Save, load and replay on copies; nothing of this optimizer or its parameters changes.
-
-        One copy of the optimizer goes on from its state as it is, another from what
-        ``torch.load(weights_only=True)`` read of its ``state_dict()``; both get the gradients that
-        the parameters have now (drawn ones where none has any), with changing signs. While it runs
-        it needs memory for two copies of parameters, gradients and state, and the saved bytes on
-        the host. With torch.distributed, call it on every rank or on none.
-
-        Args:
-            steps: steps to replay, at least 0.
-
-        Returns:
-            ``ResumeCheck``: true where every bit was the same, else with the first difference:
-            parameter, field, index and both values.
-        """
-        if not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"steps={steps!r} is not allowed: a whole number >= 0.")
-        count = sum(bool(self.state.get(p)) for group in self.param_groups for p in group["params"])
-        saved, size = None, 0
-        try:
-            saved, size = _through_bytes(self.state_dict())
-            again = _copy_of(self)
-            for name in ("_optimizer_load_state_dict_pre_hooks", "_optimizer_load_state_dict_post_hooks"):
-                setattr(again, name, getattr(self, name).copy())
-            again.load_state_dict(saved)
-            whole = _copy_of(self)
-        except torch.OutOfMemoryError:
-            raise
-        except CheckpointError as error:
-            return ResumeCheck(False, 0, count, size, f"what was saved is refused: {error}")
-        except (pickle.PickleError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-            words = " ".join(str(error).split())[:300]
-            return ResumeCheck(False, 0, count, size, f"it cannot be saved and built anew: {words}")
-        del saved
-        _hand_over(self, whole)
-        found = next(self._differences(whole, again, "after loading"), None)
-        if found is None:
-            gradients = list(_gradients(self))
-            devices = {p.device for group in self.param_groups for p in group["params"]}
-            devices = [device for device in devices if device.type == "cuda"]
-            for number in range(steps):
-                for twin in (whole, again):
-                    _give(twin, gradients, GAINS[number % len(GAINS)])
-                    with torch.random.fork_rng(devices):  # weights that round by themselves draw from it
-                        twin.step(loss=LOSS)
-                found = next(self._differences(whole, again, f"at replayed step {number + 1}"), None)
-                if found is not None:
-                    break
-        return ResumeCheck(found is None, steps, count, size, found)
-
-    def _differences(self, whole: Any, again: Any, when: str) -> Iterator[str]:
-        """Where the copy that was loaded differs from the one that was not."""
-        for number, group in enumerate(self.param_groups):
-            mine, loaded = whole.param_groups[number], again.param_groups[number]
-            for key in dict.fromkeys([*mine, *loaded]):
-                if key != "params" and not _alike(mine.get(key), loaded.get(key)):
-                    yield f"{when}, {key!r} of group {number} is {loaded.get(key)!r}, was {mine.get(key)!r}"
-            for i, (p, q) in enumerate(zip(mine["params"], loaded["params"], strict=True)):
-                name = self._name(group, i)
-                yield from _unlike(p, q, f"{when}, {name}")
-                mine_, loaded_ = whole.state.get(p) or {}, again.state.get(q) or {}
-                for key in dict.fromkeys([*mine_, *loaded_]):
-                    if key not in mine_ or key not in loaded_:
-                        side = "missing" if key in mine_ else "new"
-                        yield f"{when}, state {key!r} of {name} is {side}"
-                    else:
-                        yield from _unlike(mine_[key], loaded_[key], f"{when}, state {key!r} of {name}")
+@torch.no_grad()
+def verify_resume(optimizer: Family, steps: int) -> ResumeCheck:
+    """Save, load and replay on copies; ``CameAMPOptimizer.verify_resume`` says more."""
+    if not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps={steps!r} is not allowed: a whole number >= 0.")
+    count = sum(bool(optimizer.state.get(p)) for group in optimizer.param_groups for p in group["params"])
+    saved, size = None, 0
+    try:
+        saved, size = _through_bytes(optimizer.state_dict())
+        again = _copy_of(optimizer)
+        for name in ("_optimizer_load_state_dict_pre_hooks", "_optimizer_load_state_dict_post_hooks"):
+            setattr(again, name, getattr(optimizer, name).copy())
+        again.load_state_dict(saved)
+        whole = _copy_of(optimizer)
+    except torch.OutOfMemoryError:
+        raise
+    except CheckpointError as error:
+        return ResumeCheck(False, 0, count, size, f"what was saved is refused: {error}")
+    except (pickle.PickleError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        words = " ".join(str(error).split())[:300]
+        return ResumeCheck(False, 0, count, size, f"it cannot be saved and built anew: {words}")
+    del saved
+    _hand_over(optimizer, whole)
+    found = next(_differences(optimizer, whole, again, "after loading"), None)
+    if found is None:
+        gradients = list(_gradients(optimizer))
+        devices = {p.device for group in optimizer.param_groups for p in group["params"]}
+        devices = [device for device in devices if device.type == "cuda"]
+        for number in range(steps):
+            for twin in (whole, again):
+                _give(twin, gradients, GAINS[number % len(GAINS)])
+                with torch.random.fork_rng(devices):  # weights that round by themselves draw from it
+                    twin.step(loss=LOSS)
+            found = next(_differences(optimizer, whole, again, f"at replayed step {number + 1}"), None)
+            if found is not None:
+                break
+    return ResumeCheck(found is None, steps, count, size, found)
 
 
-@eagerly
-class Recording:
-    """The recording half of the engine's optimizer."""
-
-    _flight: FlightRecorder | None = None
-
-    def record(
-        self, steps: int = 50, *, snapshot_every: int = 0, snapshot_bits: int = 8, **unknown: Any
-    ) -> FlightRecorder:
-        """Record every step from now on; a recorder that was there is closed.
-
-        Args:
-            steps: how many of the last steps are kept, at least 1.
-            snapshot_every: steps between two snapshots for ``rollback``; 0: none.
-            snapshot_bits: 8, 16 or 32 bits of a parameter in a snapshot.
-            **unknown: refused.
-
-        Returns:
-            The recorder: ``read()``, ``first_bad()``, ``take()``, ``rollback()``, ``close()``.
-
-        Raises:
-            ValueError: a number is not allowed, or a parameter is sharded.
-            TypeError: there is no such option.
-        """
-        for name in unknown:
-            raise unknown_option("record", name, ("steps", "snapshot_every", "snapshot_bits"))
-        from .recorder import FlightRecorder  # most programs never record
-
-        recorder = FlightRecorder(self, steps, snapshot_every=snapshot_every, snapshot_bits=snapshot_bits)
-        if self._flight is not None:
-            self._flight.close()
-        self._flight = recorder
-        return recorder
-
-    @property
-    def flight(self) -> FlightRecorder | None:
-        """The recorder, or None where nothing is recorded."""
-        return self._flight
-
-    def rollback(self) -> int:
-        """``flight.rollback()``: parameters and state of the last snapshot.
-
-        Returns:
-            The recorder's number of the step after which it was taken.
-
-        Raises:
-            RuntimeError: nothing is recorded, or there is no snapshot that could be used.
-        """
-        if self._flight is None:
-            raise RuntimeError("nothing is recorded: call record(snapshot_every=100) before training.")
-        return self._flight.rollback()
+def _differences(optimizer: Family, whole: Family, again: Family, when: str) -> Iterator[str]:
+    """Where the copy that was loaded differs from the one that was not."""
+    names = (name for name, _ in optimizer.model.named())
+    for number in range(len(optimizer.param_groups)):
+        mine, loaded = whole.param_groups[number], again.param_groups[number]
+        for key in dict.fromkeys([*mine, *loaded]):
+            if key != "params" and not _alike(mine.get(key), loaded.get(key)):
+                yield f"{when}, {key!r} of group {number} is {loaded.get(key)!r}, was {mine.get(key)!r}"
+        for p, q in zip(mine["params"], loaded["params"], strict=True):
+            name = next(names)
+            yield from _unlike(p, q, f"{when}, {name}")
+            mine_, loaded_ = whole.state.get(p) or {}, again.state.get(q) or {}
+            for key in dict.fromkeys([*mine_, *loaded_]):
+                if key not in mine_ or key not in loaded_:
+                    side = "missing" if key in mine_ else "new"
+                    yield f"{when}, state {key!r} of {name} is {side}"
+                else:
+                    yield from _unlike(mine_[key], loaded_[key], f"{when}, state {key!r} of {name}")
 
 
 def _through_bytes(state_dict: dict[str, Any]) -> tuple[dict[str, Any], int]:
@@ -203,7 +121,7 @@ def _through_bytes(state_dict: dict[str, Any]) -> tuple[dict[str, Any], int]:
     return torch.load(buffer, weights_only=True, map_location="cpu"), size
 
 
-def _copy_of(optimizer: Any) -> Any:
+def _copy_of(optimizer: Family) -> Family:
     """A new optimizer of the same class and options over copies of the parameters, without state."""
     groups = []
     for group in optimizer.param_groups:
@@ -215,8 +133,8 @@ def _copy_of(optimizer: Any) -> Any:
     options = {**vars(optimizer.config), "verbose": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when the original was built
-        twin = type(optimizer)(groups, **options)
-    twin._copied_lora = optimizer._remembered()
+        twin: Any = type(optimizer)(groups, **options)  # type: ignore[call-arg]
+    twin.adapters = Adapters(optimizer.adapters.remembered(optimizer.param_groups, bool(optimizer.state)))
     return twin
 
 
@@ -227,7 +145,7 @@ def _copy_of_parameter(p: Tensor) -> Tensor:
     return copy
 
 
-def _hand_over(optimizer: Any, twin: Any) -> None:
+def _hand_over(optimizer: Family, twin: Family) -> None:
     """Give the copy the state, tensor by tensor."""
     for group, other in zip(optimizer.param_groups, twin.param_groups, strict=True):
         for p, q in zip(group["params"], other["params"], strict=True):
@@ -235,15 +153,14 @@ def _hand_over(optimizer: Any, twin: Any) -> None:
                 twin.state[q] = {
                     k: v.clone() if isinstance(v, Tensor) else deepcopy(v) for k, v in own.items()
                 }
-    if twin.controller is not None:
+    if twin.controller is not None and optimizer.controller is not None:
         twin.controller.load(optimizer.controller.memory)
-        params = [q for group in twin.param_groups for q in group["params"]]
-        memory.keep(twin.state, params, twin.controller.memory)
+        memory.keep(twin.state, twin.model.params(), twin.controller.memory)
 
 
-def _gradients(optimizer: Any) -> Iterator[Tensor | None]:
+def _gradients(optimizer: Family) -> Iterator[Tensor | None]:
     """The gradients that are there, in order; drawn ones where there are none at all."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
+    params = optimizer.model.params()
     if any(p.grad is not None for p in params):
         yield from (p.grad for p in params)
         return
@@ -252,8 +169,8 @@ def _gradients(optimizer: Any) -> Iterator[Tensor | None]:
         yield torch.randn(p.shape, generator=generator, dtype=torch.float32, device=p.device).to(p.dtype)
 
 
-def _give(twin: Any, gradients: list[Tensor | None], gain: float) -> None:
-    params = [p for group in twin.param_groups for p in group["params"]]
+def _give(twin: Family, gradients: list[Tensor | None], gain: float) -> None:
+    params = twin.model.params()
     for p, g in zip(params, gradients, strict=True):
         p.grad = None if g is None else g.detach() * gain
 

@@ -12,40 +12,39 @@ from torch import Tensor
 
 from ...kernels import layout as abi
 from ...kernels import native
-from ..work import Folded
+from ..work import Folded, Outcome, Work
 from . import copies, table, versions
-from .table import Member
 
 
 class Table:
     """Works in the kernels' form, and the call."""
 
-    def __init__(self, members: list[Member], signals: bool) -> None:
-        self.members = members
-        self.tasks: Any = np.zeros(sum(len(m.states) for m in members), dtype=table.TASK)
+    def __init__(self, works: list[Work], signals: bool) -> None:
+        self.works = works
+        self.tasks: Any = np.zeros(sum(len(m.states) for m in works), dtype=table.TASK)
         self._raw: Any = self.tasks.view(
             f"V{table.TASK.itemsize}"
         )  # numpy copies fields one by one otherwise
         self.states: list[dict[str, Any]] = []
         self.slices: list[slice] = []
-        self.options: Any = np.zeros(len(members), dtype=table.OPTIONS)
+        self.options: Any = np.zeros(len(works), dtype=table.OPTIONS)
         self.signals = signals
         self.folded: Folded | None = None  # lives during a step only
         self.sums: list[Tensor] = []
         start = 0
-        for number, member in enumerate(members):
-            self.options[number] = table.options(member.hp, member.recipe, signals)
-            part = slice(start, start + len(member.states))
+        for number, work in enumerate(works):
+            self.options[number] = table.options(work.hp, work.recipe, signals)
+            part = slice(start, start + len(work.states))
             self.slices.append(part)
-            for _ in table.fill(self.tasks[part], member, number):
+            for _ in table.fill(self.tasks[part], work, number):
                 pass
-            group, position = member.chunk.key
-            width = min(member.chunk.layout.numel, abi.SKETCH)
-            self.tasks["sketch_place"][part] = [i * width for i in member.active]
+            group, position = work.chunk.key
+            width = min(work.chunk.layout.numel, abi.SKETCH)
+            self.tasks["sketch_place"][part] = [i * width for i in work.active]
             self.tasks["sketch_offset"][part] = 40_503 * group + 24_593 * position
-            self.states += member.states
+            self.states += work.states
             start = part.stop
-        params = [p for member in members for p in member.chunk.params]
+        params = [p for work in works for p in work.chunk.params]
         self.sizes = [p.numel() for p in params]
         self.strided = [i for i, p in enumerate(params) if not copies.plain(p)]
         self.counters = versions.counters(self.states)
@@ -144,9 +143,9 @@ class Table:
             copies.give_back(weight, params[i])
         return folded
 
-    def outcomes(self) -> Iterator[tuple[Member, Tensor, Any]]:
+    def outcomes(self) -> Iterator[Outcome]:
         """Per work: which gradients were usable; the signals of all come with the first."""
         folded, self.folded = self.folded, None
-        for member, part in zip(self.members, self.slices, strict=True):
-            yield member, torch.from_numpy(self.tasks["ok"][part] == 1), folded
+        for work, part in zip(self.works, self.slices, strict=True):
+            yield work, torch.from_numpy(self.tasks["ok"][part] == 1), folded
             folded = None

@@ -7,34 +7,25 @@ from typing import Any
 
 from torch import Tensor
 
+from ...state.model import Model
 from ...state.tensors import in_memory
-from ..work import Left, Work, part
-from .table import reasons
-
-
-def divide(work: Work) -> tuple[Work | None, list[Left]]:
-    """What of a work the kernels take, and the rest by reason."""
-    places: dict[str | None, list[int]] = {}
-    for i, reason in enumerate(reasons(work)):
-        places.setdefault(reason, []).append(i)
-    taken = part(work, places[None]) if None in places else None
-    return taken, [Left(part(work, rows), reason) for reason, rows in places.items() if reason is not None]
+from ..work import Left, Work, work_of
 
 
 class Rest:
     """The part of a plan that the reference steps. It holds no parameter, only where they stand.
 
     Args:
-        optimizer: the optimizer of the plan.
+        model: whose step it is.
         left: the works, with their parameters.
     """
 
-    def __init__(self, optimizer: Any, left: list[Left]) -> None:
+    def __init__(self, model: Model, left: list[Left]) -> None:
         self.works = [work._replace(chunk=work.chunk._replace(params=[])) for work, _ in left]
         self.places = [i for work in self.works for i in work.chunk.indices]
         self.kinds = [kind(p.grad) for work, _ in left for p in work.chunk.params]
         # The plan looks whether these are still the tensors of the state.
-        self.lagged = optimizer._lagged() if left else []
+        self.lagged = model.lagged() if left else []
 
     def fits(self, grads: Sequence[Any]) -> bool:
         """Whether these gradients are of the kind that decided who takes their parameters."""
@@ -42,22 +33,22 @@ class Rest:
         found = [grads[i] for i in self.places]
         return list(map(kind, found)) == self.kinds and all(map(in_memory, found))
 
-    def now(self, optimizer: Any, params: Sequence[Tensor]) -> list[Work]:
+    def now(self, model: Model, params: Sequence[Tensor]) -> list[Work]:
         """The works of the step that comes, from numbers of the model as the last step left it.
 
         Args:
-            optimizer: the optimizer.
+            model: whose step it is.
             params: all of its parameters.
         """
         shared: dict[int, Any] = {}
         found = []
         for work in self.works:
             number = work.chunk.key[0]
-            group = optimizer.param_groups[number]
-            if number not in shared:
-                shared[number] = optimizer._share(number, group, self.lagged)
             chunk = work.chunk._replace(params=[params[i] for i in work.chunk.indices])
-            new = optimizer._work(group, chunk, list(range(len(chunk.params))), shared[number])
+            if number not in shared:
+                shared[number] = model.share(number, self.lagged, chunk.params[0])
+            every = list(range(len(chunk.params)))
+            new = work_of(model, model.groups[number], chunk, every, shared[number])
             found.append(new._replace(active=work.active, members=work.members))
         return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,10 @@ from torch import Tensor
 from ...kernels import layout as abi
 from ...recipes import base, contextual, improved
 from ...recipes._rate import absolute_floor, has_mask, rate_bounds
-from ...state.chunks import Chunk
+from ...state.counts import DIRECTIONS
 from ...state.tensors import is_wrapper
 from ...storage import CORRECTION, ErrorCorrected
-from .. import searches as directions
-from ..update import Field
+from ..work import Work
 from . import copies
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -41,30 +40,12 @@ COLUMN = {
     "lowrank_basis": "basis",
     "lowrank_tail": "basis",
 }
-PLAIN = ("step", "avg_lr", "s", "lr_mask_sum", "lr_mask", "last_polarity", *directions.FIELDS, "lowrank_rate")
+PLAIN = ("step", "avg_lr", "s", "lr_mask_sum", "lr_mask", "last_polarity", *DIRECTIONS, "lowrank_rate")
 TASK = np.dtype(abi.Task)
 OPTIONS = np.dtype(abi.Options)
 
 
-class Member(NamedTuple):
-    """Part of a work that is the same at every step."""
-
-    chunk: Chunk
-    active: list[int]
-    states: list[dict[str, Any]]
-    recipe: Any
-    fields: list[Field]
-    hp: Any
-    keys: Tensor | None
-    rounds: bool
-
-
-def unsupported(work: Any) -> str | None:
-    """What of a work the kernels cannot do, in words; None where they can do all of it."""
-    return next((reason for reason in reasons(work) if reason is not None), None)
-
-
-def reasons(work: Any, hosted: bool = False) -> list[str | None]:
+def reasons(work: Work, hosted: bool = False) -> list[str | None]:
     """Why the kernels cannot step each member of a work, in words; None where they can.
 
     Args:
@@ -85,7 +66,7 @@ def reasons(work: Any, hosted: bool = False) -> list[str | None]:
     ]
 
 
-def _unsupported_options(work: Any, hosted: bool) -> str | None:
+def _unsupported_options(work: Work, hosted: bool) -> str | None:
     hp, chunk = work.hp, work.chunk
     p = chunk.params[0]
     if chunk.shard is not None:
@@ -115,7 +96,7 @@ def _unsupported_options(work: Any, hosted: bool) -> str | None:
     return None
 
 
-def _unsupported_codes(work: Any) -> str | None:
+def _unsupported_codes(work: Work) -> str | None:
     for spec, codec in work.fields:
         inner = codec.code if isinstance(codec, ErrorCorrected) else codec
         if inner is not None and inner.name not in abi.CODES:
@@ -225,38 +206,38 @@ def addresses(states: list[dict[str, Any]], name: str) -> list[int]:
     return [state[name].data_ptr() for state in states]
 
 
-def fill(rows: Any, member: Member, number: int) -> Iterator[tuple[str, str]]:
+def fill(rows: Any, work: Work, number: int) -> Iterator[tuple[str, str]]:
     """Fill the rows of a chunk's members.
 
     Args:
         rows: [B] of ``TASK``, zero.
-        member: the chunk.
+        work: the chunk's.
         number: its row of options.
 
     Yields:
         The names of the state planes whose addresses were taken, with the field's name.
     """
-    view = member.chunk.layout
-    p = member.chunk.params[0]
-    rows["p"] = [q.data_ptr() for q in member.chunk.params]
+    view = work.chunk.layout
+    p = work.chunk.params[0]
+    rows["p"] = [q.data_ptr() for q in work.chunk.params]
     rows["p_type"] = TYPES[p.dtype]
     rows["options"] = number
-    rows["rounds"] = member.rounds
+    rows["rounds"] = work.rounds
     rows["matrix"] = view.matrix
     rows["batch"], rows["rows"], rows["cols"] = view.view
-    if member.keys is not None:
-        rows["key"] = member.keys.tolist()
-    if member.recipe is improved and improved.has_picture(view, member.hp):
+    if work.keys is not None:
+        rows["key"] = work.keys.tolist()
+    if work.recipe is improved and improved.has_picture(view, work.hp):
         rows["height"], rows["width"] = view.shape[-2:]
-    scales = contextual.mixture(member.hp).kept if member.recipe is contextual else ()
-    for index, field in enumerate(member.fields):
+    scales = contextual.mixture(work.hp).kept if work.recipe is contextual else ()
+    for index, field in enumerate(work.fields):
         spec, codec = field
         planes = field.planes(view, torch.float32)
-        found = {plane.suffix: addresses(member.states, spec.name + plane.suffix) for plane in planes}
+        found = {plane.suffix: addresses(work.states, spec.name + plane.suffix) for plane in planes}
         yield from ((spec.name + plane.suffix, spec.name) for plane in planes)
         if spec.name in PLAIN:
             rows[COLUMN.get(spec.name, spec.name)] = found[""]
-            if spec.name in directions.FIELDS:
+            if spec.name in DIRECTIONS:
                 rows["kept"], rows["tail"] = spec.count, spec.name == "lowrank_tail"
             continue
         if spec.name.startswith(contextual.FIELD):

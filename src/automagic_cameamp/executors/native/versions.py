@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ...checkpoints.saved import is_ours
+from ...state.names import is_ours
 
 
 @lru_cache(maxsize=1)

@@ -13,60 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from ..recipes import improved
-from . import update as execute
+from ...recipes import improved
+from ...state.counts import directions_of, read
+from ...state.fields import stack_params
+from ..update import Noise, write_params
+from ..work import Work
 
-FIELDS = ("lowrank_basis", "lowrank_tail")
 STRAIGHT = torch.contiguous_format
-
-
-def name_of(fields: list[execute.Field]) -> str | None:
-    """The state that holds the directions of a parameter, if it has any."""
-    return next((spec.name for spec, _ in fields if spec.name in FIELDS), None)
-
-
-class Counts:
-    """Which parameters search: those whose own number of updates so far is a multiple of the interval.
-
-    The number is in their state. Where reading it would wait for a device, the host counts gradients in its
-    place. That is never less than the truth, for a gradient that is not finite is no update; so at a multiple
-    the truth is read (a search waits for the device anyway), and the count is set right before it could pass
-    a multiple that the parameter has yet to reach.
-    """
-
-    def __init__(self) -> None:
-        # The tensor with the number -> the most that it can be, and the interval this holds for.
-        self._most: Any = WeakIdKeyDictionary()
-
-    def clear(self) -> None:
-        """Forget all; the next step reads every number."""
-        self._most = WeakIdKeyDictionary()
-
-    def due(self, states: list[dict[str, Any]], every: int) -> tuple[int, ...]:
-        """Places of the states that search at the update that comes; called once for each update.
-
-        Args:
-            states: those of a stack.
-            every: updates from one search to the next.
-        """
-        steps = [state["step"] for state in states]
-        if not waits(steps[0].device):
-            return tuple(i for i, count in enumerate(read(steps)) if count % every == 0)
-        most = []
-        for step in steps:
-            count, interval = self._most.get(step, (0, every))
-            most.append(count if interval == every else 0)
-        unsure = [i for i, count in enumerate(most) if count % every == 0]
-        if unsure:
-            for i, count in zip(unsure, read([steps[i] for i in unsure]), strict=True):
-                most[i] = count
-        due = tuple(i for i in unsure if most[i] % every == 0)
-        for i, step in enumerate(steps):
-            # Whether one that is due makes this update shows at its next.
-            self._most[step] = (most[i] if i in due else most[i] + 1, every)
-        return due
 
 
 class Schedule:
@@ -81,7 +35,7 @@ class Schedule:
 
     def __init__(
         self,
-        works: Sequence[Any],
+        works: Sequence[Work],
         slices: Sequence[slice],
         states: Sequence[dict[str, Any]],
         groups: Sequence[dict[str, Any]],
@@ -91,7 +45,7 @@ class Schedule:
         places: list[int] = []
         every: list[int] = []
         for number, (work, part) in enumerate(zip(works, slices, strict=True)):
-            if name_of(work.fields):
+            if directions_of(work.fields):
                 places += range(part.start, part.stop)
                 every += len(work.states) * [groups[work.chunk.key[0]]["sync_frequency"]]
                 self.home += [(number, i) for i in range(len(work.states))]
@@ -124,28 +78,18 @@ class Schedule:
         self.counts += ok[self.places] == 1
 
 
-def waits(device: torch.device) -> bool:
-    """Whether the host has to wait before it can read a number of this device."""
-    return device.type != "cpu"
-
-
-def read(steps: list[Tensor]) -> list[int]:
-    """Numbers of updates, from the states."""
-    return [int(count) for count in torch.stack(steps).flatten().tolist()]
-
-
 class Search:
     """The search for some members of a chunk.
 
     Args:
-        member: the chunk, as the kernels know it.
+        work: the chunk's.
         params: its parameters.
         rows: [B] of the kernels' table.
         due: places of those that search.
     """
 
-    def __init__(self, member: Any, params: Sequence[Tensor], rows: Any, due: Sequence[int]) -> None:
-        self.member, self.params, self.rows, self.due = member, params, rows, list(due)
+    def __init__(self, work: Work, params: Sequence[Tensor], rows: Any, due: Sequence[int]) -> None:
+        self.work, self.params, self.rows, self.due = work, params, rows, list(due)
         self.usual: Any = None
         self.weights = {i: params[i].detach() for i in self.due}
         if params[0].dtype != torch.float32:
@@ -156,7 +100,7 @@ class Search:
 
     def finish(self) -> None:
         """Search, shrink and write, after the step: only where the gradient was usable."""
-        m = self.member
+        m = self.work
         done = [i for i in self.due if self.rows["ok"][i] == 1]
         if self.usual is not None:
             for name in ("p", "p_type", "rounds"):
@@ -164,16 +108,16 @@ class Search:
         if not done:
             return
         states, params = [m.states[i] for i in done], [self.params[i] for i in done]
-        name = name_of(m.fields)
+        name = directions_of(m.fields)
         assert name is not None
-        weights = execute.stack_params([self.weights[i] for i in done], m.chunk.layout, torch.float32)
+        weights = stack_params([self.weights[i] for i in done], m.chunk.layout, torch.float32)
         owed = torch.stack([state["lowrank_rate"] for state in states]).view(-1, 1, 1, 1)
         new, basis = improved.renew_directions(weights, owed, m.hp, tail=name == "lowrank_tail")
         held = [state[name] for state in states]
         torch._foreach_copy_(held, [b.view_as(h) for b, h in zip(basis.unbind(0), held, strict=True)])
         torch._foreach_zero_([state["lowrank_rate"] for state in states])
         noise = None
-        if m.rounds:
+        if m.rounds and m.keys is not None:
             step = torch.stack([state["step"] for state in states]).flatten()
-            noise = execute.Noise(m.keys[done], step)
-        execute.write_params(params, new, noise)
+            noise = Noise(m.keys[done], step)
+        write_params(params, new, noise)

@@ -1,0 +1,63 @@
+"""Which functions of ours one ``step()`` passes through, by executor: `python scripts/hops.py [--lines]`.
+
+The fourth step of an optimizer over eight small matrices is watched. Modules and functions are counted once,
+in the order in which they are first entered; functions of torch, and of techniques and storage, are not ours to
+count here: every executor but the kernels ends in those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import automagic_cameamp
+
+ROOT = Path(automagic_cameamp.__file__).parent
+MATHEMATICS = ("techniques", "storage", "recipes", "types.py", "schedule.py")
+
+
+def hops(engine: str) -> list[str]:
+    """"file: function" of a step, in order."""
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(16, 24)) for _ in range(8)]
+    optimizer = automagic_cameamp.Automagic_CameAMP8bit(params, lr=1e-3, warmup_steps=2, engine=engine)
+    found: dict[str, None] = {}
+
+    def watch(frame: Any, event: str, _: Any) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(ROOT):
+            name = path.relative_to(ROOT).as_posix()
+            if not name.startswith(MATHEMATICS) and not frame.f_code.co_name.startswith("<"):
+                found.setdefault(f"{name}: {frame.f_code.co_qualname}")
+
+    for number in range(4):
+        for p in params:
+            p.grad = torch.randn_like(p)
+        if number == 3:
+            sys.setprofile(watch)
+        try:
+            optimizer.step()
+        finally:
+            sys.setprofile(None)
+    return list(found)
+
+
+def main() -> None:
+    """Print a table, or every hop."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lines", action="store_true", help="every function in place of their number")
+    options = parser.parse_args()
+    print("| executor | files | functions |\n| --- | ---: | ---: |")
+    for engine in ("native", "reference", "compiled"):
+        found = hops(engine)
+        print(f"| {engine} | {len({line.partition(':')[0] for line in found})} | {len(found)} |")
+        if options.lines:
+            print("\n".join(f"  {line}" for line in found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What an optimizer keeps from step to step that no checkpoint needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .counts import Phases, Searches
+
+LISTS_KEPT = 4096
+
+
+class DeviceLists:
+    """Short lists as tensors, made once and without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Any, ...], Tensor] = {}
+
+    def __call__(self, values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """These values on this device."""
+        key = (device, dtype, *values)
+        if key not in self._made:
+            if len(self._made) >= LISTS_KEPT:  # sets of active parameters that change for ever
+                self._made.clear()
+            host = torch.tensor(values, dtype=dtype)
+            if device.type == "cuda":
+                host = host.pin_memory()
+            self._made[key] = host.to(device, non_blocking=True)
+        return self._made[key]
+
+
+class Kept:
+    """Caches and counters; a copy of the optimizer begins with new ones.
+
+    Args:
+        matrices: per group, whether it has parameters of more than one dimension.
+    """
+
+    def __init__(self, matrices: list[bool]) -> None:
+        self.matrices = matrices
+        self.steps = 0
+        self.lists = DeviceLists()
+        self.skipped: dict[torch.device, Tensor] = {}  # skipped updates of every parameter, int32
+        self.searches = Searches()
+        self.phases = Phases()
+        self.types: dict[int, torch.dtype] = {}  # of the parameters, as of the last step that looked
+        self.neutral = False  # whether it was said that the controller starts without memory
+        self.said: set[str] = set()  # of what is said once for an optimizer
+
+    def forget(self) -> None:
+        """State was put in place: what is known of the old one may not hold."""
+        self.searches.clear()
+        self.phases.clear()
+
+    def count_skipped(self, indices: list[int], ok: Tensor, total: int) -> None:
+        """Count the updates that were skipped, without looking at them.
+
+        Args:
+            indices: of the parameters among all.
+            ok: [len(indices)] bool, False where an update was skipped.
+            total: number of parameters.
+        """
+        counts = self.skipped.get(ok.device)
+        if counts is None or len(counts) < total:
+            grown = torch.zeros(total, dtype=torch.int32, device=ok.device)
+            if counts is not None:
+                grown[: len(counts)] = counts
+            counts = self.skipped[ok.device] = grown
+        counts.index_add_(0, self.lists(indices, torch.int64, ok.device), (~ok).to(torch.int32))

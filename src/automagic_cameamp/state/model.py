@@ -1,0 +1,248 @@
+"""The parameters of an optimizer as the family sees them: groups, stacks, fields, options, state."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..storage import CORRECTION, Policy
+from . import shards
+from .adapters import LoraReport
+from .chunks import Chunk, chunks
+from .contract import Controller, Owner
+from .fields import (
+    LOW_PRECISION,
+    Field,
+    as_vector,
+    check_complete,
+    compute_dtype,
+    fields_of,
+    fill_state,
+    new_rows,
+)
+from .kept import Kept
+from .random_bits import parameter_key
+
+if TYPE_CHECKING:
+    from ..configs import SharedConfig
+
+Group = dict[str, Any]
+Members = tuple[Group, Chunk, list[int]]  # a chunk, with the places in it that are meant
+Lagged = list[dict[str, list[tuple[Tensor, int]]]]
+
+
+class Model:
+    """What is optimized. A view that holds nothing of its own: it is made where it is needed.
+
+    Args:
+        owner: the optimizer.
+    """
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+
+    @property
+    def groups(self) -> list[Group]:
+        """Parameter groups."""
+        return self.owner.param_groups
+
+    @property
+    def state(self) -> Any:
+        """Parameter -> its state, as torch keeps it."""
+        return self.owner.state
+
+    @property
+    def config(self) -> SharedConfig:
+        """Options of the whole optimizer."""
+        return self.owner.config
+
+    @property
+    def recipe(self) -> ModuleType:
+        """The algorithm."""
+        return self.owner.recipe
+
+    @property
+    def controller(self) -> Controller | None:
+        """Who watches the whole model, if anybody does."""
+        return self.owner.controller
+
+    @property
+    def kept(self) -> Kept:
+        """Caches and counters."""
+        return self.owner.kept
+
+    @property
+    def called(self) -> str:
+        """Name of the optimizer's class."""
+        return type(self.owner).__name__
+
+    # ---------------------------------------------------------------- parameters and their names
+
+    def params(self) -> list[Tensor]:
+        """All parameters, in order."""
+        return list(itertools.chain.from_iterable(group["params"] for group in self.groups))
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters with their names, in order."""
+        number = 0
+        for group in self.groups:
+            names = group.get("param_names") or [f"param_{number + i}" for i in range(len(group["params"]))]
+            yield from ((str(name), p) for name, p in zip(names, group["params"], strict=False))
+            number += len(group["params"])
+
+    def name(self, p: Tensor) -> str:
+        """What a parameter is called in messages."""
+        return next(name for name, q in self.named() if q is p)
+
+    def name_at(self, index: int) -> str:
+        """Name of the parameter at this position among all."""
+        return next(itertools.islice(self.named(), index, None))[0]
+
+    def lora_report(self) -> LoraReport:
+        """Which parameters are taken for a LoRA's."""
+        return self.owner.adapters.report(self.groups, bool(self.state))
+
+    # ---------------------------------------------------------------- stacks and what they hold
+
+    def chunks(self, groups: list[Group] | None = None) -> Iterator[tuple[Group, Chunk]]:
+        """All stacks of all groups; of copies of the groups where these are given."""
+        groups = self.groups if groups is None else groups
+        kinds = self.owner.adapters.kinds(groups, bool(self.state))
+        return chunks(groups, self._policy, kinds)
+
+    def _policy(self, group: Group, position: int) -> Policy:
+        name = functools.partial(self._name_in, group, position)
+        return type(self.owner).policy(self.config, group["params"][position], name)
+
+    def _name_in(self, group: Group, position: int) -> str:
+        if "param_names" in group:
+            return str(group["param_names"][position])
+        before = 0
+        for other in self.groups:
+            if other["params"] is group["params"]:  # also for a copy of the group
+                break
+            before += len(other["params"])
+        return f"param_{before + position}"
+
+    def hyper(self, group: Group, lora: bool, table: int = 0) -> Any:
+        """The recipe's options from a group's.
+
+        Args:
+            group: a group, or one that is not the optimizer's yet.
+            lora: whether the parameters belong to a LoRA.
+            table: 1: rows of the parameters are no neighbours; 2: nor are columns.
+        """
+        known = self.recipe.Hyper._fields
+        values = {name: group[name] for name in known if name in group}
+        if values.get("final_clip") is None:
+            values["final_clip"] = group["clip_threshold"]
+        values["allora"] = lora and not group["full_finetune"]
+        if "lora" in known:
+            values["lora"], values["table"] = lora, table
+        return self.recipe.Hyper(**values)
+
+    def options(self, group: Group, chunk: Chunk) -> Any:
+        """The recipe's options as they hold for a stack."""
+        hp = self.hyper(group, chunk.lora, chunk.table)
+        return hp if chunk.shard is None else shards.options(hp, self.called, self.kept.said)
+
+    def fields(self, group: Group, chunk: Chunk) -> list[Field]:
+        """The state fields of a stack, with their storage."""
+        by_rows = chunk.shard is not None
+        fields = fields_of(self.recipe, chunk.layout, self.options(group, chunk), chunk.policy, by_rows)
+        kept = self.config.master_weight_bits == 24 and chunk.params[0].dtype in LOW_PRECISION
+        return [*fields, Field(CORRECTION, None)] if kept else fields
+
+    # ---------------------------------------------------------------- state
+
+    def create_states(self, plan: Sequence[Members]) -> None:
+        """State of every parameter that has none yet: first all storage, then all values."""
+        made: list[tuple[list[Tensor], list[Field], Chunk, dict[str, Tensor]]] = []
+        fresh: list[Tensor] = []
+        try:
+            for group, chunk, places in plan:
+                params = [p for p in map(chunk.params.__getitem__, places) if not self.state[p]]
+                if not params:
+                    continue
+                fresh += params
+                fields = self.fields(group, chunk)
+                layout = chunk.layout if chunk.shard is None else chunk.shard.layout
+                rows, planes = new_rows(len(params), params[0], fields, layout)
+                made.append((params, fields, chunk, planes))
+                for p, row in zip(params, rows, strict=True):
+                    self.state[p].update(row)
+                self.kept.phases.begin([self.state[p] for p in params], group["warmup_steps"])
+            for params, fields, chunk, planes in made:
+                layout = chunk.layout if chunk.shard is None else chunk.shard.layout
+                fill_state(planes, params, self.recipe, fields, layout)
+                if chunk.shard is not None:
+                    for p in params:
+                        shards.wrap(self.state[p], fields, chunk.layout, compute_dtype(p), chunk.shard)
+        except BaseException:  # out of memory: leave no state without values behind
+            for p in fresh:
+                self.state.pop(p, None)
+            raise
+
+    def held(self, params: Sequence[Tensor], fields: list[Field], chunk: Chunk) -> list[dict[str, Any]]:
+        """State of each of these parameters.
+
+        Raises:
+            RuntimeError: the options ask for a field that it does not have.
+        """
+        found = [self.state[p] for p in params]
+        check_complete(found, fields, chunk.layout)
+        return found
+
+    def keys(self, chunk: Chunk) -> Tensor:
+        """[B] int32 random keys of a stack's parameters."""
+        keys = [parameter_key(self.config.seed, i) for i in chunk.indices]
+        return self.kept.lists(keys, torch.int32, chunk.params[0].device)
+
+    # ---------------------------------------------------------------- numbers over all parameters
+
+    def lagged(self) -> Lagged:
+        """Per group: name -> (number kept by a parameter, its elements), in parameter order."""
+        result: Lagged = []
+        for group in self.groups:
+            found: dict[str, list[tuple[Tensor, int]]] = {}
+            for p in group["params"]:
+                state = self.state.get(p)
+                if state:
+                    for name in self.recipe.LAGGED:
+                        if name in state and (name != "lr_mask" or "lr_mask_vote" in state):
+                            found.setdefault(name, []).append((state[name], p.numel()))
+            result.append(found)
+        return result
+
+    def share(self, number: int, lagged: Lagged, p: Tensor) -> Any:
+        """The recipe's scalars over all parameters, for one group.
+
+        Args:
+            number: of the group.
+            lagged: what ``lagged()`` gave when the step began.
+            p: one of the group's parameters, for type and device.
+        """
+        group = self.groups[number]
+        like = torch.empty((), dtype=compute_dtype(p), device=p.device)
+        every: dict[str, Tensor] = {}
+        own: dict[str, Tensor] = {}
+        masked = 0
+        for name in self.recipe.LAGGED:
+            values = [v for found in lagged for v in found.get(name, [])]
+            if values:
+                every[name] = as_vector(values, like)
+                masked = sum(n for _, n in values) if name == "lr_mask_sum" else masked
+            if lagged[number].get(name):
+                own[name] = as_vector(lagged[number][name], like)
+        hp = self.hyper(group, lora=False)
+        first = max(group["base_lr"] for group in self.groups)
+        shared = self.recipe.share(every, own, masked, group["clock"], hp, first, like)
+        if self.controller is not None:
+            shared = shared._replace(multiplier=self.controller.multiplier(like))
+        return shared
