@@ -1,8 +1,7 @@
 """Which functions of ours one ``step()`` passes through, by executor: `python scripts/hops.py [--lines]`.
 
-The fourth step of an optimizer over eight small matrices is watched. Modules and functions are counted once,
-in the order in which they are first entered; functions of torch, and of techniques and storage, are not ours to
-count here: every executor but the kernels ends in those.
+The fourth step of an optimizer over eight small matrices is watched. Files and functions are counted once, in the
+order in which they are first entered: not torch's, properties, or the mathematics, in which all but the kernels end.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ MATHEMATICS = ("techniques", "storage", "recipes", "types.py", "schedule.py")
 
 
 def hops(engine: str) -> list[str]:
-    """"file: function" of a step, in order."""
+    """ "file: function" of a step, in order."""
     torch.manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(16, 24)) for _ in range(8)]
     optimizer = automagic_cameamp.Automagic_CameAMP8bit(params, lr=1e-3, warmup_steps=2, engine=engine)
@@ -31,7 +30,9 @@ def hops(engine: str) -> list[str]:
         path = Path(frame.f_code.co_filename)
         if event == "call" and path.is_relative_to(ROOT):
             name = path.relative_to(ROOT).as_posix()
-            if not name.startswith(MATHEMATICS) and not frame.f_code.co_name.startswith("<"):
+            owner = type(frame.f_locals.get("self"))
+            shown = isinstance(getattr(owner, frame.f_code.co_name, None), property)
+            if not (shown or name.startswith(MATHEMATICS) or frame.f_code.co_name.startswith("<")):
                 found.setdefault(f"{name}: {frame.f_code.co_qualname}")
 
     for number in range(4):

@@ -25,7 +25,7 @@ WIDER = {"tuple[float, ...]": "Sequence[float]", "tuple[float, float]": "Sequenc
 WIDER |= {"list[int] | None": "Sequence[int] | None"}
 OWN = {"eps": "float | Sequence[float]", "profile": "str | None"}
 SHORT = {"": "Base", "8Bit": "EightBit"}
-HEAD = '''\
+HEAD = """\
 # Written by scripts/stubs.py from the options in configs.py; change those.
 import inspect
 from collections.abc import Iterable, Sequence
@@ -46,7 +46,7 @@ class _Contextual(CameAMPOptimizer):
     @property
     def c_optim(self) -> ContextualController: ...
     def record_loss(self, loss: float | Tensor) -> None: ...
-'''
+"""
 
 
 def type_of(field: Field[Any]) -> str:

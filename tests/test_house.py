@@ -1,4 +1,4 @@
-"""The house stays a house: no circle of imports, no optimizer without a type, nobody in another's private rooms."""
+"""The house stays a house: no circle of imports, types for our own, nobody in another's private rooms."""
 
 from __future__ import annotations
 

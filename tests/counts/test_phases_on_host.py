@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from automagic_cameamp import Automagic_CameAMP
-from automagic_cameamp.state import counts
+from automagic_cameamp.state import counts as held
 from automagic_cameamp.types import Phase
 
 
@@ -23,9 +23,9 @@ def test_late_means_late_for_every_member(warmup: int, updates: list[tuple[bool,
         return [int(step) for step in steps]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phases, "waits", lambda device: True)
-        patch.setattr(phases, "read", read)
-        known = counts.Phases()
+        patch.setattr(held, "waits", lambda device: True)
+        patch.setattr(held, "read", read)
+        known = held.Phases()
         states = [{"step": torch.zeros(())} for _ in range(2)]
         if warmup % 2:  # the others are loaded: unknown until they are read
             known.begin(states, warmup)
@@ -45,7 +45,7 @@ def test_the_device_chooses_what_the_host_would(warmup: int, monkeypatch: pytest
     results = []
     for simulated in (False, True):
         if simulated:
-            monkeypatch.setattr(phases, "waits", lambda device: True)
+            monkeypatch.setattr(held, "waits", lambda device: True)
         torch.manual_seed(0)
         p = torch.nn.Parameter(torch.randn(6, 10))
         optimizer = Automagic_CameAMP([p], lr=1e-3, warmup_steps=warmup, engine="reference")

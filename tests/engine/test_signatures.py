@@ -43,7 +43,7 @@ def test_the_stub_is_in_step() -> None:
     assert stubs.STUB.read_text("utf-8") == stubs.text(), "run scripts/stubs.py"
 
 
-PROGRAM = '''
+PROGRAM = """
 from automagic_cameamp import Automagic_CameAMP, Automagic_CameAMP_COptim, Automagic_CameAMP_Improved_8Bit
 from torch.nn import Parameter
 p = [Parameter()]
@@ -52,7 +52,7 @@ Automagic_CameAMP(p, techniques={"tam": False, "tam_granularity": "row"}, engine
 Automagic_CameAMP_COptim(p, edge_threshold=0.9, momentum_scales=[1, 5])
 reveal_type(Automagic_CameAMP_Improved_8Bit.__init__)
 reveal_type(Automagic_CameAMP_Improved_8Bit(p, edge_penalty=0.2).config.edge_penalty)
-'''
+"""
 WRONG = [
     ('Automagic_CameAMP(p, weight_decy=0.1)', "weight_decy"),
     ('Automagic_CameAMP(p, use_tma=False)', "use_tma"),

@@ -128,6 +128,7 @@ ROWS: dict[str, Row] = {
     "profile": Row("memory_optimized", sharded="refused"),
 }
 
+
 def options_of(name: str) -> list[str]:
     config: Any = OPTIMIZERS[name].config_class
     return [f.name for f in dataclasses.fields(config)]

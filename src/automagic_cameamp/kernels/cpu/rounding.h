@@ -1,4 +1,4 @@
-// Bits, conversions and stochastic rounding: engine/rounding.py and storage/rounding.py, bit for bit.
+// Bits, conversions and stochastic rounding: state/random_bits.py and storage/rounding.py, bit for bit.
 //
 // Everything lives in a namespace named after the instruction set, because one library holds several
 // builds of this header and the linker would keep only one copy of an inline function.
