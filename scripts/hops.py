@@ -1,8 +1,8 @@
 """Which functions of ours one ``step()`` passes through, by executor: `python scripts/hops.py [--lines]`.
 
 The fourth step of an optimizer over eight small matrices is watched. Files and functions are counted once, in
-the order in which they are first entered: not torch's, properties, or the mathematics that all but the kernels
-end in.
+the order in which they are first entered: not of torch, no properties, not the mathematics that all but the
+kernels end in.
 """
 
 from __future__ import annotations

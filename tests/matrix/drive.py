@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from automagic_cameamp import OPTIMIZERS
-from automagic_cameamp.executors import sharded
+from automagic_cameamp.state import shards
 from matrix.rows import SHAPES, Row
 from native import lockstep
 
@@ -61,7 +61,7 @@ def numbers(optimizer: Any, params: list[Any]) -> Iterator[tuple[str, Tensor]]:
 def apart(name: str) -> dict[str, Any]:
     """What sharded parameters are left without, as options of the reference."""
     config: Any = OPTIMIZERS[name].config_class
-    return {option: off for option, (off, _) in sharded.NEIGHBOURS.items() if hasattr(config, option)}
+    return {option: off for option, (off, _) in shards.NEIGHBOURS.items() if hasattr(config, option)}
 
 
 def _cut(x: Tensor) -> Tensor:
