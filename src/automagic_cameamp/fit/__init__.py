@@ -10,6 +10,7 @@ installed for their classes (extra ``fit``).
 """
 
 from .answer import GIB, Answer, Question, Row, fit
+from .commands import to_dict
 from .models import FitError, Spec, find, known
 from .show import markdown, picture, text
 from .trace import Trace, trace
@@ -28,5 +29,6 @@ __all__ = [
     "markdown",
     "picture",
     "text",
+    "to_dict",
     "trace",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -220,21 +220,6 @@ class Answer(NamedTuple):
                 "release+offload is not released yet: computed as weights, one gradient and activations."
             )
         return lines
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and words, for JSON; ``command`` is of the recommended row."""
-        from .commands import command
-
-        return {
-            "question": asdict(self.question),
-            "model": {"title": self.spec.title, "source": self.spec.source},
-            "trained_parameters": sum(torch.Size(t.shape).numel() for t in self.trace.trained),
-            "rows": [{**row._asdict(), "command": command(self, row)} for row in self.rows],
-            "recommended": None
-            if (row := self.recommended()) is None
-            else {"optimizer": row.optimizer, "way": row.way},
-            "assumptions": self.assumptions(),
-        }
 
 
 def fit(model: str, **options: Any) -> Answer:

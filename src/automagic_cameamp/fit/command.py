@@ -66,6 +66,7 @@ def add_parser(commands: Any) -> None:
 def run(options: dict[str, Any]) -> int:
     """The subcommand."""
     from .answer import Question, fit
+    from .commands import to_dict
     from .models import FitError, known
     from .show import picture, text
 
@@ -87,7 +88,7 @@ def run(options: dict[str, Any]) -> int:
         print(f"automagic fit: {error}", file=sys.stderr)
         return 2
     if options.get("json"):
-        print(json.dumps(answer.to_dict(), indent=1))
+        print(json.dumps(to_dict(answer), indent=1))
     else:
         print(text(answer, every=options.get("all", False), colour=sys.stdout.isatty()))
     return 0

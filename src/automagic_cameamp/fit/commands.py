@@ -5,15 +5,15 @@ kohya-ss/sd-scripts 48d368f, kohya-ss/musubi-tuner 30c658c, diffusers 0.42, tran
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from dataclasses import asdict
+from typing import Any
 
 from automagic_cameamp import OPTIMIZERS
 
+from .answer import Answer, Row
 from .candidates import has_option
 from .models import DTYPES
-
-if TYPE_CHECKING:
-    from .answer import Answer, Row
 
 LAUNCH = "python -m automagic_cameamp.kohya"
 # family -> (script of a whole model, script of an adapter, kohya's network, what else it wants)
@@ -210,3 +210,16 @@ def _python(answer: Answer, row: Row) -> str:
     lines += [f"    (loss / {q.accumulation}).backward()" if q.accumulation > 1 else "    loss.backward()"]
     every = f"if (i + 1) % {q.accumulation} == 0: " if q.accumulation > 1 else ""
     return "\n".join([*lines, f"    {every}optimizer.step(); optimizer.zero_grad()"])
+
+
+def to_dict(answer: Answer) -> dict[str, Any]:
+    """Plain numbers and words, for JSON; every row with its command."""
+    chosen = answer.recommended()
+    return {
+        "question": asdict(answer.question),
+        "model": {"title": answer.spec.title, "source": answer.spec.source},
+        "trained_parameters": sum(math.prod(t.shape) for t in answer.trace.trained),
+        "rows": [{**row._asdict(), "command": command(answer, row)} for row in answer.rows],
+        "recommended": None if chosen is None else {"optimizer": chosen.optimizer, "way": chosen.way},
+        "assumptions": answer.assumptions(),
+    }
