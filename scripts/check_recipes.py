@@ -1,0 +1,238 @@
+"""Reads the recipes of examples/trainers with the parsers of the programs that they are for.
+
+    python scripts/check_recipes.py sd-scripts --checkout ~/sd-scripts      # in that program's environment
+    python scripts/check_recipes.py llama-factory                           # installed as a package
+
+Each recipe is checked for 24, 16, 12 and 8 GB: every key has to be known to the program's own parser,
+every value of its type, and the optimizer is built by the program's own resolver or by what it would call.
+Models are not loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ROOT / "examples" / "trainers"
+CARDS = (24, 16, 12, 8)
+sys.path[:0] = [str(ROOT / "src"), str(RECIPES)]
+
+from tier import taken  # noqa: E402
+
+from automagic_cameamp import presets  # noqa: E402
+from automagic_cameamp.factory import parse_optimizer_args  # noqa: E402
+from automagic_cameamp.text import split_args  # noqa: E402
+
+
+def build(name: str, options: dict[str, Any]) -> None:
+    """The optimizer of a recipe, on a toy."""
+    import torch
+
+    cls = presets.called(name)
+    assert cls is not None, f"{name} is not ours"
+    cls([torch.nn.Parameter(torch.zeros(4, 4))], **options)
+
+
+def by_argparse(parser: argparse.ArgumentParser, options: dict[str, Any]) -> None:
+    """Every option has to be one of the parser's, and of its type."""
+    actions = {action.dest: action for action in parser._actions}
+    for key, value in options.items():
+        assert key in actions, f"unknown option {key}"
+        action = actions[key]
+        for item in value if isinstance(value, list) else [value]:
+            flag = isinstance(action, (argparse._StoreTrueAction, argparse._StoreFalseAction))
+            kind = bool if flag else action.type or str
+            assert not flag or isinstance(item, bool), f"{key}={item!r} is a flag"
+            kind(item)
+            assert not action.choices or item in action.choices, f"{key}={item!r}: {action.choices}"
+
+
+def toml(text: str) -> dict[str, Any]:
+    """A TOML file."""
+    import tomllib
+
+    return tomllib.loads(text)
+
+
+def yaml(text: str) -> dict[str, Any]:
+    """A YAML file, as these programs read it: 1e-4 is a text there."""
+    return importlib.import_module("yaml").safe_load(text)
+
+
+def words(options: dict[str, Any], key: str = "optimizer_args") -> dict[str, Any]:
+    """The optimizer's own arguments."""
+    given = options.get(key) or []
+    return parse_optimizer_args(split_args(given) if isinstance(given, str) else given)
+
+
+def script_of(text: str) -> str:
+    """The script that a recipe's first line starts."""
+    return re.findall(r"(\w+)(?:\.py)? --config_file", text)[0]
+
+
+def sd_scripts(text: str) -> None:
+    """sd-scripts: the parser of the script, and the loading of its file."""
+    options = toml(text)
+    by_argparse(importlib.import_module(script_of(text)).setup_parser(), options)
+    build(options["optimizer_type"], {"lr": options["learning_rate"], **words(options)})
+
+
+def musubi_tuner(text: str) -> None:
+    """musubi-tuner: the common parser, and the script's own options."""
+    from musubi_tuner.training.parser_common import setup_parser_common  # type: ignore[import-not-found]
+
+    options, name = toml(text), script_of(text)
+    parser = setup_parser_common()
+    whole = name.endswith("_train")  # on top of what a network's script takes
+    for found in (f"{name}_network", name) if whole else (name,):
+        module = importlib.import_module(f"musubi_tuner.{found}")
+        for key, add in list(vars(module).items()):
+            if key.endswith("_setup_parser") and add.__module__ == module.__name__:
+                parser = add(parser)
+    by_argparse(parser, options)
+    build(options["optimizer_type"], {"lr": options["learning_rate"], **words(options)})
+
+
+def ai_toolkit(text: str) -> None:
+    """ai-toolkit: its classes of options, whose source says what they read, and its factory."""
+    import torch
+    from toolkit import config_modules, optimizer  # type: ignore[import-not-found]
+
+    source = Path(config_modules.__file__).read_text("utf-8")
+    (process,) = yaml(text)["config"]["process"]
+    kinds = {"train": "TrainConfig", "model": "ModelConfig", "network": "NetworkConfig", "save": "SaveConfig"}
+    parts = [(kind, process[name]) for name, kind in kinds.items()]
+    parts += [("DatasetConfig", part) for part in process["datasets"]]
+    for kind, part in parts:
+        body = source.partition(f"class {kind}")[2].partition("\nclass ")[0]
+        unknown = [key for key in part if not re.search(rf"""['"]{key}['"]|\b{key}:""", body)]
+        assert not unknown, f"{kind} does not read {unknown}"
+        getattr(config_modules, kind)(**part)
+    train = config_modules.TrainConfig(**process["train"])
+    p = [torch.nn.Parameter(torch.zeros(4, 4))]
+    optimizer.get_optimizer(p, train.optimizer.lower(), train.lr, optimizer_params=train.optimizer_params)
+
+
+def simpletuner(text: str) -> None:
+    """SimpleTuner: its own parser."""
+    from simpletuner.helpers.configuration.cmd_args import get_argument_parser  # type: ignore[import-not-found]
+
+    options = toml(text)
+    by_argparse(get_argument_parser(), options)
+    build(options["optimizer"], {"lr": options["learning_rate"], **words(options, "optimizer_config")})
+
+
+def diffusion_pipe(text: str) -> None:
+    """diffusion-pipe: no parser; every key has to stand as a text in its code."""
+    read = "\n".join(path.read_text("utf-8") for path in Path().rglob("*.py"))
+    literals = {
+        n.value
+        for n in ast.walk(ast.parse(Path("train.py").read_text("utf-8")))
+        if isinstance(n, ast.Constant)
+    }
+    options = toml(text)
+    optimizer = options.pop("optimizer")
+    keys = [key for key, value in options.items()] + [
+        k for v in options.values() if isinstance(v, dict) for k in v
+    ]
+    unknown = [key for key in keys if f"'{key}'" not in read and f'"{key}"' not in read]
+    assert not unknown, f"no code reads {unknown}"
+    assert options["model"]["type"] in literals, options["model"]["type"]
+    build(optimizer.pop("type"), optimizer)
+
+
+def onetrainer(text: str) -> None:
+    """OneTrainer: its configuration over each of its own presets."""
+    from modules.util.config.TrainConfig import TrainConfig  # type: ignore[import-not-found]
+
+    given = json.loads(text)
+    folders = ("SDXL", "Flux Dev.1", "SD3", "Z-Image", "QwenImage")
+    presets_of = [
+        path for folder in folders for path in sorted(Path("training_presets", folder).glob("*.json"))
+    ]
+    assert presets_of
+    for path in presets_of:
+        config = TrainConfig.default_values()
+        # as its window loads them: of the newest version, but for what the recipe says
+        whole = {**json.loads(path.read_text("utf-8")), **given, "__version": config.config_version}
+        config.from_dict(whole)
+        assert (
+            str(config.optimizer.optimizer) == "CAME_8BIT" and config.learning_rate == given["learning_rate"]
+        )
+        for key, value in given["optimizer"].items():
+            assert key in ("__version", "optimizer") or getattr(config.optimizer, key) == value, key
+
+
+def axolotl(text: str) -> None:
+    """Axolotl: its schema."""
+    from axolotl.utils.schemas.config import AxolotlInputConfig  # type: ignore[import-not-found]
+
+    options = yaml(text)
+    unknown = options.keys() - AxolotlInputConfig.model_fields.keys()
+    assert not unknown, unknown
+    AxolotlInputConfig(**options)
+    build(options["optimizer"], {"lr": options["learning_rate"], **options["optim_args"]})
+
+
+def llama_factory(text: str) -> None:
+    """LLaMA-Factory: its parser."""
+    os.environ["DISABLE_VERSION_CHECK"] = "1"
+    from llamafactory.hparams import get_train_args  # type: ignore[import-not-found]
+
+    options = yaml(text)
+    arguments = get_train_args({**options, "use_cpu": True, "bf16": False})[2]
+    build(arguments.optim.value, {"lr": arguments.learning_rate, **words(options, "optim_args")})
+
+
+CHECKS: dict[str, Callable[[str], None]] = {
+    "sd-scripts": sd_scripts,
+    "musubi-tuner": musubi_tuner,
+    "ai-toolkit": ai_toolkit,
+    "onetrainer": onetrainer,
+    "simpletuner": simpletuner,
+    "diffusion-pipe": diffusion_pipe,
+    "axolotl": axolotl,
+    "llama-factory": llama_factory,
+}
+
+
+def main() -> int:
+    """Check the recipes of one program; 1 where one is wrong."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("trainer", choices=list(CHECKS))
+    parser.add_argument("--checkout", type=Path, help="where the program lies, if it is no installed package")
+    given = parser.parse_args()
+    from automagic_cameamp.integrations import enable, hook
+
+    enable(*[name for name in (given.trainer, "transformers") if name in hook.MODULES])
+    if given.checkout:
+        os.chdir(given.checkout)
+        sys.path[:0] = [str(Path.cwd()), str(Path.cwd() / "src")]
+    wrong = 0
+    for path in sorted((RECIPES / given.trainer).iterdir()):
+        text = path.read_text("utf-8")
+        for gpu in CARDS:
+            sys.argv = ["x"]
+            try:
+                CHECKS[given.trainer](taken(text, gpu))
+            except Exception as error:
+                wrong += 1
+                print(f"{path.name} for {gpu} GB: {type(error).__name__}: {error}")
+                break
+        else:
+            print(f"{path.name}: ok for {', '.join(map(str, CARDS))} GB")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The recipes of examples/trainers: every card's version can be read, and its optimizer built.
+
+Whether the programs themselves take them is scripts/check_recipes.py's business, in their environments.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from automagic_cameamp import presets
+from automagic_cameamp.factory import parse_optimizer_args
+from automagic_cameamp.text import split_args
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "trainers"
+RECIPES = sorted(p for p in FOLDER.rglob("*") if p.suffix in (".toml", ".yaml", ".json"))
+
+
+def tier() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tier", FOLDER / "tier.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_line_for_a_card_takes_the_place_of_the_one_above() -> None:
+    text = "a = 1\n#@16: a = 2\n#@8: a = 3\n  b: 1\n  #@12: b: 2\n# c\n#@8: c = 1\n"
+    taken = tier().taken
+    assert taken(text, 24) == "a = 1\n  b: 1\n# c\n"
+    assert taken(text, 16) == "a = 2\n  b: 1\n# c\n"
+    assert taken(text, 12) == "a = 2\n  b: 2\n# c\n"
+    assert taken(text, 8) == taken(text, 6) == "a = 3\n  b: 2\nc = 1\n"
+    assert tier().tiers(text) == {16, 12, 8}
+
+
+def test_there_are_recipes_for_every_trainer_and_model() -> None:
+    found = {(path.parent.name, path.stem) for path in RECIPES}
+    for trainer in ("ai-toolkit", "simpletuner", "diffusion-pipe"):
+        for model in ("sdxl", "flux", "qwen_image", "zimage", "wan"):
+            assert (trainer, f"{model}_lora") in found
+    assert {"sd-scripts", "musubi-tuner", "onetrainer", "axolotl", "llama-factory"} <= {t for t, _ in found}
+    assert len(RECIPES) >= 28
+
+
+@pytest.mark.parametrize("gpu", [24, 16, 12, 8])
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_recipe(path: Path, gpu: int) -> None:
+    text = tier().taken(path.read_text("utf-8"), gpu)
+    if path.suffix == ".json":
+        assert json.loads(text)["optimizer"]["optimizer"] == "CAME_8BIT"
+        return
+    options: dict[str, Any]
+    if path.suffix == ".toml":
+        options = tomllib.loads(text)
+    else:
+        options = pytest.importorskip("yaml").safe_load(text)
+    if "config" in options:  # ai-toolkit
+        options = options["config"]["process"][0]["train"]
+    section = options.get("optimizer")
+    if isinstance(section, dict):  # diffusion-pipe
+        name, given, lr = section.pop("type"), section, section.pop("lr")
+    else:
+        name = options.get("optimizer_type") or options.get("optim") or section
+        keys = ("optimizer_args", "optimizer_params", "optimizer_config", "optim_args")
+        (given,) = [options[key] for key in keys if key in options]
+        lr = options.get("learning_rate", options.get("lr"))
+    if not isinstance(given, dict):
+        given = parse_optimizer_args(split_args(given) if isinstance(given, str) else given)
+    cls = presets.called(name)
+    assert cls is not None, name
+    optimizer = cls([torch.nn.Parameter(torch.zeros(4, 4))], lr=lr, **given)
+    assert optimizer.config.warmup_steps == int(given["warmup_steps"])
