@@ -326,3 +326,23 @@ def test_axolotls_plug_in_registers_with_transformers(program: Any) -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
             del sys.modules[name]
         sys.modules.update(own)
+
+
+def test_a_rate_that_nobody_chose_is_said_once(
+    sd_scripts: Any, program: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registers, "_said", set())
+    groups = [{"params": parameters(), "lr": 2e-6}]
+    for words in (("Automagic_CameAMP", "lr=1e-4"), ("Automagic_CameAMP", "lr_level=distance")):
+        sd_scripts.get_optimizer(arguments(*words), groups)
+    sd_scripts.get_optimizer(arguments("Automagic_CameAMP"), [*groups, {"params": parameters(), "lr": 1e-4}])
+    assert not caplog.text
+    for _ in range(2):
+        sd_scripts.get_optimizer(arguments("Automagic_CameAMP"), [{"params": parameters(), "lr": 2e-6}])
+    assert caplog.text.count("learning_rate=2e-06 is the default of sd-scripts") == 1
+    enable("ai-toolkit")
+    build = program("toolkit.optimizer", AI_TOOLKIT).get_optimizer
+    build(parameters(), "automagic_cameamp", "1e-4")
+    assert "ai-toolkit" not in caplog.text
+    build(parameters(), "automagic_cameamp")
+    assert "learning_rate=1e-06 is the default of ai-toolkit" in caplog.text

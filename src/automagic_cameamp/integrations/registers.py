@@ -11,7 +11,7 @@ import functools
 import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +35,24 @@ def register(module: ModuleType) -> None:
 def names() -> dict[str, Any]:
     """The names that lists and tables of others get: lower case, as such tables have them -> class."""
     return {name.lower(): cls for name, cls in presets.OPTIMIZERS.items()}
+
+
+# The rate of a program whose user has given none.
+DEFAULT_RATES = {"transformers": 5e-5, "sd-scripts": 2e-6, "ai-toolkit": 1e-6}
+_said: set[str] = set()
+
+
+def _say_default(program: str, rate: Any, options: Mapping[str, Any]) -> None:
+    """Say once that a rate is the program's default, and not one that anybody has chosen for this run."""
+    if program in _said or "lr" in options or "lr_level" in options or rate != DEFAULT_RATES[program]:
+        return
+    _said.add(program)
+    log.warning(
+        "learning_rate=%s is the default of %s, made for another optimizer: give one (1e-4 for a LoRA), or "
+        "lr_level=distance, which finds one",
+        rate,
+        program,
+    )
 
 
 def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -92,6 +110,7 @@ def transformers_trainer(module: ModuleType) -> None:
                     "optim_args: weight_decay would be overwritten by the Trainer's; give it as "
                     "TrainingArguments(weight_decay=...)"
                 )
+            _say_default("transformers", args.learning_rate, given)
             return cls, {"lr": args.learning_rate} | given
 
         return get_optimizer_cls_and_kwargs
@@ -140,9 +159,12 @@ def _kohya(original: Any) -> Any:
                 f"--fused_backward_pass is written for Adafactor and cannot go with {given}: leave it out."
             )
         options = quoted(args.optimizer_args or ())
+        params = list(params)
+        rates = {group.get("lr", args.learning_rate) for group in params if isinstance(group, dict)}
+        _say_default("sd-scripts", max(rates, default=args.learning_rate), options)
         rate = options.pop("lr", None)
         if rate is not None:  # as --learning_rate, which stands in what is saved of a run
-            params, before, args.learning_rate = list(params), args.learning_rate, float(rate)
+            before, args.learning_rate = args.learning_rate, float(rate)
             for group in params:
                 if isinstance(group, dict) and group.get("lr") == before:
                     group["lr"] = args.learning_rate
@@ -183,7 +205,9 @@ def ai_toolkit(module: ModuleType) -> None:
             cls = presets.called(optimizer_type)
             if cls is None:
                 return original(params, optimizer_type, learning_rate, optimizer_params)
-            return cls(params, **{"lr": learning_rate, **(optimizer_params or {})})
+            given = dict(optimizer_params or {})
+            _say_default("ai-toolkit", learning_rate, given)
+            return cls(params, **{"lr": learning_rate, **given})
 
         return get_optimizer
 
