@@ -60,6 +60,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 def test_no_block_hides_from_the_tests() -> None:
     """A Python block written 'py' or 'python foo' would never run."""
     known = {"python", "bash", "text", "toml", "json", "bibtex", "console", "yaml"}
+    known |= {"diff"}  # of CONTRIBUTING.md, applied by tests/docs/test_worked_example.py
     odd = [
         f"{name_of(p)}:{line}: '{info}'" for p in PAGES for line, info, _ in blocks(p) if info not in known
     ]

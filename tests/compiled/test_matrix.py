@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from automagic_cameamp import ContextualConfig
 from automagic_cameamp.executors import compiled
 from automagic_cameamp.state import counts
 from automagic_cameamp.types import Phase
-from matrix.rows import Strategy
+from matrix.rows import ROWS, Strategy, cases
 from native import lockstep
 from native.test_lockstep import CLASSES
 
@@ -58,6 +59,17 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("Automagic_CameAMP_Improved_8Bit", {"stable_emb": True, "min_8bit_size": 0}),
     ("Automagic_CameAMP_Improved_8Bit", {"profile": "minimal", "verbose": False}),
     ("Automagic_CameAMP8bit", {"state_code": "softsign4"}),
+]
+# In tests of phases and types; and what a graph does not see: options of the host, its inputs, the
+# controller's.
+APART = {"warmup_steps", "master_weight_bits", "stochastic_rounding", "engine", "offload", "seed", "verbose"}
+APART |= set(ContextualConfig.CONTROLLER_OPTIONS)
+NAMED = {option for _, given in [*OPTIONS, *CLASSES.values()] for option in given}
+# An option that has no row here gets one with its value of the matrix.
+OPTIONS += [
+    (name, {**ROWS[option].beside, option: ROWS[option].value})
+    for name, option in cases()
+    if option not in NAMED | APART
 ]
 
 

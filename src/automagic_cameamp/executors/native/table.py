@@ -21,6 +21,18 @@ from . import copies
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MASKS = {"element": 1, "row": 2, "tensor": 3}
+# Options that the kernels know; another one, where it is on, leaves the work to others.
+KNOWN = frozenset(
+    """
+    lr base_lr lr_floor lr_cap lr_bump eps clip_threshold betas beta1_decay eta weight_decay
+    warmup_steps came allora factored confidence_1d final_clip use_agr use_tam use_grams use_orthograd
+    use_lr_mask tam_granularity weight_decay_phase hard_min_lr lr_mask_rule lr_mask_granularity lr_level
+    lora table use_cautious use_spd edge_suppression edge_penalty edge_threshold
+    background_regularization spatial_awareness detail_preservation frequency_penalty lora_rank_penalty
+    rank_penalty_strength low_rank_emphasis rank_keep d_coef spatial_mode percentile_clipping
+    momentum_scales base_beta1
+    """.split()
+)
 # Names in a group of what ``renew`` reads: they may change from step to step.
 RENEWED = ("lr", "base_lr", "lr_floor", "lr_cap", "hard_min_lr", "betas", "weight_decay")
 # Field of the recipe -> column of the table, where the names differ.
@@ -90,6 +102,9 @@ def _unsupported_options(work: Work, hosted: bool) -> str | None:
         ("percentile_clipping", getattr(hp, "percentile_clipping", 100) < 100),
     ):
         if bad:
+            return f"{name}={getattr(hp, name)!r}"
+    for name in hp._fields:
+        if name not in KNOWN and getattr(hp, name):
             return f"{name}={getattr(hp, name)!r}"
     if work.recipe is contextual and len(contextual.mixture(hp).kept) > abi.MAX_SCALES:
         return f"more than {abi.MAX_SCALES + 2} momentum_scales"
