@@ -25,7 +25,7 @@ TRAINER_SRC = ROOT / "trainer" / "src" / TRAINER_PACKAGE
 # Layer -> the layers it may import, besides itself. The longest matching name counts.
 # "*" stands for every layer below the public surface (PUBLIC and TOOLS are the exceptions).
 PUBLIC = {"", "optimizers", "factory"}
-TOOLS = {"cli", "fit", "kohya", "integrations", "monitor", "__main__"}
+TOOLS = {"cli", "doctor", "fit", "kohya", "integrations", "monitor", "__main__"}
 BELOW = {
     "types",
     "schedule",
@@ -81,7 +81,8 @@ LAYERS: dict[str, set[str]] = {
     "kohya": {"", "_version", "presets"},
     "fit": {"", "factory", "presets", "profiles"},
     "integrations": {"", "text", "factory", "presets", "kohya"},
-    "cli": {"", "_version", "factory", "fit", "kohya", "integrations"},
+    "doctor": {"", "_version", "integrations", "kernels"},
+    "cli": {"", "_version", "factory", "fit", "kohya", "integrations", "doctor"},
     "__main__": {"cli"},
 }
 # The only module of the optimizers that knows the trainer, and what it may import of it.

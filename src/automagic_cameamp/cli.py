@@ -1,4 +1,4 @@
-"""The command ``automagic``: optimizers, fit and sd-scripts; with the trainer also demo, train and sample.
+"""The command ``automagic``: doctor, fit, integrate and others; with the trainer demo, train and sample.
 
 Nothing heavy is imported before a subcommand runs, so that ``automagic --help`` answers at once.
 """
@@ -21,6 +21,7 @@ EPILOG = """examples:
   automagic fit --model sdxl --train full --gpu 12  what fits on a card of 12 GiB
   automagic optimizers                            every optimizer that has a name
   automagic integrate install                     ... made known to the trainers that you have
+  automagic doctor                                what is installed and whether it works, for bug reports
 """
 # What the trainer, a package of its own, would add.
 TRAINER = {
@@ -61,6 +62,7 @@ def trainer() -> ModuleType | None:
 
 def parser() -> Parser:
     """The whole command line."""
+    from .doctor import command as doctor
     from .fit import command as fit
     from .integrations import install
     from .kohya import shims
@@ -79,6 +81,7 @@ def parser() -> Parser:
     install.add_parser(commands)
     shims.add_parser(commands)
     fit.add_parser(commands)
+    doctor.add_parser(commands)
     listing = commands.add_parser(
         "optimizers", help="list the optimizers", description="List the optimizers."
     )
@@ -122,6 +125,12 @@ def _fit(options: dict[str, Any]) -> int:
     return run(options)
 
 
+def _doctor(options: dict[str, Any]) -> int:
+    from .doctor.command import run
+
+    return run(options)
+
+
 def _optimizers(options: dict[str, Any]) -> int:
     from .factory import list_optimizers
 
@@ -134,7 +143,13 @@ def _optimizers(options: dict[str, Any]) -> int:
     return 0
 
 
-COMMANDS = {"integrate": _integrate, "sd-scripts": _sd_scripts, "fit": _fit, "optimizers": _optimizers}
+COMMANDS = {
+    "integrate": _integrate,
+    "sd-scripts": _sd_scripts,
+    "fit": _fit,
+    "doctor": _doctor,
+    "optimizers": _optimizers,
+}
 
 
 if __name__ == "__main__":
