@@ -35,7 +35,8 @@ def foreign_kind(state: Mapping[Any, Any]) -> str | None:
         return "automagic"
     if "exp_avg" in state and "RMS" in state:
         return "came"
-    if {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
+    # With these the moments are in units of a rate that was found (Prodigy), or of other weights.
+    if {"step", "exp_avg", "exp_avg_sq"} <= state.keys() and not state.keys() & {"p0", "z"}:
         return "adam"
     return None
 
