@@ -229,9 +229,10 @@ class OptimizerPlugin:
 """
 
 
-def test_llama_factory_v1(program: Any) -> None:
+@pytest.mark.parametrize("place", ["optimizer", "optimizers.optimizer"])
+def test_llama_factory_v1(program: Any, place: str) -> None:
     enable("llama-factory")
-    name = "llamafactory.v1.plugins.trainer_plugins.optimizers.optimizer"
+    name = f"llamafactory.v1.plugins.trainer_plugins.{place}"
     plugin = program(name, LLAMA_FACTORY).OptimizerPlugin
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     model[0].requires_grad_(False)

@@ -18,7 +18,10 @@ MODULES = {
     "ai-toolkit": ("toolkit.optimizer",),
     "onetrainer": ("modules.util.optimizer.CAME8bit",),
     "simpletuner": ("simpletuner.helpers.training.optimizer_param",),
-    "llama-factory": ("llamafactory.v1.plugins.trainer_plugins.optimizers.optimizer",),
+    "llama-factory": (
+        "llamafactory.v1.plugins.trainer_plugins.optimizer",
+        "llamafactory.v1.plugins.trainer_plugins.optimizers.optimizer",
+    ),
     "diffusion-pipe": ("pytorch_optimizer",),
 }
 

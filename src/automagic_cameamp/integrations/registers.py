@@ -277,6 +277,7 @@ REGISTERS: dict[str, Callable[[ModuleType], None]] = {
     "toolkit.optimizer": ai_toolkit,
     "modules.util.optimizer.CAME8bit": onetrainer,
     "simpletuner.helpers.training.optimizer_param": simpletuner,
+    "llamafactory.v1.plugins.trainer_plugins.optimizer": llama_factory,
     "llamafactory.v1.plugins.trainer_plugins.optimizers.optimizer": llama_factory,
     "pytorch_optimizer": diffusion_pipe,
 }

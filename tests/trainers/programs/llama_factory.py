@@ -27,10 +27,9 @@ assert cls.__name__ == "Automagic_CameAMP8bit" and options["warmup_steps"] == 20
 
 try:
     from llamafactory.v1.plugins.trainer_plugins.optimizers.optimizer import OptimizerPlugin
-except ImportError:  # a version without v1, or with another place for it
-    pass
-else:
-    name = "automagic_cameamp8bit"
-    optimizer = OptimizerPlugin(name)(torch.nn.Linear(4, 4), {"name": name, "lr": 3e-4, "warmup_steps": "20"})
-    assert type(optimizer).__name__ == "Automagic_CameAMP8bit"
-    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["warmup_steps"]) == (3e-4, 20)
+except ImportError:  # up to 0.9.5
+    from llamafactory.v1.plugins.trainer_plugins.optimizer import OptimizerPlugin
+name = "automagic_cameamp8bit"
+optimizer = OptimizerPlugin(name)(torch.nn.Linear(4, 4), {"name": name, "lr": 3e-4, "warmup_steps": "20"})
+assert type(optimizer).__name__ == "Automagic_CameAMP8bit"
+assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["warmup_steps"]) == (3e-4, 20)
