@@ -24,7 +24,7 @@ RUN := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types tests test-trainers test-gpu gpu bench sanitize clean
+.PHONY: help setup demo test lint types tests test-trainers test-gpu gpu bench sanitize dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -62,7 +62,10 @@ bench: $(READY) ## every benchmark, briefly (ARGS=--full: the rows that the docu
 sanitize: $(READY) ## the CPU kernels under the address, undefined-behaviour and thread sanitizers (gcc)
 	@PYTHONPATH=src $(PY) scripts/sanitize.py $(ARGS)
 
+dist: $(READY) ## sdist and wheels in dist/: built, checked, installed, stepped (ARGS="--torch 2.6.0 2.14.1")
+	@$(PY) scripts/need.py release && $(PY) scripts/dist.py $(ARGS)
+
 clean: ## remove .venv, caches, builds and runs
-	rm -rf $(VENV) .venv-trainers build dist runs .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) .venv-trainers build dist site runs .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	rm -rf trainer/build trainer/dist trainer/src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

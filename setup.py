@@ -1,10 +1,11 @@
 """Builds the CPU kernels into the package; everything else is in pyproject.toml.
 
 Without a C++ compiler the installation succeeds and says what is missing: steps on CPU then run in
-plain torch.
+plain torch. AUTOMAGIC_CAMEAMP_PURE=1 leaves the kernels out on purpose: one wheel for every system.
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -57,7 +58,10 @@ class PlatformWheel(bdist_wheel):
         return "py3", "none", tag
 
 
-setup(
-    ext_modules=[Extension("automagic_cameamp.kernels._native", sources=[], optional=True)],
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
-)
+if os.environ.get("AUTOMAGIC_CAMEAMP_PURE") == "1":
+    setup()
+else:
+    setup(
+        ext_modules=[Extension("automagic_cameamp.kernels._native", sources=[], optional=True)],
+        cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
+    )

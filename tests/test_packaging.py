@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -49,13 +50,14 @@ def copied(root: Path, target: Path) -> Path:
     return target
 
 
-def built(root: Path, folder: Path) -> zipfile.ZipFile:
+def built(root: Path, folder: Path, **settings: str) -> zipfile.ZipFile:
     """The wheel of a project, with no index to ask."""
     copy = copied(root, folder / "source")
     quiet = ["--quiet", "--disable-pip-version-check"]
     alone = ["--no-deps", "--no-build-isolation", "--no-index"]
     command = [sys.executable, "-m", "pip", "wheel", *quiet, *alone, "--wheel-dir", str(folder), str(copy)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    settings = {**os.environ, **settings}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=settings)
     assert done.returncode == 0, done.stderr
     (wheel,) = folder.glob("*.whl")
     return zipfile.ZipFile(wheel)
@@ -113,6 +115,37 @@ def test_the_optimizers_wheel_is_small(wheel: zipfile.ZipFile) -> None:
     assert size < LARGEST, (size, [(i.filename, i.compress_size) for i in largest])
 
 
+def test_the_wheel_without_kernels_is_for_every_system(tmp_path: Path) -> None:
+    pure = built(ROOT, tmp_path, AUTOMAGIC_CAMEAMP_PURE="1")
+    assert pure.filename is not None and pure.filename.endswith("-py3-none-any.whl")
+    assert not [name for name in pure.namelist() if name.endswith((".so", ".dll", ".dylib"))]
+    assert f"{PACKAGE.name}/kernels/cpu/kernel.cpp" in pure.namelist()  # it can still be built there
+
+
+@pytest.mark.parametrize(
+    ("schema", "pattern"),
+    [("github-workflows", "workflows/*.yml"), ("github-issue-forms", "ISSUE_TEMPLATE/[!c]*.yml")],
+)
+def test_ci_is_configured_in_valid_files(schema: str, pattern: str) -> None:
+    pytest.importorskip("check_jsonschema")
+    files = [str(path) for path in (ROOT / ".github").glob(pattern)]
+    assert len(files) > 1
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_ci_runs_what_there_is() -> None:
+    """Make targets, scripts and extras that the workflows name."""
+    text = "".join(path.read_text("utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml"))
+    targets = re.findall(r"\bmake ([a-z-]+)", text)
+    scripts = re.findall(r"\bscripts/\w+\.(?:py|sh)", text)
+    assert targets and scripts
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
+    assert all((ROOT / script).is_file() for script in scripts)
+
+
 def test_the_trainers_wheel_holds_it_and_nothing_else(trainer_wheel: zipfile.ZipFile) -> None:
     here = sources(TRAINER_PACKAGE)
     assert {f"automagic_trainer/{n}" for n in ("commands.py", "assets/emoji-base.safetensors")} <= here
@@ -154,7 +187,7 @@ def test_licences_travel_with_the_wheels(wheel: zipfile.ZipFile, trainer_wheel: 
 def test_core_needs_only_torch_and_numpy(wheel: zipfile.ZipFile) -> None:
     required = [r for r in metadata(wheel)["Requires-Dist"] if "extra ==" not in r]
     assert sorted(re.split(r"[^\w-]", r)[0] for r in required) == ["numpy", "torch"]
-    assert set(metadata(wheel)["Provides-Extra"]) == {"bnb", "fit", "bench", "dev"}
+    assert set(metadata(wheel)["Provides-Extra"]) == {"bnb", "fit", "bench", "dev", "docs", "release"}
     assert metadata(wheel)["Requires-Python"] == [">=3.10"]
 
 

@@ -201,6 +201,16 @@ def test_pages_that_the_source_names_exist() -> None:
 # -------------------------------------------------------------------------------------------------- twin
 
 
+def test_the_readme_is_short() -> None:
+    assert [page.name for page in (README, TWIN) if len(page.read_text("utf-8").splitlines()) > 150] == []
+
+
+def test_that_no_gpu_was_seen_stands_on_the_first_screen() -> None:
+    """Until a row of the table of hardware says otherwise."""
+    for page, words in ((README, "Never run on a GPU"), (TWIN, "從未在 GPU 上執行過")):
+        assert any(words in line for line in page.read_text("utf-8").splitlines()[:12])
+
+
 def test_twin_has_the_same_headings() -> None:
     assert [level for level, _ in headings(README)] == [level for level, _ in headings(TWIN)]
 
