@@ -49,6 +49,9 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ao-adamw8bit": ("torchao.optim.AdamW8bit", {}),
     "adafactor8bit": ("adafactor8bit.Adafactor8Bit", {}),
     "adv-adamw": ("adv_optm.AdamW_adv", {"state_precision": "int8_sr"}),
+    "prodigy": ("prodigyopt.Prodigy", {}),
+    "prodigy-plus": ("prodigyplus.ProdigyPlusScheduleFree", {}),
+    "adv-prodigy": ("adv_optm.Prodigy_adv", {}),
     "sdnq-adamw": ("sdnq.optim.AdamW", {"use_quantized_buffers": True}),
 }
 

@@ -84,13 +84,14 @@ class Job:
     task: str
     optimizer: str
     options: dict[str, Any] = field(hash=False)
-    lr: float = 1e-3
+    lr: float | None = 1e-3  # None: the optimizer's own default
     seed: int = 0
     steps: int = 0  # 0: the task's own
     schedule: str = "constant"
     device: str = "cpu"
     text_cache: str | None = None  # of cat_lora, where the text encoder is not installed
     evaluations: int = 0  # of the held-out loss during the run, evenly spread; for learning curves
+    plain: bool = False  # our optimizers get nothing but what the job names
 
     @classmethod
     def parse(cls, task: str, text: str, *rest: Any) -> Job:
@@ -109,9 +110,13 @@ def make_task(job: Job):
         from automagic_trainer.tasks import cat_lora
 
         return cat_lora(job.seed, job.device, text_cache=Path(job.text_cache) if job.text_cache else None)
-    from benchmarks.charlm import CharLM
+    if job.task.startswith("charlm"):
+        from benchmarks.charlm import CharLM
 
-    return CharLM(job.task.removeprefix("charlm-"), job.seed, job.device)
+        return CharLM(job.task.removeprefix("charlm-"), job.seed, job.device)
+    from benchmarks import auto_tasks
+
+    return auto_tasks.make(job.task, job.seed)
 
 
 def ours_defaults(job: Job, steps: int) -> dict[str, Any]:
@@ -123,10 +128,12 @@ def ours_defaults(job: Job, steps: int) -> dict[str, Any]:
 @lru_cache
 def source_digest(task: str, optimizer: str) -> str:
     """Digest of the code that a run's result depends on, so rows of older code are never reused."""
-    files = [ROOT / "benchmarks" / "charlm.py"] if task.startswith("charlm") else []
+    files = [ROOT / "benchmarks" / "charlm.py"] if task.startswith(("charlm", "lm-")) else []
+    if not task.startswith(("charlm", "cat_lora")):
+        files.append(ROOT / "benchmarks" / "auto_tasks.py")
     if is_ours(optimizer):
         files += sorted((ROOT / "src" / "automagic_cameamp").rglob("*.py"))
-    if task == "cat_lora":
+    if task in ("cat_lora", "unet-full"):
         files += sorted((ROOT / "trainer" / "src" / "automagic_trainer").rglob("*.py"))
     return sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
@@ -137,11 +144,14 @@ def run_job(job: Job) -> dict[str, Any]:
     task = make_task(job)
     steps = job.steps or getattr(task, "steps", None) or STEPS[job.task]
     options = dict(job.options)
-    if is_ours(job.optimizer):
+    if is_ours(job.optimizer) and not job.plain:
         options = {**ours_defaults(job, steps), **options}
-    optimizer = build(job.optimizer, [p for p in task.parameters() if p.requires_grad], lr=job.lr, **options)
+    given = options if job.lr is None else {"lr": job.lr, **options}
+    optimizer = build(job.optimizer, [p for p in task.parameters() if p.requires_grad], **given)
+    if is_schedule_free(optimizer):
+        optimizer.train()  # type: ignore[attr-defined]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(SCHEDULES[job.schedule], steps))
-    curve, held_out_curve, spent, start = [], [], 0.0, time.perf_counter()
+    curve, held_out_curve, rates, spent, start = [], [], [], 0.0, time.perf_counter()
     evaluate_at = {round(steps * i / job.evaluations) for i in range(1, job.evaluations)}
     loss_value = math.nan
     for step in range(steps):
@@ -153,17 +163,21 @@ def run_job(job: Job) -> dict[str, Any]:
         if step % max(1, steps // 20) == 0 or step == steps - 1:
             loss_value = float(loss.detach())
             curve.append([step, round(loss_value, 5)])
+            group = optimizer.param_groups[0]  # what trainers log of optimizers that find the rate
+            rates.append([step, float(group["lr"]) * float(group.get("d", 1.0))])
             if not math.isfinite(loss_value):
                 break
         if step + 1 in evaluate_at:
             paused = time.perf_counter()
-            held_out_curve.append([step + 1, float(task.evaluate())])
+            held_out_curve.append([step + 1, evaluated(task, optimizer)])
             spent += time.perf_counter() - paused
     seconds = time.perf_counter() - start - spent
-    final = float(task.evaluate()) if math.isfinite(loss_value) else math.inf
+    final = evaluated(task, optimizer) if math.isfinite(loss_value) else math.inf
     row = {"bench": "quality", **asdict(job), "steps": steps, "full_options": options}
     row["held_out"] = final if math.isfinite(final) else math.inf
     row |= {"train_curve": curve, "seconds": round(seconds, 2)}
+    if job.plain:
+        row["rate_curve"] = rates
     if job.evaluations:
         row["held_out_curve"] = [*held_out_curve, [steps, row["held_out"]]]
     if hasattr(task, "accuracy"):
@@ -177,9 +191,25 @@ def run_job(job: Job) -> dict[str, Any]:
     return {**row, **environment(job.device)}
 
 
+def evaluated(task: Any, optimizer: Any) -> float:
+    """Held-out loss at the weights that the optimizer would leave: some average them."""
+    averages = is_schedule_free(optimizer)
+    if averages:
+        optimizer.eval()
+    value = float(task.evaluate())
+    if averages:
+        optimizer.train()
+    return value
+
+
+def is_schedule_free(optimizer: Any) -> bool:
+    return callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
+
+
 def row_key(row: dict) -> tuple:
     names = ["task", "optimizer", "options", "lr", "seed", "key_steps", "schedule", "evaluations", "source"]
-    row = {"evaluations": 0, **row}  # older rows have no curve
+    names.append("plain")
+    row = {"evaluations": 0, "plain": False, **row}  # older rows have no curve
     return tuple(json.dumps(row[name], sort_keys=True) for name in names)  # JSON makes tuples and lists equal
 
 
@@ -202,7 +232,8 @@ def run_jobs(jobs: Iterable[Job], processes: int = 1, out: Path | None = None) -
             append_row(out, row)
         took = f"{row['seconds']:.0f} s, {time.perf_counter() - start:.0f} s in all"
         name = label(job.optimizer, job.options)
-        setting = f"{job.task} {name} lr={job.lr:g} seed={job.seed}"
+        rate = "none" if job.lr is None else f"{job.lr:g}"
+        setting = f"{job.task} {name} lr={rate} {job.schedule} seed={job.seed}"
         print(f"[{count}/{len(missing)}] {setting}: {row['held_out']:.4f} ({took})", flush=True)
     if failed:
         raise SystemExit(f"{len(failed)} runs failed, the others are kept; the first: {failed[0]}")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from .aliases import TechniqueWords, config
-from .types import CAP
+from .types import CAP, START
 from .validate import (
     Untouched,
     betas,
@@ -38,7 +38,9 @@ class SharedConfig:
     Those that set a single technique are the words of ``techniques``, and may be given by their own names.
     """
 
-    lr: float | Tensor = option(1e-6, rate, "base learning rate; the scheduler's, and the start of the mask")
+    lr: float | Tensor = option(
+        Untouched(START), rate, "learning rate, the scheduler's; left out, the right one is found"
+    )
     min_lr: float = option(
         1e-7, number(0), "lowest rate that the mask may give, at the schedule's start; never above lr"
     )
@@ -81,7 +83,11 @@ class SharedConfig:
     lr_mask_granularity: str = technique(
         "element", choice("element", "row", "tensor", "group"), "what shares one mask value"
     )
-    lr_level: str = option("fixed", choice("fixed", "distance", "vote"), "who sets the level of the rate")
+    lr_level: str | None = option(
+        None,
+        optional(choice("auto", "fixed", "distance", "vote")),
+        "who sets the level of the rate; None: auto where no lr is given, fixed where one is",
+    )
     stochastic_rounding: bool | None = option(
         None, optional(flag), "engine: round bf16/fp16 weights stochastically; None: yes"
     )
@@ -231,10 +237,19 @@ GROUP_NAMES = {"min_lr": "lr_floor", "max_lr": "lr_cap"}
 
 
 def in_group(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by their names in a group; a cap that nobody has set is None there."""
+    """Options by their names in a group; a cap that nobody has set is None there.
+
+    Who sets the level is decided here: a rate that nobody has set asks for one to be found.
+    """
     named = {GROUP_NAMES.get(name, name): value for name, value in values.items()}
     if isinstance(named.get("lr_cap"), Untouched):
         named["lr_cap"] = None
+    if "lr" in named and named.get("lr_level", "") is None:
+        # The additive rule is about rates as such, and finds them by itself.
+        found = isinstance(named["lr"], Untouched) and named.get("lr_mask_rule") != "additive"
+        named["lr_level"] = "auto" if found else "fixed"
+    if isinstance(named.get("lr"), Untouched):
+        named["lr"] = float(named["lr"])
     return named
 
 
@@ -257,6 +272,8 @@ def check_together(values: Mapping[str, Any], where: str) -> None:
     low, high = bounds["lr_floor"], CAP if bounds["lr_cap"] is None else bounds["lr_cap"]
     if low >= high:
         raise fail("min_lr", low, f"it must be below max_lr={high!r}", f"Set both {where}.")
+    if values["lr_mask_rule"] == "additive" and values["lr_level"] == "auto":
+        raise fail("lr_level", "auto", "it cannot go with lr_mask_rule='additive'", "Use 'geometric'.")
     if values["lr_mask_granularity"] == "group" and values["lr_level"] == "vote":
         raise fail("lr_level", "vote", "it cannot go with lr_mask_granularity='group'", "Use 'element'.")
     if values.get("min_block_size", 0) > values.get("max_block_size", 0):

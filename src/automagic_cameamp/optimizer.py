@@ -117,6 +117,7 @@ class CameAMPOptimizer(Optimizer):
         self.stepper.settle(self.model, "adding a group")
         super().add_param_group(new_group(self.model, param_group))
         self.kept.matrices += kinds.matrices(self.param_groups[-1:])
+        self.model.tell_level()
 
     @property
     def base_lrs(self) -> list[float]:
@@ -196,7 +197,11 @@ class CameAMPOptimizer(Optimizer):
         """State as plain tensors and numbers, readable with ``torch.load(weights_only=True)``."""
         self.stepper.settle(self.model, "state_dict()")
         extra = {} if self.controller is None else {memory.KEY: self.controller.state_dict()}
-        return {**super().state_dict(), "magic_version": checkpoint.FORMAT_VERSION, **extra}
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            if group["lr_level"] == "auto":
+                group.pop("d", None)  # it follows from the state
+        return {**saved, "magic_version": checkpoint.FORMAT_VERSION, **extra}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
         """Load what ``state_dict`` gave: bit for bit, types included, or not at all.
@@ -217,6 +222,7 @@ class CameAMPOptimizer(Optimizer):
                 fitted = checkpoint.fit(self.model, state_dict)
                 self.stepper.open = None  # what an unfinished step has changed is replaced
                 checkpoint.commit(self.model, fitted)
+            self.model.tell_level()
             checkpoint.say(self.model, fitted)
             for post_hook in self._optimizer_load_state_dict_post_hooks.values():
                 post_hook(self)

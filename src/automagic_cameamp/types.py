@@ -14,6 +14,8 @@ F = TypeVar("F", bound=Callable[..., object])
 # Of any weight's rate where the user gave none: the documents', or so many times the rate asked.
 CAP, CAP_RATIO = 1e-3, 10.0
 
+START = 1e-6  # learning rate where the user gave none: where the automatic level begins
+
 
 class Phase(enum.Enum):
     """Where a stack of tensors stands in the warm-up; static, so that dead work is never traced.

@@ -42,6 +42,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     (BASE, {"lr_mask_granularity": "group"}),
     (BASE, {"lr_level": "distance"}),
     (BASE, {"lr_level": "vote"}),
+    (BASE, {"lr_level": "auto"}),
     (BASE, {"clip_threshold": float("inf"), "final_clip": 0.1, "eps": (1e-20, 1e-10, 1e-4), "eta": 1.0}),
     (BASE, {"betas": (0.5, 0.9, 0.95), "beta1_decay": 0.9}),
     (CONTEXTUAL, {"momentum_scales": None}),

@@ -58,7 +58,7 @@ BAD: dict[str, list[Any]] = {
     "hard_min_lr": FLAG,
     "lr_mask_rule": ["geometrc", "ADDITIVE", False, 0, np.array([1, 2]), torch.zeros(2)],
     "lr_mask_granularity": ["elements", "column", None, 3],
-    "lr_level": ["prodigy", "Fixed", None, 0.5],
+    "lr_level": ["prodigy", "Fixed", 0.5],
     "stochastic_rounding": [2, -1, 0.5, "yes?", [True]],
     "master_weight_bits": [16, 32, 8, 24.0, "16", True],
     "seed": [-1, 2**32, 0.5, "-7", None, NAN],
@@ -196,7 +196,7 @@ def test_typos_in_a_group(name: str) -> None:
     "name", ["name", "initial_lr", "optim_type", "d", "effective_lr", "lr_scale", "lr_mult", "is_lora"]
 )
 def test_what_trainers_put_into_groups_is_kept(name: str) -> None:
-    optimizer = Automagic_CameAMP([{"params": one_parameter(), name: 0.5}])
+    optimizer = Automagic_CameAMP([{"params": one_parameter(), name: 0.5}], lr=1e-4)
     assert optimizer.param_groups[0][name] == 0.5
     assert optimizer.state_dict()["param_groups"][0][name] == 0.5
 

@@ -79,7 +79,7 @@ OURS: dict[str, tuple[Any, tuple[list[Any], list[Any]]]] = {
     "hard_min_lr": (False, BOOL),
     "lr_mask_rule": ("geometric", (["geometric", "additive", "none"], ["Additive", "vote"])),
     "lr_mask_granularity": ("element", (["element", "row", "tensor", "group"], ["rows", ""])),
-    "lr_level": ("fixed", (["fixed", "distance", "vote"], ["auto", None])),
+    "lr_level": (None, (["auto", "fixed", "distance", "vote"], ["automatic", 1])),
     "rank_keep": (10, ([1, 64], [0, -1, 1.5])),
     "spatial_mode": ("all", (["all", "conv"], ["none", "ALL"])),
     "stochastic_rounding": (None, ([None, True, False], [2, "yes"])),

@@ -76,6 +76,14 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) 
         lockstep.check("Automagic_CameAMP", FP32, 0)
 
 
+@pytest.mark.parametrize("kind", ["base", "base dynamic", "balanced", "affine", "contextual 8bit"])
+@pytest.mark.parametrize("before", [0, 3, 14])
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_the_automatic_level(kind: str, before: int, dtype: torch.dtype) -> None:
+    name, options = CLASSES[kind]
+    lockstep.check(name, dtype, before, warmup_steps=100, lr_level="auto", **options)
+
+
 def test_nearest_rounding() -> None:
     lockstep.check("Automagic_CameAMP", BF16, BEFORE, stochastic_rounding=False)
 

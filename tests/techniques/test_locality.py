@@ -64,6 +64,10 @@ CASES: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
         lambda r, s, g, x: T.distance_evidence(r[:, 0, 0, 0], s.flatten(1), g.flatten(1), x.flatten(1), ONE),
         [per_tensor(0), full(1), full(2), full(3)],
     ),
+    "look_back": (
+        lambda g, a, p: T.look_back(g, a[..., :2], p, T.Level.of(torch.tensor([4.0, 1, 0, 0, 0, 0, 0, 1]))),
+        [full(0), full(1), full(2)],
+    ),
     "ema": (lambda old, new: T.ema(old, new, 0.7), [full(0), full(1)]),
     "factored_moment": (
         # the third result, the mean of the rows, stands once for a whole matrix
@@ -251,6 +255,7 @@ def test_stacked_equals_looped_on_awkward_shapes(shape):
         yield from (T.allora_gain(x, 2.0), T.factored_rsqrt(x, row, col, level), T.grams(x, y, 0.3))
         yield from T.factored_moment(row, col, y * y, 0.9, 1e-30)
         yield from T.torque(zero, x, y)
+        yield from T.look_back(x, row, y, T.Level.of(torch.tensor([4.0, 1, 0, 0, 0, 0, 0, 1])))
         yield from T.distance_evidence(zero.flatten(), T.sample(y) * 0, T.sample(x), T.sample(y), ONE.float())
 
     together = list(everything(x, y, row, col, zero))

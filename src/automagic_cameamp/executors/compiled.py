@@ -36,7 +36,7 @@ RARE = 0.01  # share of the codes, or of weights of 16 bits, that may lie so clo
 BACKEND = "inductor"  # of torch.compile
 OPTIONS_PER_STACK = 8  # more: one of them changes at every step, and each value would be compiled
 RATES = ("lr", "base_lr")
-SHARED = ("mask_mean", "mask_vote", "mask_count", "level", "multiplier", "clock")
+SHARED = ("mask_mean", "mask_vote", "mask_count", "level", "multiplier", "clock", "steering")
 
 
 class Differs(RuntimeError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes as c
 from typing import Any, NamedTuple
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 MAX_SCALES = 6
 CODES = {"dynamic": 1, "softsign": 2, "affine": 3, "unit4": 4, "log16": 6, "log": 7}
 SKETCH = 4096
@@ -55,9 +55,9 @@ class Task(c.Structure):
         *((name, Coded) for name in COLUMNS),
         ("scale", Coded * MAX_SCALES),
         *((name, c.c_uint64) for name in ("step", "avg_lr", "torque", "mask_sum", "mask", "polarity")),
-        *((name, c.c_uint64) for name in ("basis", "lowrank_rate")),
+        *((name, c.c_uint64) for name in ("basis", "lowrank_rate", "level", "anchor")),
         *((name, c.c_int32) for name in ("p_type", "g_type", "options", "key", "rounds", "matrix")),
-        *((name, c.c_int32) for name in ("kept", "ok", "tail", "unused")),
+        *((name, c.c_int32) for name in ("kept", "ok", "tail", "sampled")),
         ("square", c.c_double),
     ]
 
@@ -72,7 +72,8 @@ class Step(c.Structure):
         ("sketch", c.c_void_p),
         ("square", c.c_double),
         ("bad", c.c_int64),
-        *((name, c.c_int32) for name in ("threads", "flavour")),
+        ("level", c.c_float * 8),
+        *((name, c.c_int32) for name in ("renews", "looks", "threads", "flavour")),
     ]
 
 
@@ -89,7 +90,7 @@ class Field(NamedTuple):
 
 KINDS: dict[Any, str] = {
     **{c.c_void_p: "address", c.c_uint64: "address"},
-    **{c.c_double: "float64", c.c_int64: "int64", c.c_int32: "int32", Coded: "Coded"},
+    **{c.c_double: "float64", c.c_float: "float32", c.c_int64: "int64", c.c_int32: "int32", Coded: "Coded"},
 }
 
 

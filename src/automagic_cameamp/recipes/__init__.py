@@ -1,6 +1,7 @@
 """One short text per algorithm: which techniques, in which order."""
 
-from ..techniques import Steps, Sum, alone, together
+from ..techniques import Level, Steps, Sum, alone, together
+from ._level import level_under, steered
 from ._rate import has_mask
 
-__all__ = ["Steps", "Sum", "alone", "has_mask", "together"]
+__all__ = ["Level", "Steps", "Sum", "alone", "has_mask", "level_under", "steered", "together"]

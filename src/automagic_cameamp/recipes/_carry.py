@@ -294,6 +294,8 @@ def bounds(spec: StateSpec, layout: Layout, hp: Any) -> tuple[float, float]:
         "vote_clock": (-1.0, LIMIT_MEAN),
         "lr_level": (1.0, LIMIT_MEAN),
         "level_anchor": (-LIMIT_WEIGHT, LIMIT_WEIGHT),
+        "auto_anchor": (-LIMIT_WEIGHT, LIMIT_WEIGHT),
+        "auto_level": (-LIMIT_MOMENT, LIMIT_MOMENT),
         "level_norm": (0.0, LIMIT_MEAN),
         "lowrank_basis": (-1.1, 1.1),
         "lowrank_tail": (-127, 127),

@@ -18,12 +18,13 @@ from torch import Tensor
 from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
+from . import _level
 
 if TYPE_CHECKING:
     from ._stages import Hyper, State
 
 # One number per parameter, gathered over all of them before each step; ``lr_mask`` where a group shares it.
-LAGGED = ("lr_mask_sum", "lr_mask_vote", "lr_mask", "lr_level", "level_r", "level_norm", "vote_clock")
+LAGGED = ("lr_mask_sum", "lr_mask_vote", "lr_mask", *_level.LAGGED)
 
 
 class Shared(NamedTuple):
@@ -33,13 +34,15 @@ class Shared(NamedTuple):
         mask_mean: mean of the mask over all parameters.
         mask_vote: sum of the sign agreements of the group (granularity 'group').
         mask_count: the group's counter, as those that moved it last left it, or None.
-        level: d / d0 (lr_level 'distance') or the logarithm of the level ('vote').
+        level: d / d0 (lr_level 'distance'), the logarithm of the level ('vote'), or the level under the
+            schedule relative to the largest learning rate of all groups ('auto').
         level_start: d0, the base rate that the level multiplies.
         multiplier: factor of a controller over the whole model, or None.
         clock: number of steps that the group has taken before this one, as a tensor: a number
             would be traced anew at every step.
         refresh: places in the stack of those whose own count makes them renew, at this step, what is
             only renewed every ``sync_frequency`` updates.
+        steering: [8] the automatic level of this step (``techniques.Level``), or None.
     """
 
     mask_mean: Tensor
@@ -50,6 +53,7 @@ class Shared(NamedTuple):
     mask_count: Tensor | None = None
     clock: Tensor | None = None
     refresh: tuple[int, ...] = ()
+    steering: Tensor | None = None
 
 
 def mask_code(hp: Hyper) -> T.MaskCode:
@@ -82,31 +86,11 @@ def specs(layout: Layout, hp: Hyper) -> list[StateSpec]:
             fields.append(StateSpec("last_polarity", "bits", dtype=torch.uint8, count=bits))
         if hp.lr_mask_granularity == "group":
             fields.append(StateSpec("lr_mask_vote", "tensor", dtype=torch.float32))
-            fields.append(_CLOCK)
+            fields.append(_level.CLOCK)
         if hp.lr_mask_rule == "geometric":
             fields.append(StateSpec("lr_mask_sum", "tensor", dtype=torch.float32, initial=layout.numel))
-    if hp.lr_level == "distance":
-        count = T.sample_size(layout.numel)
-        fields += [
-            StateSpec("lr_level", "tensor", dtype=torch.float32, initial=1.0),
-            StateSpec("level_anchor", "sample", dtype=torch.float32, count=count),
-            StateSpec("level_sum", "sample", dtype=torch.float32, count=count),
-            StateSpec("level_r", "tensor", dtype=torch.float32),
-            StateSpec("level_norm", "tensor", dtype=torch.float32),
-        ]
-    elif hp.lr_level == "vote":
-        fields += [
-            StateSpec("lr_level", "tensor", dtype=torch.float32),
-            StateSpec("sign_history", "full", dtype=torch.uint8),
-            StateSpec("level_r", "tensor", dtype=torch.float32),
-            StateSpec("level_norm", "tensor", dtype=torch.float32),
-            _CLOCK,
-        ]
+    fields += _level.specs(layout, hp)
     return fields
-
-
-# The group's clock at the parameter's last vote: an old vote must not be counted again.
-_CLOCK = StateSpec("vote_clock", "tensor", dtype=torch.float32, initial=-1.0)
 
 
 def share(
@@ -117,6 +101,7 @@ def share(
     hp: Hyper,
     start: float,
     like: Tensor,
+    schedule: float | Tensor = 1.0,
 ) -> Shared:
     """Combine the numbers that the parameters keep.
 
@@ -128,6 +113,7 @@ def share(
         hp: options of the group.
         start: d0, the largest base rate of all groups.
         like: a tensor of the wanted device and type.
+        schedule: learning rate of the group that is furthest in its schedule, relative to its first one.
     """
     one = torch.ones((), dtype=like.dtype, device=like.device)
     count: Tensor | None = None
@@ -153,13 +139,11 @@ def share(
         # Every parameter keeps the level of its own last step; the latest one counts.
         level = ((group["lr_level"] * fresh).sum() / fresh.sum() + step).to(like.dtype)
     now = torch.full((), float(clock), dtype=torch.float32, device=like.device)
-    return Shared(mean, vote, level, start, mask_count=count, clock=now)
-
-
-def anchor(params: list[Tensor], layout: Layout) -> Tensor:
-    """Sample of the weights that the distance rule starts from: [B, sample_size]."""
-    views = [p.detach().reshape(1, *layout.view) for p in params]
-    return torch.cat([T.sample(view).float() for view in views])
+    steering = None
+    if hp.lr_level == "auto":
+        steering = _level.steered(every.get("auto_level"), start, schedule, like.device)
+        level = _level.level_under(steering, start, hp.lr, hp.base_lr).to(like.dtype)
+    return Shared(mean, vote, level, start, mask_count=count, clock=now, steering=steering)
 
 
 def rate(
@@ -184,8 +168,7 @@ def rate(
     Returns:
         A tensor that broadcasts to [B,K,m,n], and the state with its mean.
     """
-    level, state = _level(g, u, p, state, shared, k, hp)
-    value, mask = gain * level, None
+    value, mask = gain * _level.level(shared, hp), None
     if shared.multiplier is not None:
         value = value * shared.multiplier
     if has_mask(hp):
@@ -194,7 +177,9 @@ def rate(
     value = _clamp(value, hp)
     # Where one multiplier stands for several elements it counts for each of them.
     learns = mask if phase.may_warm_up and state.lr_mask_sum is not None else None
-    sums = yield [T.mean(value, like=g), *([] if learns is None else [T.total(learns, like=g)])]
+    wanted = [T.mean(value, like=g), *([] if learns is None else [T.total(learns, like=g)])]
+    sums, seen = yield from T.together(_answered(wanted), _level.evidence(g, u, p, state, shared, k, hp))
+    state = state._replace(**seen)
     if state.lr_mask_sum is not None and learns is not None:
         total = torch.where(k.warm, (sums[1] * shared.mask_mean).float(), state.lr_mask_sum)
         state = state._replace(lr_mask_sum=total)
@@ -211,7 +196,8 @@ def _clamp(value: Tensor, hp: Hyper) -> Tensor:
 
 def rate_bounds(hp: Hyper) -> tuple[float | Tensor, float | Tensor]:
     """Limits of everything that multiplies the learning rate."""
-    return T.rate_bounds(hp.lr, hp.base_lr, hp.lr_floor, hp.lr_cap)
+    free = hp.lr_level == "auto" and hp.lr_cap is None  # the cap follows the rate, wherever that goes
+    return T.rate_bounds(hp.lr, hp.base_lr, hp.lr_floor, math.inf if free else hp.lr_cap)
 
 
 def absolute_floor(hp: Hyper) -> float | Tensor:
@@ -303,33 +289,6 @@ def _boost(bump: Tensor, g: Tensor, p: Tensor, k: Scalars, hp: Hyper) -> T.Steps
     return bump * (1 + (factor - 1) * grows.to(bump.dtype))
 
 
-def _level(
-    g: Tensor, u: Tensor, p: Tensor, state: State, shared: Shared, k: Scalars, hp: Hyper
-) -> tuple[Tensor | float, State]:
-    """Level of the rate and its evidence for the next step."""
-    if hp.lr_level == "fixed":
-        return 1.0, state
-    flat = (-1, 1, 1, 1)
-    copy = shared.level.to(torch.float32).expand(g.shape[0]).reshape(flat)
-    if hp.lr_level == "distance":
-        assert state.level_anchor is not None and state.level_sum is not None and state.level_r is not None
-        weight = shared.level_start * shared.level.square()
-        travelled = state.level_anchor.to(g.dtype) - T.sample(p)
-        r, total, norm = T.distance_evidence(
-            state.level_r.flatten(), state.level_sum, T.sample(g), travelled, weight
-        )
-        state = state._replace(level_sum=total.float())
-        level = shared.level * T.DISTANCE_GAIN
-    else:
-        assert state.sign_history is not None
-        history = T.push_sign(state.sign_history, g)
-        enough = (k.t >= T.VOTE_HISTORY).flatten()
-        r, norm = T.sign_vote(history, u, enough)
-        assert shared.clock is not None
-        clock = shared.clock.expand_as(copy)
-        state = state._replace(sign_history=history, vote_clock=clock)
-        level = shared.level.exp()
-    state = state._replace(
-        lr_level=copy, level_r=r.float().reshape(flat), level_norm=norm.float().reshape(flat)
-    )
-    return level, state
+def _answered(wanted: list[T.Sum]) -> T.Steps[list[Tensor]]:
+    """The sums that are asked for."""
+    return (yield wanted)

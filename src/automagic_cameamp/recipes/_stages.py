@@ -76,6 +76,8 @@ class State(NamedTuple):
     level_r: Tensor | None = None
     level_norm: Tensor | None = None
     vote_clock: Tensor | None = None
+    auto_level: Tensor | None = None
+    auto_anchor: Tensor | None = None
     edge_history: Tensor | None = None
     spatial_variance: Tensor | None = None
     lowrank_basis: Tensor | None = None

@@ -21,7 +21,7 @@ from .. import schedule
 from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Phase
-from . import _rate
+from . import _level, _rate
 from ._rate import LAGGED, Shared, share
 from ._stages import (
     Hyper,
@@ -61,7 +61,7 @@ def specs(layout: Layout, hp: Hyper) -> tuple[StateSpec, ...]:
 
 def initial(name: str, params: list[Tensor], layout: Layout) -> Tensor | None:
     """First values [B,*] of a field that depends on the weights; None for all others."""
-    return _rate.anchor(params, layout) if name == "level_anchor" else None
+    return _level.anchor(name, params, layout)
 
 
 def update(

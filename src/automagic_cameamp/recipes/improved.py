@@ -18,7 +18,7 @@ from .. import schedule
 from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
-from . import _rate, _stages
+from . import _level, _rate, _stages
 from ._rate import LAGGED, Shared, share
 from ._stages import (
     Result,
@@ -112,7 +112,7 @@ def _has_low_rank(layout: Layout, hp: Any) -> bool:
 
 def initial(name: str, params: list[Tensor], layout: Layout) -> Tensor | None:
     """First values [B,*] of a field that depends on the weights; None for all others."""
-    return _rate.anchor(params, layout) if name == "level_anchor" else None
+    return _level.anchor(name, params, layout)
 
 
 def update(

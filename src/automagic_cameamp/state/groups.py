@@ -39,6 +39,10 @@ def new_group(model: Model, param_group: dict[str, Any]) -> dict[str, Any]:
     if isinstance(params, (set, frozenset)):
         raise TypeError("parameters in a set have no order that a checkpoint could keep: pass a list.")
     group = configs.checked_group(config_class, param_group, "parameter group")
+    if group.get("lr_level") is None:
+        group.pop("lr_level", None)
+        if "lr" in group and model.config.lr_level is None:  # a rate of its own is meant
+            group["lr_level"] = "fixed"
     group["params"] = [params] if isinstance(params, Tensor) else list(params)
     group["params"] = kinds.check_parameters(model, group["params"])
     merged = {**model.owner.defaults, **group}
@@ -58,6 +62,8 @@ def check_rate(group: dict[str, Any]) -> None:
     if group["lr_level"] == "distance" and lr == 0:
         raise fail("lr", lr, "lr_level='distance' needs a start above 0", "For example lr=1e-6.")
     text = None
+    if group["lr_level"] == "auto":
+        return  # lr is no rate then
     if high is not None and lr > high:
         text = f"lr={lr:g} is above max_lr={high:g}: no rate is above {high:g}. Pass a higher max_lr."
     elif 0 < lr < low and group["hard_min_lr"]:

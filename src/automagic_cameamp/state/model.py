@@ -180,7 +180,7 @@ class Model:
                 self.kept.phases.begin([self.state[p] for p in params], group["warmup_steps"])
             for params, fields, chunk, planes in made:
                 layout = chunk.layout if chunk.shard is None else chunk.shard.layout
-                fill_state(planes, params, self.recipe, fields, layout)
+                fill_state(planes, list(map(shards.local_of, params)), self.recipe, fields, layout)
                 if chunk.shard is not None:
                     for p in params:
                         shards.wrap(self.state[p], fields, chunk.layout, compute_dtype(p), chunk.shard)
@@ -220,6 +220,27 @@ class Model:
             result.append(found)
         return result
 
+    def course(self, group: Group) -> tuple[float, float | Tensor]:
+        """What groups whose level is set alike have in common with this one.
+
+        Returns:
+            Their largest first learning rate, and the learning rate of now relative to the first one, of
+            the group where that is highest.
+        """
+        peers = [g for g in self.groups if g["lr_level"] == group["lr_level"]]
+        ratios = [g["lr"] / g["base_lr"] for g in peers if g["base_lr"] > 0]
+        start = max(g["base_lr"] for g in peers)
+        if any(isinstance(ratio, Tensor) for ratio in ratios):
+            return start, torch.stack([torch.as_tensor(ratio).reshape(()) for ratio in ratios]).max()
+        return start, max(ratios, default=0.0)
+
+    def tell_level(self) -> None:
+        """Let every group whose rate is found say which one: what is applied is ``d * lr``, as with Prodigy."""
+        lagged = self.lagged()
+        for number, group in enumerate(self.groups):
+            if group["lr_level"] == "auto" and group["params"]:
+                self.share(number, lagged, group["params"][0])
+
     def share(self, number: int, lagged: Lagged, p: Tensor) -> Any:
         """The recipe's scalars over all parameters, for one group.
 
@@ -241,8 +262,10 @@ class Model:
             if lagged[number].get(name):
                 own[name] = as_vector(lagged[number][name], like)
         hp = self.hyper(group, lora=False)
-        first = max(group["base_lr"] for group in self.groups)
-        shared = self.recipe.share(every, own, masked, group["clock"], hp, first, like)
+        start, schedule = self.course(group)
+        shared = self.recipe.share(every, own, masked, group["clock"], hp, start, like, schedule)
+        if hp.lr_level == "auto":
+            group["d"] = shared.level
         if self.controller is not None:
             shared = shared._replace(multiplier=self.controller.multiplier(like))
         return shared

@@ -28,9 +28,9 @@ NEIGHBOURS: dict[str, tuple[Any, str]] = {
     "edge_suppression": (False, "damping of edges"),
     "lora_rank_penalty": (False, "low-rank penalty and emphasis"),
 }
-NEEDED: dict[str, tuple[Any, str]] = {
-    "lr_mask_granularity": ("element", "signs of other granularities are packed across rows"),
-    "lr_level": ("fixed", "the sample of the weights that it compares is of the whole tensor"),
+NEEDED: dict[str, tuple[tuple[str, ...], str]] = {
+    "lr_mask_granularity": (("element",), "signs of other granularities are packed across rows"),
+    "lr_level": (("fixed", "auto"), "the sample of the weights that it compares is of the whole tensor"),
 }
 
 
@@ -120,7 +120,7 @@ def place_of(shard: Shard) -> Place:
 
 def is_cut(spec: StateSpec, shard: Shard) -> bool:
     """Whether a field of a parameter is cut with it."""
-    return spec.extent in ("full", "row") or (spec.extent == "col" and place_of(shard).split == 1)
+    return spec.extent in ("full", "row", "left") or (spec.extent == "col" and place_of(shard).split == 1)
 
 
 def distributed(local: Tensor, shape: Sequence[int], shard: Shard) -> Tensor:
@@ -169,9 +169,10 @@ def options(hp: Any, called: str, said: set[str]) -> Any:
         ValueError: an option cannot be used with them.
     """
     for name, (allowed, why) in NEEDED.items():
-        value = getattr(hp, name, allowed)
-        if value != allowed and (name != "lr_mask_granularity" or has_mask(hp)):
-            raise fail(name, value, f"only {allowed!r} with sharded parameters", f"Reason: {why}.")
+        value = getattr(hp, name, allowed[0])
+        if value not in allowed and (name != "lr_mask_granularity" or has_mask(hp)):
+            only = " or ".join(map(repr, allowed))
+            raise fail(name, value, f"only {only} with sharded parameters", f"Reason: {why}.")
     on = {name: off for name, (off, _) in NEIGHBOURS.items() if getattr(hp, name, off) != off}
     if on and SHARDED not in said:
         said.add(SHARDED)

@@ -8,7 +8,7 @@ import torch
 
 from ..types import Layout
 
-Extent = Literal["full", "row", "col", "tensor", "bits", "sample", "basis"]
+Extent = Literal["full", "row", "col", "tensor", "bits", "sample", "basis", "left"]
 
 
 class StateSpec(NamedTuple):
@@ -18,13 +18,13 @@ class StateSpec(NamedTuple):
         name: key in ``optimizer.state[p]``.
         extent: 'full' one value per element; 'row' (K, m, 1); 'col' (K, 1, n); 'tensor' one
             number; 'bits' one bit per element; 'sample' ``count`` numbers; 'basis' a matrix
-            (K, min(m, n), count).
+            (K, min(m, n), count); 'left' the first ``count`` columns of a matrix, all of a vector.
         domain: what a codec may assume: 'signed' (a running mean), 'positive' (a denominator: codes
             must never reach 0), 'unit' (a running mean in [0, 1]), 'vector' (row or column
             statistics), 'plain' (kept as it is).
         dtype: type of a plain field; None means the type of the arithmetic (fp32 or fp64).
         initial: value of a fresh field.
-        count: length of a 'sample' or 'bits' field.
+        count: length of a 'sample' or 'bits' field, columns of a 'basis' or 'left' one.
     """
 
     name: str
@@ -45,6 +45,7 @@ class StateSpec(NamedTuple):
             "bits": (self.count,),
             "sample": (self.count,),
             "basis": (k, min(m, n), self.count),
+            "left": (k, m, self.count if layout.matrix else n),
         }[self.extent]
 
     def own_shape(self, layout: Layout) -> tuple[int, ...]:
@@ -59,6 +60,7 @@ class StateSpec(NamedTuple):
             "bits": (self.count,),
             "sample": (self.count,),
             "basis": (*lead, min(m, n), self.count),
+            "left": (*lead, m, self.count) if layout.matrix else layout.shape,
         }[self.extent]
 
 

@@ -1,18 +1,35 @@
-"""The level of the learning rate: rules that find it by themselves (opt-in)."""
+"""The level of the learning rate: rules that find it by themselves."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..types import Locality, local
+from ..types import START, Locality, local
 from ._reduce import sum_last
+from .sums import Steps, summing, total
 
 DISTANCE_BETA = 0.9995
 DISTANCE_GAIN = 0.25
 DISTANCE_STRIDE = 11
 DISTANCE_WHOLE = 4096
 VOTE_HISTORY = 8
+
+# Of the automatic level; see ``steer``.
+CONVENTION = 0.1  # from here on a learning rate is no start, but means "1"
+HIGHEST_START = 1e-5
+GROWTH, FIRST_GROWTH = 1.2, 2.0  # per step of the take-off; below ``START``
+KEEP = 0.7  # of the mean correlation, per step of the take-off
+BLIND = 8  # steps that grow whatever they see, and the shortest look back
+BACK = 1.4  # the take-off is noticed so late
+DEAD = 0.05  # share of the highest correlation that counts as none
+SPEED = 4.0  # doublings while the number of steps grows e-fold
+LOOKS = 4  # once it has taken off it looks at every fourth step
+LIFT = 6.0  # what a schedule that falls may add, as it falls
+LARGEST = 1e30  # of a sum: what is larger is as good as that
+LEFT, LEAST_LEFT = 16, 512  # one column of so many is looked at, or elements of a tensor at least
 
 
 def sample_size(numel: int) -> int:
@@ -57,6 +74,171 @@ def distance_level(level: Tensor, r: Tensor, s_norm: Tensor, start: float) -> Te
     r"""New d / d0 from the evidence of all tensors: :math:`\max(d, \sum r / \sum \|s\|_1) / d_0`."""
     estimate = torch.where(s_norm > 0, r / s_norm, 0.0) / start
     return torch.maximum(level, estimate)
+
+
+class Level(NamedTuple):
+    """What the automatic level remembers: fp32 numbers, the same for all parameters.
+
+    Args:
+        steps: updates so far.
+        value: the level: rate of a weight where schedule, mask and all gains are 1.
+        along, size: sums of correlations and of their weights since the last renewal.
+        since: the step at which the weights were last remembered.
+        peak: highest correlation so far.
+        settled: 0 in the take-off, 1 after it.
+        top: highest learning rate so far, relative to the first one.
+    """
+
+    steps: Tensor
+    value: Tensor
+    along: Tensor
+    size: Tensor
+    since: Tensor
+    peak: Tensor
+    settled: Tensor
+    top: Tensor
+
+    @classmethod
+    def of(cls, numbers: Tensor) -> Level:
+        """From a vector of eight."""
+        return cls(*numbers.unbind())
+
+    @property
+    def renews(self) -> Tensor:
+        """Whether the weights are remembered anew in this step."""
+        return self.since == self.steps
+
+    @property
+    def looks(self) -> Tensor:
+        """Whether this step looks back."""
+        return (self.settled == 0) | (self.steps.remainder(LOOKS) == 0)
+
+
+def level_start(lr: float) -> float:
+    """Where the level begins, from the largest learning rate of all groups."""
+    return START if lr >= CONVENTION else min(lr, HIGHEST_START)
+
+
+def left_columns(rows: int, cols: int, matrix: bool) -> int:
+    """Columns of a matrix, the leftmost, that the automatic level looks at; all of a vector."""
+    return min(cols, max(1, cols // LEFT, -(-LEAST_LEFT // max(1, rows)))) if matrix else cols
+
+
+def left(x: Tensor, columns: int) -> Tensor:
+    """[B,K,m,n] -> [B,K,m,columns], a view."""
+    return x[..., :columns]
+
+
+@local(Locality.TENSOR)
+@summing
+def look_back(g: Tensor, anchor: Tensor, p: Tensor, level: Level) -> Steps[tuple[Tensor, Tensor]]:
+    r"""What one tensor says about the way that its weights have come since they were remembered.
+
+    .. math:: \langle g, p_a - p\rangle, \quad \|g\|^2, \quad \|p_a - p\|^2,
+              \qquad \text{each} \times n / \text{columns}
+
+    Args:
+        g: [B,K,m,n] raw gradient.
+        anchor: [B,K,m,columns] remembered weights.
+        p: [B,K,m,n] weights before the step.
+        level: of this step: whether it looks at all, and whether it remembers p.
+
+    Returns:
+        [B,3] the sums, 0 where it does not look; the weights that are remembered from now on.
+    """
+    columns = anchor.shape[-1]
+    now, seen = left(p, columns), left(g, columns)
+    anchor = torch.where(level.renews, now.to(anchor.dtype), anchor)
+    way = anchor.to(p.dtype) - now
+    share = level.looks.to(p.dtype) * (p.shape[-1] / max(1, columns))
+    sums = yield [total(seen * way), total(seen * seen), total(way * way)]
+    return torch.cat([(x.flatten(1) * share).clamp(-LARGEST, LARGEST) for x in sums], 1), anchor
+
+
+def steer(old: Tensor, evidence: Tensor, schedule: Tensor) -> Tensor:
+    r"""The automatic level of the next step.
+
+    .. math:: c_t = \frac{\langle g_t, p_a - p_t\rangle}{\|g_t\| \|p_a - p_t\|}, \qquad
+              q = \frac{\sum_i w_i c_i}{\sum_i w_i}, \qquad r = \frac{q}{\max q}
+
+    over the whole model. c is positive as long as the loss still falls along the way that the weights have
+    come since they were p_a: they could have gone faster. It is negative where they have gone too far. The
+    level at which it is near 0 was within a factor of two of the best constant rate on every task looked at,
+    whatever the noise, which only scales c: hence the comparison with its own peak.
+
+    * Take-off: p_a are the first weights, w fades by .7 a step; the level grows 1.2-fold per step (2-fold
+      below 1e-6) until r <= .05, and goes back 1.4-fold, and by the schedule where that is still rising.
+    * Then, with w the distance and p_a renewed at each doubling of the number of steps:
+      :math:`\log_2\lambda \mathrel{+}= 4/t \cdot ([20r - 1]_0^1 \min(s, 1)^2 - [-20r - 1]_0^1 (s/\hat s)^4)`.
+      So it can grow and fall, each doubling of the steps less often; a schedule s that is low for its own
+      reasons, and for that lets c grow, does not make it grow; one that has fallen from its top
+      :math:`\hat s` is going to do what a lower level would.
+
+    Args:
+        old: [8], a ``Level``.
+        evidence: [3] sums of ``look_back`` over all parameters, from the step that ``old`` is of.
+        schedule: the learning rate relative to its start, 0-D.
+
+    Returns:
+        [8], the next ``Level``.
+
+    Source: ours. The inner product is D-Adaptation's (Defazio & Mishchenko 2023, arXiv 2301.07733) and
+    that of hypergradient descent (Baydin et al. 2018, arXiv 1703.04782). Deviations: a correlation over a
+    window that grows with the run instead of a bound on the distance, which never falls, or of one step,
+    which anneals too early.
+    """
+    steps, value, along, size, since, peak, settled, top = old.unbind()
+    product, g_square, way_square = evidence.to(old.dtype).unbind()
+    seen = (g_square > 0) & (way_square > 0)
+    way = way_square.sqrt()
+    cosine = torch.where(seen, product / g_square.sqrt() / way, 0.0)
+    steps, flying, schedule = steps + 1, settled == 0, schedule.to(old.dtype)
+    top, part = torch.maximum(top, schedule), schedule.clamp(0.0, 1.0)
+    weight, fade = torch.where(flying, seen.to(old.dtype), way * seen), torch.where(flying & seen, KEEP, 1.0)
+    along, size = fade * along + weight * cosine, fade * size + weight
+    age, span = steps - since, since.clamp(min=BLIND)
+    known = (size > 0) & (flying | (4 * age >= span))
+    mean = torch.where(known, along / size.clamp(min=1e-38), 0.0)
+    peak = torch.maximum(peak, mean)
+    ratio = mean / peak.clamp(min=1e-30)
+    grows = (steps <= BLIND) | (ratio > DEAD)
+    lands = flying & seen & ~grows
+    climb = torch.where(value < START, FIRST_GROWTH, GROWTH)
+    rises, falls = (ratio / DEAD - 1).clamp(0.0, 1.0), (-ratio / DEAD - 1).clamp(0.0, 1.0)
+    drift = rises * part.square() - falls * fallen(schedule, top).square().square()
+    factor = torch.where(
+        flying, torch.where(seen, climb, 1.0), (drift * SPEED / steps.clamp(min=BLIND)).exp2()
+    )
+    value = value * torch.where(lands, part / BACK, factor)
+    renews = lands | (~flying & (age >= span))
+    zero = torch.zeros_like(along)
+    return torch.stack(
+        [
+            steps,
+            value,
+            torch.where(renews, zero, along),
+            torch.where(renews, zero, size),
+            torch.where(renews, steps, since),
+            peak,
+            torch.where(lands, 1.0, settled),
+            top,
+        ]
+    )
+
+
+def fallen(schedule: Tensor, top: Tensor) -> Tensor:
+    """What a schedule has left of its top: 1 while it rises."""
+    return torch.where(top > 0, schedule / top.clamp(min=1e-30), 1.0).clamp(0.0, 1.0)
+
+
+def lifted(level: Level, schedule: Tensor | float) -> Tensor:
+    r"""The level under a schedule s that has fallen from its top: :math:`\lambda (1 + 6 (1 - s/\hat s))`.
+
+    A run that ends with low rates stands, and wants, higher ones before: measured, 2 to 4 times the best
+    constant rate. So the whole is :math:`\lambda s (7 - 6 s)` for a top of 1, which is high in the middle.
+    """
+    s = torch.as_tensor(schedule, dtype=level.value.dtype, device=level.value.device)
+    return level.value * (1 + LIFT * (1 - fallen(s, level.top)))
 
 
 @local(Locality.ELEMENT)

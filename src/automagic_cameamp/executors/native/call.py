@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...kernels import layout as abi
 from ...kernels import native
+from ...recipes import Level
 from ..work import Folded, Outcome, Work
 from . import copies, table, versions
 
@@ -63,6 +64,14 @@ class Table:
         self._places: Any = np.array([x.data_ptr() for x in self.sums], dtype=np.uint64)
         self.step.mask_sums, self.step.mask_count = self._places.ctypes.data, len(sums)
         self.step.masked = float(sum(n for _, n in sums))
+
+    def steer(self, steering: Tensor | None) -> None:
+        """Say at which automatic level the step is made, whether it looks back, and remembers the weights."""
+        if steering is not None:
+            numbers = steering.tolist()
+            self.step.level[: len(numbers)] = numbers
+            level = Level.of(steering)
+            self.step.renews, self.step.looks = bool(level.renews), bool(level.looks)
 
     def call(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> int:
         """Run all works.

@@ -66,6 +66,9 @@ class Native:
         for number, work in enumerate(works):
             hp, shared = work.hp, work.shared
             multiplier = 1.0 if shared.multiplier is None else float(shared.multiplier)
+            if shared.steering is not None:
+                multiplier *= float(shared.level)
+                held.steer(shared.steering)
             table.renew(held.options, number, hp._replace(lr=float(hp.lr)), work.recipe, multiplier)
             # Rounded as the kernels and the reference do it, also beside weights of fp64.
             held.step.mask_mean = float(shared.mask_mean.float())

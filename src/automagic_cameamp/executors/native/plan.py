@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ... import configs
+from ...recipes import level_under, steered
 from ...state.model import Model
 from ...state.names import is_ours
 from ...state.tensors import any_wrapper
@@ -95,7 +96,13 @@ class Plan:
         self.types: list[torch.dtype] = []
         # Of the step that it is made in: what the works share then is without parameters that have had no
         # update yet.
-        self.first: tuple[Tensor, list[Work]] | None = works[0].shared.mask_mean, [work for work, _ in left]
+        self.first: tuple[dict[int, Any], list[Work]] | None = (
+            {work.chunk.key[0]: work.shared for work in works},
+            [work for work, _ in left],
+        )
+        self.levels = [
+            s["auto_level"] for p, s in model.state.items() if isinstance(p, Tensor) and "auto_level" in s
+        ]
         self.due = Schedule(works, self.table.slices, self.table.states, groups)
         self.due.renew()
 
@@ -174,21 +181,45 @@ class Plan:
             work, part = self.table.works[number], self.table.slices[number]
             yield Search(work, params[part], self.table.tasks[part], places)
 
+    def _steer(self, model: Model) -> dict[int, float]:
+        """Automatic level of each group, by its number; the kernels learn what they need to know of it."""
+        if self.first is not None:
+            found = {
+                number: shared for number, shared in self.first[0].items() if shared.steering is not None
+            }
+            for shared in found.values():
+                self.table.steer(shared.steering)
+            return {number: float(shared.level) for number, shared in found.items()}
+        if not self.levels:
+            return {}
+        levels: dict[int, float] = {}
+        steering, rows = None, torch.stack(self.levels)
+        for number, group in enumerate(model.groups):
+            if group["lr_level"] == "auto":
+                start, schedule = model.course(group)
+                steering = steered(rows, start, schedule, rows.device) if steering is None else steering
+                group["d"] = level_under(steering, start, group["lr"], group["base_lr"])
+                levels[number] = float(group["d"])
+        self.table.steer(steering)
+        return levels
+
     def run(self, model: Model) -> list[Outcome]:
         """One step of all parameters, after ``fits``; its outcomes, where anybody wants to know them."""
         multiplier = 1.0
         if model.controller is not None:
             multiplier = float(model.controller.multiplier(torch.zeros((), dtype=torch.float32)))
+        levels = self._steer(model)
         for number, rows, hp in self.rates:
             now = dict(zip(table.RENEWED, _renewed(model.groups[number]), strict=True))
             now["lr"] = float(now["lr"])
-            table.renew(self.table.options, rows, hp._replace(**now), model.recipe, multiplier)
+            factor = multiplier * levels.get(number, 1.0)
+            table.renew(self.table.options, rows, hp._replace(**now), model.recipe, factor)
         params, grads = self.take(self.live), self.grads
         step = self.table.step
         masks = step.mask_count
         if self.first is not None:
-            mean, left = self.first
-            step.mask_mean, step.mask_count = float(mean.float()), 0
+            shared, left = self.first
+            step.mask_mean, step.mask_count = float(next(iter(shared.values())).mask_mean.float()), 0
         else:
             left = self.rest.now(model, self.live) if self.rest.works else []
         self.grads, self.live, self.first = (), (), None

@@ -49,10 +49,13 @@ COLUMN = {
     "lr_mask_sum": "mask_sum",
     "lr_mask": "mask",
     "last_polarity": "polarity",
+    "auto_level": "level",
+    "auto_anchor": "anchor",
     "lowrank_basis": "basis",
     "lowrank_tail": "basis",
 }
 PLAIN = ("step", "avg_lr", "s", "lr_mask_sum", "lr_mask", "last_polarity", *DIRECTIONS, "lowrank_rate")
+PLAIN += ("auto_level", "auto_anchor")
 TASK = np.dtype(abi.Task)
 OPTIONS = np.dtype(abi.Options)
 
@@ -95,7 +98,7 @@ def _unsupported_options(work: Work, hosted: bool) -> str | None:
         ("factored", matrix and not hp.factored),
         ("use_agr", hp.use_agr),
         ("use_orthograd", hp.use_orthograd),
-        ("lr_level", hp.lr_level != "fixed"),
+        ("lr_level", hp.lr_level not in ("fixed", "auto")),
         ("tam_granularity", hp.use_tam and matrix and hp.tam_granularity != "tensor"),
         ("lr_mask_rule", has_mask(hp) and hp.lr_mask_rule != "geometric"),
         ("lr_mask_granularity", has_mask(hp) and hp.lr_mask_granularity not in MASKS),
@@ -199,7 +202,7 @@ def renew(options: Any, rows: Any, hp: Any, recipe: Any, multiplier: float) -> N
         rows: numbers of those of one group.
         hp: the group's options of now; ``lr`` is a number.
         recipe: the group's recipe.
-        multiplier: the controller's.
+        multiplier: the controller's, times the level.
     """
     low, high = rate_bounds(hp)
     now = {
@@ -254,6 +257,8 @@ def fill(rows: Any, work: Work, number: int) -> Iterator[tuple[str, str]]:
             rows[COLUMN.get(spec.name, spec.name)] = found[""]
             if spec.name in DIRECTIONS:
                 rows["kept"], rows["tail"] = spec.count, spec.name == "lowrank_tail"
+            if spec.name == "auto_anchor":
+                rows["sampled"] = spec.stack_shape(view)[-1]
             continue
         if spec.name.startswith(contextual.FIELD):
             coded = rows["scale"][:, scales.index(int(spec.name[len(contextual.FIELD) :]))]

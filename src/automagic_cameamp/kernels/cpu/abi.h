@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-enum { ABI_VERSION = 3 };  // counts changes of this file
+enum { ABI_VERSION = 4 };  // counts changes of this file
 enum Type { F32 = 0, BF16 = 1, F16 = 2 };
 enum Code { PLAIN = 0, DYNAMIC8 = 1, SOFTSIGN8 = 2, AFFINE8 = 3, UNIT4 = 4, LOG16 = 6, LOG8 = 7 };
 enum { MAX_SCALES = 6 };
@@ -62,6 +62,8 @@ struct Task {
   uint8_t* polarity;
   const void* basis;            // [K, min(m, n), kept]: bf16, or int8 / 127 where tail
   float* lowrank_rate;
+  float* level;                 // of the automatic level: evidence, and what it remembers
+  float* anchor;                // [rows, sampled] weights that it looks back to
   int32_t p_type, g_type;
   int32_t options;              // index
   int32_t key;                  // of its random numbers
@@ -69,7 +71,8 @@ struct Task {
   int32_t matrix;
   int32_t kept;                 // columns of basis
   int32_t ok;                   // result: the gradient was usable
-  int32_t tail, unused;         // the basis is that of the directions that are not kept
+  int32_t tail;                 // the basis is that of the directions that are not kept
+  int32_t sampled;              // columns of anchor
   double square;                // result: sum of squares of the raw gradient
 };
 
@@ -84,6 +87,8 @@ struct Step {
   double* sketch;                 // [4096] result, where a controller listens
   double square;                  // result
   int64_t bad;                    // result: tensors whose gradient was not usable
+  float level[8];                 // what the automatic level remembers in this step
+  int32_t renews, looks;          // whether it remembers the weights, whether it looks back
   int32_t threads;
   int32_t flavour;                // -1: the best this machine can run
 };

@@ -17,6 +17,7 @@ constexpr const char* kind_of() {
   using E = std::remove_all_extents_t<T>;
   if (std::is_pointer<E>::value) return "address";
   if (std::is_same<E, double>::value) return "float64";
+  if (std::is_same<E, float>::value) return "float32";
   if (std::is_same<E, int64_t>::value) return "int64";
   if (std::is_same<E, int32_t>::value) return "int32";
   if (std::is_same<E, Coded>::value) return "Coded";
@@ -61,16 +62,16 @@ constexpr Field TASK_FIELDS[] = {
     FIELD(Task, sq_row), FIELD(Task, sq_col), FIELD(Task, res), FIELD(Task, res_row), FIELD(Task, res_col),
     FIELD(Task, spatial), FIELD(Task, edge), FIELD(Task, scale), FIELD(Task, step), FIELD(Task, avg_lr),
     FIELD(Task, torque), FIELD(Task, mask_sum), FIELD(Task, mask), FIELD(Task, polarity), FIELD(Task, basis),
-    FIELD(Task, lowrank_rate), FIELD(Task, p_type), FIELD(Task, g_type), FIELD(Task, options), FIELD(Task, key),
+    FIELD(Task, lowrank_rate), FIELD(Task, level), FIELD(Task, anchor), FIELD(Task, p_type), FIELD(Task, g_type), FIELD(Task, options), FIELD(Task, key),
     FIELD(Task, rounds), FIELD(Task, matrix), FIELD(Task, kept), FIELD(Task, ok), FIELD(Task, tail),
-    FIELD(Task, unused), FIELD(Task, square),
+    FIELD(Task, sampled), FIELD(Task, square),
 };
 static_assert(complete<Task>(TASK_FIELDS), "fields.h: a field of Task is missing");
 
 constexpr Field STEP_FIELDS[] = {
     FIELD(Step, tasks), FIELD(Step, options), FIELD(Step, mask_sums), FIELD(Step, count), FIELD(Step, mask_count),
     FIELD(Step, masked), FIELD(Step, mask_mean), FIELD(Step, sketch), FIELD(Step, square), FIELD(Step, bad),
-    FIELD(Step, threads), FIELD(Step, flavour),
+    FIELD(Step, level), FIELD(Step, renews), FIELD(Step, looks), FIELD(Step, threads), FIELD(Step, flavour),
 };
 static_assert(complete<Step>(STEP_FIELDS), "fields.h: a field of Step is missing");
 

@@ -114,7 +114,7 @@ inline void finish_torque(Job& j, double cross, double mean2, double update2) {
     float cosine = norms > 0 ? larger(-1.0f, smaller(1.0f, static_cast<float>(cross) / norms)) : 0.0f;
     float s = lerp(*j.t->torque, cosine, 0.1f);
     *j.t->torque = s;
-    j.damping = (1.0f + s) / 2.0f + static_cast<float>(j.o->eps[2]);
+    j.damping = 1.0f + s + static_cast<float>(j.o->eps[2]);
 }
 
 // Sum of a vector, in several double lanes.

@@ -56,7 +56,7 @@ struct Arena {
 };
 
 // Sums over a slab; the passes reuse the places.
-enum { ABS, SQUARE, ALONG, EDGES, MEAN2, UPDATE2, TURNED2, CROSS, OUT2, AGREE, MASK, VOTES, RATE, NEW2, WEIGHT2, SUMS };
+enum { ABS, SQUARE, ALONG, EDGES, MEAN2, UPDATE2, TURNED2, CROSS, OUT2, AGREE, MASK, VOTES, RATE, NEW2, WEIGHT2, WAY, SEEN2, WAY2, SUMS };
 
 struct Part {
     double sum[SUMS];

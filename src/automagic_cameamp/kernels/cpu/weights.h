@@ -1,6 +1,7 @@
 // Pass C: direction, rate of every element, weight decay, new weights.
 #pragma once
 
+#include "level.h"
 #include "momentum.h"
 
 namespace AUTOMAGIC_ISA {
@@ -205,11 +206,12 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
 inline void pass_weights(Job& j, int64_t slab, Local& w, bool dry) {
     Part& part = j.parts[slab];
     const Move factors = factors_of(j, dry);
-    if (!dry) part.sum[RATE] = 0;
+    if (!dry) part.sum[RATE] = part.sum[WAY] = part.sum[SEEN2] = part.sum[WAY2] = 0;
     part.sum[NEW2] = part.sum[WEIGHT2] = 0;
     int64_t done = slab * j.slab_rows * j.n;
     for_tiles(j, slab, [&](const Tile& tile) {
         if (!j.resident && (j.filtered || j.edges)) filter_tile(j, tile, w);
+        if (!dry && j.t->level != nullptr) look_back(j, tile, part, w);
         weight_bands(j, tile, part, factors, w);
         if (dry) return;
         if (!j.resident) done = encode_means(j, tile, done, tile.start + tile.count, w);
@@ -227,6 +229,7 @@ inline void finish_weights(Job& j) {
     Task& t = *j.t;
     float mean = static_cast<float>(j.total(RATE) / static_cast<double>(j.numel)) * static_cast<float>(j.o->lr);
     *t.avg_lr = mean;
+    if (t.level != nullptr) finish_look(j);
     *t.step += 1.0f;
     if (t.lowrank_rate != nullptr) *t.lowrank_rate += mean * static_cast<float>(j.o->rank_strength);
 }

@@ -1,0 +1,120 @@
+"""Does a rate have to be set? Ours without one, ours at fixed rates, and what people use today, task by task.
+
+    python -m benchmarks.auto_rate --tasks flow lm-lora --only baseline     # one piece
+    python -m benchmarks.auto_rate --jobs 16                                # all pieces
+    python -m benchmarks.auto_rate --table
+    python -m benchmarks.auto_rate --picture docs/images/rate.png
+
+Opponents: AdamW at seven rates; Prodigy and ProdigyPlusScheduleFree from seven starts, adv_optm's Prodigy;
+CAME and our own class at fixed rates; ours with nothing given, and from seven starts. Nothing else is set.
+Every run is a row of `results/auto_rate.jsonl` as soon as it ends; a second start runs only what is missing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from benchmarks.common import RESULTS, argument_parser, available, label, markdown, parse_candidate, read_rows
+from benchmarks.compare import Job, run_jobs
+from benchmarks.quality import mean
+
+CHOSEN = ["charlm-tiny", "lm-lora", "lm-full", "flow"]  # tasks that the rule and its constants were chosen on
+CONFIRMED = ["convnet", "cat_lora", "unet-full", "charlm-small"]  # seen only afterwards
+SCHEDULES = ["constant", "cosine"]
+RATES = [1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
+FIXED = [3e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
+STARTS = [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2]
+OURS = "Automagic_CameAMP8bit"
+PEERS = ["prodigy", "prodigy-plus", "adv-prodigy"]
+
+
+def pieces(ours: str) -> dict[str, list[tuple[str, float | None]]]:
+    """Name of a piece -> (candidate, rate) of its runs; a peer's start is its d0, and its lr is 1."""
+    split = ours + (";" if ":" in ours else ":")
+    return {
+        "baseline": [("adamw", lr) for lr in RATES],
+        "fixed": [(split + "lr_level=fixed", lr) for lr in FIXED],
+        "auto": [(ours, None)],
+        "starts": [(split + "lr_level=auto", lr) for lr in STARTS],
+        "peers": [(name, 1.0) for name in PEERS],
+        "peer-starts": [(f"{name}:d0={d0:g}", 1.0) for name in PEERS[:2] for d0 in STARTS if d0 != 1e-6],
+        "came": [("came", lr) for lr in (1e-4, 2e-4, 5e-4, 1e-3)],
+    }
+
+
+def jobs(args) -> list[Job]:
+    found = []
+    for task in args.tasks:
+        for schedule in args.schedules:
+            for seed in args.seeds:
+                for piece in args.only:
+                    for text, lr in pieces(args.ours)[piece]:
+                        name, options = parse_candidate(text)
+                        if not available(name):
+                            print(f"skipped: {name} cannot be imported here")
+                            continue
+                        found.append(Job(task, name, options, lr, seed, args.steps, schedule, plain=True))
+    return found
+
+
+def kind(row: dict) -> str:
+    """What a row's losses are compared under: the candidate without its rate or start."""
+    options = {k: v for k, v in row["options"].items() if k not in ("d0",)}
+    return label(row["optimizer"], options)
+
+
+def settings(rows: list[dict]) -> dict[tuple, dict[float | None, dict[int, float]]]:
+    """(task, schedule, steps, candidate) -> rate or start -> seed -> held-out loss; the newest row counts."""
+    found: dict[tuple, dict] = defaultdict(lambda: defaultdict(dict))
+    for row in sorted(rows, key=lambda row: row["date"]):
+        x = row["options"].get("d0", 1e-6 if row["optimizer"] in PEERS else row["lr"])
+        found[row["task"], row["schedule"], row["steps"], kind(row)][x][row["seed"]] = row["held_out"]
+    return found
+
+
+def best(losses: dict[float | None, dict[int, float]]) -> tuple[float | None, float]:
+    """The rate with the lowest mean over seeds, and that mean."""
+    means = {x: mean(seeds.values()) for x, seeds in losses.items()}
+    x = min(means, key=lambda x: means[x])
+    return x, means[x]
+
+
+def table(rows: list[dict]) -> str:
+    """Mean held-out losses in units of AdamW's at its best rate."""
+    found, body = settings(rows), []
+    for (task, schedule, steps, name), losses in sorted(found.items()):
+        tuned = found.get((task, schedule, steps, "adamw"))
+        if tuned is None:
+            continue
+        lr, unit = best(tuned)
+        x, value = best(losses)
+        parts = [f"{k:g}: {mean(v.values()) / unit:.3f}" for k, v in sorted(losses.items(), key=str) if k]
+        seeds = max(map(len, losses.values()))
+        body.append([task, f"{schedule}, {steps}", name, f"{value / unit:.3f}", seeds, " ".join(parts)])
+    return markdown(["task", "schedule, steps", "candidate", "loss", "seeds", "at each rate or start"], body)
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--tasks", nargs="+", default=[*CHOSEN, *CONFIRMED])
+    parser.add_argument("--schedules", nargs="+", default=SCHEDULES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", default=list(pieces(OURS)), choices=list(pieces(OURS)))
+    parser.add_argument("--ours", default=OURS, help="the class, with options: Name:key=value;key=value")
+    parser.add_argument("--steps", type=int, default=0, help="0: the task's own number")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel processes, one thread each")
+    parser.add_argument("--out", type=Path, default=RESULTS / "auto_rate.jsonl")
+    parser.add_argument("--table", action="store_true", help="only print the table of the rows")
+    parser.add_argument("--quick", action="store_true", help="three steps of one task: a smoke test")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.tasks, args.schedules, args.seeds, args.steps = ["flow"], ["constant"], [0], 3
+        args.only = ["baseline", "auto"]
+    rows = read_rows(args.out) if args.table else run_jobs(jobs(args), args.jobs, args.out)
+    print("\n" + table(rows))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
