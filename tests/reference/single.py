@@ -25,7 +25,7 @@ def cosine(a: Numbers, b: Numbers) -> float:
 def torque(s: float, m: Numbers, u: Numbers) -> tuple[float, float]:
     """Torque-aware momentum (arXiv 2412.18790): the running cosine and the damping."""
     s = 0.9 * s + 0.1 * cosine(m, u)
-    return s, (1 + s) / 2
+    return s, 1 + s
 
 
 def grams(out: Numbers, g: Numbers, mix: float) -> list[float]:

@@ -45,14 +45,14 @@ def test_torque_is_the_formula(shape, seed, scale, s):
 
 
 @given(draws.shapes, draws.seeds, draws.scales, st.booleans())
-def test_torque_damping_lies_between_0_and_1(shape, seed, scale, per_row):
+def test_torque_factor_lies_between_0_and_2(shape, seed, scale, per_row):
     m, u = draws.heavy(shape, seed, dtype=torch.float32), draws.heavy(shape, seed + 1, dtype=torch.float32)
     rows = m.shape[:-1] if per_row else (2, 1, 1)
     for s in (torch.full((*rows, 1), -1.0), torch.full((*rows, 1), 1.0)):
         for _ in range(3):
             s, damping = T.torque(s, m * scale, u, per_row=per_row)
             assert s.shape == (*rows, 1)
-            assert bool(((damping >= 0) & (damping <= 1)).all())
+            assert bool(((damping >= 0) & (damping <= 2)).all())
 
 
 @given(draws.shapes, draws.seeds, st.floats(-5, 5))
@@ -80,11 +80,11 @@ def run_torque(updates, beta1=0.8):
     return m, plain, s, damping
 
 
-def test_torque_of_a_steady_direction_becomes_the_plain_mean():
+def test_torque_of_a_steady_direction_counts_twice():
     m, plain, s, damping = run_torque([draws.stack((5, 7), 0)] * 200)
     assert float((s - 1).abs().max()) < 1e-6
-    assert float((damping - 1).abs().max()) < 1e-6
-    assert draws.relative(m, plain) < 1e-6
+    assert float((damping - 2).abs().max()) < 1e-6
+    assert draws.relative(m, 2 * plain) < 1e-6
 
 
 def test_torque_of_an_alternating_direction_damps_by_more_than_half():

@@ -235,7 +235,7 @@ class Model:
         return start, max(ratios, default=0.0)
 
     def tell_level(self) -> None:
-        """Let every group whose rate is found say which one: what is applied is ``d * lr``, as with Prodigy."""
+        """Let every group whose rate is found say which: what is applied is ``d * lr``, as with Prodigy."""
         lagged = self.lagged()
         for number, group in enumerate(self.groups):
             if group["lr_level"] == "auto" and group["params"]:

@@ -31,7 +31,7 @@ def ema(old: Tensor, new: Tensor, beta: float | Tensor) -> Tensor:
 def torque(s: Tensor, m: Tensor, u: Tensor, per_row: bool = False) -> Steps[tuple[Tensor, Tensor]]:
     r"""Torque-aware momentum: damp an update that turns away from the running mean.
 
-    .. math:: s \leftarrow 0.9\, s + 0.1 \cos(m, u), \qquad d = (1 + s)/2
+    .. math:: s \leftarrow 0.9\, s + 0.1 \cos(m, u), \qquad d = 1 + s
 
     Args:
         s: [B,1,1,1] running cosine ([B,K,m,1] when ``per_row``).
@@ -40,11 +40,13 @@ def torque(s: Tensor, m: Tensor, u: Tensor, per_row: bool = False) -> Steps[tupl
         per_row: one cosine per row instead of one per tensor.
 
     Returns:
-        New s and the damping d in [0, 1]; the cosine is 0 where either norm is 0.
+        New s and the factor d in [0, 2]; the cosine is 0 where either norm is 0.
 
     Source: Malviya et al. 2024, arXiv 2412.18790 (page read).
     Deviations: an average instead of the paper's heavy-ball sum, so that the size of ``m`` does not jump
-    where the early phase ends; the cosine is 0 where either norm is 0. ``tam_granularity='row'`` takes
+    where the early phase ends; for the same reason 1 + s instead of (1 + s) / 2: stochastic gradients have
+    an s near 0, and half of every update would come in at once when the phase ends, in short runs
+    near the end of the run; the cosine is 0 where either norm is 0. ``tam_granularity='row'`` takes
     one cosine per row.
     Options: use_tam, tam_granularity. Early phase only.
     Measured: bounds, limits and scale invariance (``tests/techniques/test_momentum.py``).
@@ -54,4 +56,4 @@ def torque(s: Tensor, m: Tensor, u: Tensor, per_row: bool = False) -> Steps[tupl
     norms = (mm * uu).sqrt()
     cosine = torch.where(norms > 0, mu / norms, 0.0).clamp(-1.0, 1.0)
     s = ema(s, cosine, TORQUE_BETA)
-    return s, (1 + s) / 2
+    return s, 1 + s
