@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Scalars
-
-if TYPE_CHECKING:
-    from ._rate import Shared
-    from ._stages import Hyper, State
+from ._data import Hyper, Shared, State
 
 LAGGED = ("lr_level", "level_r", "level_norm", "vote_clock", "auto_level")
 EVIDENCE = 3  # numbers of ``auto_level`` before those of ``techniques.Level``

@@ -10,7 +10,6 @@ lives outside ``optimizer.state``.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,41 +18,10 @@ from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
 from . import _level
-
-if TYPE_CHECKING:
-    from ._stages import Hyper, State
+from ._data import Hyper, Shared, State
 
 # One number per parameter, gathered over all of them before each step; ``lr_mask`` where a group shares it.
 LAGGED = ("lr_mask_sum", "lr_mask_vote", "lr_mask", *_level.LAGGED)
-
-
-class Shared(NamedTuple):
-    """Scalars over all parameters, from the previous step; 0-D tensors.
-
-    Args:
-        mask_mean: mean of the mask over all parameters.
-        mask_vote: sum of the sign agreements of the group (granularity 'group').
-        mask_count: the group's counter, as those that moved it last left it, or None.
-        level: d / d0 (lr_level 'distance'), the logarithm of the level ('vote'), or the level under the
-            schedule relative to the largest learning rate of all groups ('auto').
-        level_start: d0, the base rate that the level multiplies.
-        multiplier: factor of a controller over the whole model, or None.
-        clock: number of steps that the group has taken before this one, as a tensor: a number
-            would be traced anew at every step.
-        refresh: places in the stack of those whose own count makes them renew, at this step, what is
-            only renewed every ``sync_frequency`` updates.
-        steering: [8] the automatic level of this step (``techniques.Level``), or None.
-    """
-
-    mask_mean: Tensor
-    mask_vote: Tensor
-    level: Tensor
-    level_start: float
-    multiplier: Tensor | None = None
-    mask_count: Tensor | None = None
-    clock: Tensor | None = None
-    refresh: tuple[int, ...] = ()
-    steering: Tensor | None = None
 
 
 def mask_code(hp: Hyper) -> T.MaskCode:
