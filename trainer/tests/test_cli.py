@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from automagic_cameamp import cli
 from automagic_trainer import commands, loop, progress
@@ -167,16 +170,20 @@ def test_ctrl_c_prints_a_command_that_goes_on(
     assert cli.main([*line, "--out", str(whole)]) == 0
     told = capsys.readouterr().out
     assert "report.html" in told and "samples.png" in told and "AdamW" in told
+    first = told.splitlines()[0]
+    assert first == f"automagic train: loading the model; results will be in {whole}"
+    for stage in (r"AdamW: \d+ steps \.\.\. loss \d\.\d{4}, \d+ s", r"drawing: \d+ steps \.\.\. \d+ s"):
+        assert len(re.findall(f"^{stage}$", told, re.M)) == 1, told
 
-    original = progress.Bars.on_row
+    original = progress.Lines.on_row
 
-    def interrupt(self: progress.Bars, row: Any) -> None:
+    def interrupt(self: progress.Lines, row: Any) -> None:
         original(self, row)
         if row["step"] == 2:
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(progress.Bars, "on_row", interrupt)
+        patch.setattr(progress.Lines, "on_row", interrupt)
         assert cli.main([*line, "--out", str(parts)]) == 130
     told = capsys.readouterr().out
     command = next(row for row in told.splitlines() if "--resume" in row)
@@ -233,3 +240,26 @@ def test_options_from_toml_lose_against_the_command_line(
     assert run["lr"] == 0.01
     assert record["prompts"] == ["a green square"]
     assert "a green square" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_terminal_gets_bars_and_a_file_gets_lines() -> None:
+    row = {"step": 3, "loss": 0.25, "lr": 1e-3, "state_bytes": 2048}
+    for terminal in (True, False):
+        out = io.StringIO()
+        with progress.progress(Console(file=out, force_terminal=terminal, width=120)) as watch:
+            watch.start("AdamW", 9)
+            assert terminal or out.getvalue() == "AdamW: 9 steps ..."  # seen before it is over
+            watch.on_row(row)
+            watch.say("a word between")
+            watch.start("drawing", 2)
+            watch.tick()
+        assert isinstance(watch, progress.Bars if terminal else progress.Lines)
+        text = out.getvalue()
+        if terminal:
+            assert "a word between" in text and "0.2500" in text
+        else:
+            assert text.splitlines() == [
+                "AdamW: 9 steps ... loss 0.2500, 0 s",
+                "a word between",
+                "drawing: 2 steps ... 0 s",
+            ]

@@ -215,15 +215,17 @@ def _run(session: Any, title: str, *, resume: bool, overwrite: bool) -> int:
     data = prepare(session, resume=resume, overwrite=overwrite)
     from rich.console import Console
 
+    console, out = Console(), session.out
+    if not console.is_terminal:
+        print(f"automagic {session.kind}: loading the model; results will be in {out}", flush=True)
+
     from .loop import Stopped
-    from .progress import Bars, summary
+    from .progress import progress, summary
     from .session import run_session
 
-    console = Console()
-    out = session.out
     try:
-        with Bars(console) as bars:
-            results = run_session(session, data, title=title, resume=resume, watch=bars)
+        with progress(console) as watch:
+            results = run_session(session, data, title=title, resume=resume, watch=watch)
     except Stopped as stopped:
         console.print(f"Stopped after step {stopped.step}; everything is saved. To go on:")
         console.print(f"  {_resume_command(session.kind, out)}", highlight=False, soft_wrap=True)

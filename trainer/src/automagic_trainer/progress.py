@@ -1,7 +1,8 @@
-"""What the terminal shows: a bar for each optimizer with loss, rate and memory, and a table at the end."""
+"""What the terminal shows: a bar, or a line, for each piece of work, and a table at the end."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,6 +60,55 @@ class Bars(Watcher):
     def say(self, words: str) -> None:
         """One line above the bars."""
         self.progress.console.print(words, highlight=False, markup=False, soft_wrap=True)
+
+
+class Lines(Watcher):
+    """A line for each piece of work, where bars would not be seen; begun and ended as the work is."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._open = False  # whether a line waits for its end
+        self._began = 0.0
+        self._row: Row | None = None
+        self._said: list[str] = []
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def start(self, name: str, total: int) -> None:
+        """End the line of the work before, and begin one."""
+        self._end()
+        self._began, self._row, self._open = time.perf_counter(), None, True
+        self._write(f"{name}: {total} steps ...", end="")
+
+    def on_row(self, row: Row) -> None:
+        """Remember the newest metrics line that has a loss."""
+        if row["loss"] is not None:
+            self._row = row
+
+    def say(self, words: str) -> None:
+        """One line, after the one of this piece of work."""
+        self._said.append(words)
+
+    def _end(self) -> None:
+        if self._open:
+            loss = "" if self._row is None else f" loss {self._row['loss']:.4f},"
+            self._write(f"{loss} {time.perf_counter() - self._began:.0f} s")
+            self._open = False
+        while self._said:
+            self._write(self._said.pop(0))
+
+    def _write(self, words: str, end: str = "\n") -> None:
+        self.console.print(words, end=end, highlight=False, markup=False, soft_wrap=True)
+        self.console.file.flush()
+
+
+def progress(console: Console) -> Bars | Lines:
+    """What this output can show."""
+    return Bars(console) if console.is_terminal else Lines(console)
 
 
 def summary(console: Console, out: Path, results: Sequence[RunResult], again: str) -> None:
