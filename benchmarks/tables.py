@@ -13,7 +13,16 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import ablation, claims, fit_check, fit_recipes, guide_tables, long_runs, native_tables
+from benchmarks import (
+    ablation,
+    claims,
+    fit_check,
+    fit_recipes,
+    guide_tables,
+    launches,
+    long_runs,
+    native_tables,
+)
 from benchmarks.common import RESULTS, ROOT, argument_parser
 from benchmarks.rows import Rows
 
@@ -38,6 +47,7 @@ REGIONS: dict[str, Callable[[Rows, str], str]] = {
     "fuzz": long_runs.fuzz,
     "soak": long_runs.soak,
     "mutation": long_runs.mutation,
+    "launches": launches.table,
     "fit check": lambda rows, language: fit_check.table(fit_check.newest(rows.all("fit_check"))),
     **{
         f"recipe {name}": partial(lambda rows, language, name: fit_recipes.region(rows, name), name=name)
