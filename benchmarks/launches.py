@@ -1,9 +1,9 @@
-"""What a step costs in launches, without a device: loops that Inductor writes for a stack, and eager operations.
+"""What a step costs in launches, without a device: loops that Inductor writes, and eager operations.
 
     python -m benchmarks.launches
 
-One stack of four matrices in the late phase. Inductor's C++ back end stands in for Triton: both write one kernel
-per fused group; the count is that of the generated code. Eager operations are those of torch's dispatcher,
+One stack of four matrices in the late phase. Inductor's C++ back end stands in for Triton: both write one
+kernel per fused group; the count is that of the generated code. Eager operations are those of torch's dispatcher,
 views left out, with the choices made on the device as on a GPU.
 """
 
@@ -33,8 +33,8 @@ CANDIDATES: list[tuple[str, dict[str, Any]]] = [
 ]
 VIEWS = frozenset(
     (
-        "view unbind reshape _unsafe_view expand unsqueeze squeeze slice select t transpose as_strided detach "
-        "alias permute unflatten flatten lift_fresh _record_function_enter_new _record_function_exit"
+        "view unbind reshape _unsafe_view expand unsqueeze squeeze slice select t transpose as_strided "
+        "detach alias permute unflatten flatten lift_fresh _record_function_enter_new _record_function_exit"
     ).split()
 )
 
