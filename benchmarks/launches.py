@@ -3,7 +3,7 @@
     python -m benchmarks.launches
 
 One stack of four matrices in the late phase. Inductor's C++ back end stands in for Triton: both write one
-kernel per fused group; the count is that of the generated code. Eager operations are those of torch's dispatcher,
+kernel per fused group; the count is that of the generated code. Eager operations are those of the dispatcher,
 views left out, with the choices made on the device as on a GPU.
 """
 

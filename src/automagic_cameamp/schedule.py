@@ -47,4 +47,4 @@ def scalars(t: Tensor, beta1: float, beta1_decay: float, warmup_steps: int) -> S
     decay = (t * math.log(beta1_decay)).exp()  # torch.pow rounds by position in the stack
     floor = min(BETA1_FLOOR, beta1)
     later = (decay * beta1).clamp(min=floor)
-    return Scalars(t, torch.where(early, torch.full_like(t, beta1), later), decay, early, warm)
+    return Scalars(t, torch.where(early, beta1, later), decay, early, warm)

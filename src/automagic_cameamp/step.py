@@ -82,8 +82,7 @@ class Step:
         if model.controller is not None and self._folded:
             total = Folded.of(self._folded)
             model.controller.join(total.sketch, total.square, total.bad)
-        for key in sorted(self._outcomes):
-            listen(model, _as_one(model, self._outcomes[key]))
+        tell(model, [_as_one(model, self._outcomes[key]) for key in sorted(self._outcomes)])
 
     def _done(self, model: Model, p: Tensor) -> bool:
         if id(p) not in self.seen:
@@ -125,8 +124,7 @@ class Stepper:
             self._without_plan(model, loss)
             return
         _begin(model, loss)
-        for outcome in plan.run(model):
-            listen(model, outcome)
+        tell(model, plan.run(model))
         count(model)
 
     def _without_plan(self, model: Model, loss: Any) -> None:
@@ -143,8 +141,7 @@ class Stepper:
             step.note(choose.run(parts))
             step.tell(model)
         else:
-            for outcome in plan.run(model):
-                listen(model, outcome)
+            tell(model, plan.run(model))
         count(model)
 
     def parameter(self, model: Model, p: Tensor) -> bool:
@@ -208,18 +205,20 @@ def _begin(model: Model, loss: Any) -> None:
         model.controller.begin(loss)
 
 
-def listen(model: Model, outcome: Outcome) -> None:
-    """What the controller and the health report want to know of an update."""
-    work, ok, signals = outcome
+def tell(model: Model, outcomes: list[Outcome]) -> None:
+    """What the controller and the health report want to know of updates."""
     kept = model.kept
-    if model.controller is not None:
+    for work, ok, signals in outcomes if model.controller is not None else ():
+        assert model.controller is not None
         if isinstance(signals, Folded):
             model.controller.join(signals.sketch, signals.square, signals.bad)
         elif signals is not None:
             whole = len(work.active) == work.members
             rows = None if whole else kept.lists(work.active, torch.int64, ok.device)
             model.controller.collect(signals, work.chunk.key, rows, work.members)
-    kept.count_skipped(work.chunk.indices, ok, sum(len(group["params"]) for group in model.groups))
+    if outcomes:
+        total = sum(len(group["params"]) for group in model.groups)
+        kept.count_skipped(((work.chunk.indices, ok) for work, ok, _ in outcomes), total)
 
 
 def count(model: Model) -> None:

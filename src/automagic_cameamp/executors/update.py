@@ -180,10 +180,18 @@ class Gathered:
 
     def write(self, ended: Ended, keep: Tensor | None) -> None:
         """Put an update into parameters and states; ``keep`` as in ``end``."""
+        straight: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}  # one launch per type
         for name, stored in ended.planes.items():
             if stored is not None:
                 for (rows, stack, in_place), new in zip(self.rows[name], stored, strict=True):
-                    stacks.write(rows, stack, in_place, new)
+                    if in_place:
+                        olds, news = straight.setdefault(stack.dtype, ([], []))
+                        olds.append(stack)
+                        news.append(new.view(stack.shape))
+                    else:
+                        stacks.write(rows, new)
+        for olds, news in straight.values():
+            torch._foreach_copy_(olds, news)
         if self.wrapped:
             _write_wrappers(self.params, ended.p, keep)
         else:
@@ -194,7 +202,7 @@ class Gathered:
         for rows in self.rows.values():
             for row in rows:
                 if not row.in_place:
-                    stacks.write(row.rows, row.stack, False, row.stack)
+                    stacks.write(row.rows, row.stack)
         if self.p.data_ptr() != self.params[0].data_ptr():
             write_params(self.params, self.p, None)
 

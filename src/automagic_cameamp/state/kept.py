@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -55,18 +55,24 @@ class Kept:
         self.searches.clear()
         self.phases.clear()
 
-    def count_skipped(self, indices: list[int], ok: Tensor, total: int) -> None:
-        """Count the updates that were skipped, without looking at them.
+    def count_skipped(self, updates: Iterable[tuple[list[int], Tensor]], total: int) -> None:
+        """Count the updates that were skipped, without looking at them; one launch for all of a device.
 
         Args:
-            indices: of the parameters among all.
-            ok: [len(indices)] bool, False where an update was skipped.
+            updates: indices of parameters among all, and [len(indices)] bool, False where one was skipped.
             total: number of parameters.
         """
-        counts = self.skipped.get(ok.device)
-        if counts is None or len(counts) < total:
-            grown = torch.zeros(total, dtype=torch.int32, device=ok.device)
-            if counts is not None:
-                grown[: len(counts)] = counts
-            counts = self.skipped[ok.device] = grown
-        counts.index_add_(0, self.lists(indices, torch.int64, ok.device), (~ok).to(torch.int32))
+        found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
+        for indices, ok in updates:
+            places, flags = found.setdefault(ok.device, ([], []))
+            places += indices
+            flags.append(ok)
+        for device, (places, flags) in found.items():
+            counts = self.skipped.get(device)
+            if counts is None or len(counts) < total:
+                grown = torch.zeros(total, dtype=torch.int32, device=device)
+                if counts is not None:
+                    grown[: len(counts)] = counts
+                counts = self.skipped[device] = grown
+            skipped = (~torch.cat(flags)).to(torch.int32)
+            counts.index_add_(0, self.lists(places, torch.int64, device), skipped)

@@ -35,9 +35,6 @@ def stacked(rows: list[Tensor], shape: tuple[int, ...]) -> tuple[Tensor, bool]:
     return torch.stack(rows).view(len(rows), *shape), False
 
 
-def write(rows: list[Tensor], stack: Tensor, in_place: bool, new: Tensor) -> None:
-    """Put new values into the rows; ``stack`` and ``in_place`` are what ``stacked`` gave."""
-    if in_place:
-        stack.copy_(new)
-        return
+def write(rows: list[Tensor], new: Tensor) -> None:
+    """Put new values into rows that ``stacked`` had to copy."""
     torch._foreach_copy_(rows, [part.view(row.shape) for part, row in zip(new.unbind(0), rows, strict=True)])
