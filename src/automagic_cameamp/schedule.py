@@ -25,7 +25,9 @@ def phase_between(first: float, last: float, warmup_steps: int) -> Phase:
     return low if low is high else Phase.MIXED
 
 
-def scalars(t: Tensor, beta1: float, beta1_decay: float, warmup_steps: int) -> Scalars:
+def scalars(
+    t: Tensor, beta1: float, beta1_decay: float, warmup_steps: int, phase: Phase = Phase.MIXED
+) -> Scalars:
     r"""Scalars of update number t.
 
     .. math:: \beta_{1,t} = \beta_1 \;(t < W/2), \quad \max(\beta_1 d^t, 0.4) \;\text{after};
@@ -36,6 +38,7 @@ def scalars(t: Tensor, beta1: float, beta1_decay: float, warmup_steps: int) -> S
         beta1: momentum coefficient, [0, 1).
         beta1_decay: d, (0, 1]; 1 keeps beta1 and a pure Grams direction for ever.
         warmup_steps: W, >= 0.
+        phase: where all of them stand.
 
     Returns:
         Scalars, each [B,1,1,1].
@@ -43,8 +46,9 @@ def scalars(t: Tensor, beta1: float, beta1_decay: float, warmup_steps: int) -> S
     Source: momentum schedule after Xu et al. 2024, arXiv 2404.07946 (abstract only).
     Deviations: a coefficient below the floor from the start (beta1 < 0.4) is kept as it is.
     """
-    early, warm = t < warmup_steps / 2, t < warmup_steps
     decay = (t * math.log(beta1_decay)).exp()  # torch.pow rounds by position in the stack
     floor = min(BETA1_FLOOR, beta1)
-    later = (decay * beta1).clamp(min=floor)
-    return Scalars(t, torch.where(early, beta1, later), decay, early, warm)
+    now = (decay * beta1).clamp(min=floor)
+    if phase.may_be_early:
+        now = torch.where(t < warmup_steps / 2, beta1, now)
+    return Scalars(t, now, decay, warmup_steps)

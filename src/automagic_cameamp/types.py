@@ -130,12 +130,20 @@ class Scalars(NamedTuple):
         t: [B,1,1,1] number of this update, from 1.
         beta1: [B,1,1,1] momentum coefficient of this update.
         grams_mix: [B,1,1,1] weight of the gradient's sign in the direction, in [0, 1].
-        early: [B,1,1,1] bool, t < W/2.
-        warm: [B,1,1,1] bool, t < W.
+        warmup_steps: W.
     """
 
     t: Tensor
     beta1: Tensor
     grams_mix: Tensor
-    early: Tensor
-    warm: Tensor
+    warmup_steps: int
+
+    @property
+    def early(self) -> Tensor:
+        """[B,1,1,1] bool, t < W/2."""
+        return self.t < self.warmup_steps / 2
+
+    @property
+    def warm(self) -> Tensor:
+        """[B,1,1,1] bool, t < W."""
+        return self.t < self.warmup_steps

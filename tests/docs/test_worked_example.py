@@ -55,7 +55,7 @@ def test_the_worked_example_works(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=leave)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     files = example()
-    assert len(files) == 5  # technique and its name, stage, option, row
+    assert len(files) == 6  # technique and its name, stage, option and its field, row
     for name, hunks in files.items():
         path = tmp_path / name
         text = path.read_text("utf-8")

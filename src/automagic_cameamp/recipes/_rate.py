@@ -118,7 +118,7 @@ def rate(
     g: Tensor,
     u: Tensor,
     p: Tensor,
-    gain: Tensor,
+    gain: Tensor | None,
     state: State,
     shared: Shared,
     k: Scalars,
@@ -131,12 +131,16 @@ def rate(
         g: [B,K,m,n] raw gradient.
         u: [B,K,m,n] normalised update.
         p: [B,K,m,n] weights before the step.
-        gain: gains that belong to the rate (ALLoRA's), broadcast to [B,K,m,n].
+        gain: gains that belong to the rate (ALLoRA's), broadcast to [B,K,m,n]; None: 1.
 
     Returns:
         A tensor that broadcasts to [B,K,m,n], and the state with its mean.
     """
-    value, mask = gain * _level.level(shared, hp), None
+    level, mask = _level.level(shared, hp), None
+    if gain is not None:
+        value = gain * level
+    else:
+        value = level.expand_as(k.t) if isinstance(level, Tensor) else torch.full_like(k.t, level)
     if shared.multiplier is not None:
         value = value * shared.multiplier
     if has_mask(hp):

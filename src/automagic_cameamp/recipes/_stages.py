@@ -167,7 +167,7 @@ def displacement(
     Returns:
         The displacement, the rate relative to the group's lr, the new state.
     """
-    row_gain = T.allora_gain(p, hp.eta) if hp.allora and layout.matrix else torch.ones_like(k.t)
+    row_gain = T.allora_gain(p, hp.eta) if hp.allora and layout.matrix else None
     (rate, state), clip = yield from T.together(
         _rate.rate(g, u, p, row_gain, state, shared, k, hp, phase), T.rms_gain.steps(out, hp.final_clip)
     )

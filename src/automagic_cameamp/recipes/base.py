@@ -84,7 +84,7 @@ def update(
     Returns:
         New weights and state; the engine keeps the old ones where ``ok`` is False.
     """
-    k = schedule.scalars(state.step.to(p.dtype) + 1, hp.betas[0], hp.beta1_decay, hp.warmup_steps)
+    k = schedule.scalars(state.step.to(p.dtype) + 1, hp.betas[0], hp.beta1_decay, hp.warmup_steps, phase)
     raw = g
     if hp.use_agr:
         g = yield from T.agr.steps(g)
@@ -104,4 +104,4 @@ def update(
         displacement(p, raw, u, out, state, shared, k, hp, phase, layout), decay(p, raw, k, hp, phase)
     )
     new = moved(p, d, rate, strength, hp)
-    return Result(new, state._replace(step=state.step + 1), ok)
+    return Result(new, state._replace(step=k.t.to(state.step.dtype)), ok)

@@ -125,7 +125,7 @@ def update(
 ) -> T.Steps[Result]:
     """One step of a stack; arguments, sums and result as in ``base.update``."""
     beta1 = T.own_beta(hp.betas[0], hp.momentum_scales, hp.base_beta1)
-    k = schedule.scalars(state.step.to(p.dtype) + 1, beta1, hp.beta1_decay, hp.warmup_steps)
+    k = schedule.scalars(state.step.to(p.dtype) + 1, beta1, hp.beta1_decay, hp.warmup_steps, phase)
     raw = g
     if hp.use_agr:
         g = yield from T.agr.steps(g)
@@ -151,7 +151,7 @@ def update(
         _signals(raw, u, ok, hp, layout),
     )
     new = moved(p, d, rate, strength, hp)
-    return Result(new, state._replace(step=state.step + 1), ok, signals)
+    return Result(new, state._replace(step=k.t.to(state.step.dtype)), ok, signals)
 
 
 def _mix(u: Tensor, state: Any, k: Scalars, hp: Any) -> tuple[Tensor, Any]:

@@ -119,7 +119,7 @@ def update(
     p: Tensor, g: Tensor, state: State, shared: Shared, hp: Any, phase: Phase, layout: Layout
 ) -> T.Steps[Result]:
     """One step of a stack; arguments, sums and result as in ``base.update``."""
-    k = schedule.scalars(state.step.to(p.dtype) + 1, hp.betas[0], hp.beta1_decay, hp.warmup_steps)
+    k = schedule.scalars(state.step.to(p.dtype) + 1, hp.betas[0], hp.beta1_decay, hp.warmup_steps, phase)
     g, state = yield from _clip_percentile(g, state, k, hp)
     raw = g
     pictured = hp.frequency_penalty > 0 or state.edge_history is not None
@@ -151,7 +151,7 @@ def update(
     new = p - d
     new = yield from _pull(p, new, raw, k, hp, phase)
     new, state = _shrink_rank(new, state, shared, hp)
-    return Result(new, state._replace(step=state.step + 1), ok)
+    return Result(new, state._replace(step=k.t.to(state.step.dtype)), ok)
 
 
 def _pull(p: Tensor, new: Tensor, g: Tensor, k: Scalars, hp: Any, phase: Phase) -> T.Steps[Tensor]:
