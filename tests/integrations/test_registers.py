@@ -329,21 +329,24 @@ def test_axolotls_plug_in_registers_with_transformers(program: Any) -> None:
         sys.modules.update(own)
 
 
-def test_a_rate_that_nobody_chose_is_said_once(
+def test_a_rate_that_nobody_chose_is_found_and_that_is_said_once(
     sd_scripts: Any, program: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registers, "_said", set())
-    groups = [{"params": parameters(), "lr": 2e-6}]
-    for words in (("Automagic_CameAMP", "lr=1e-4"), ("Automagic_CameAMP", "lr_level=distance")):
-        sd_scripts.get_optimizer(arguments(*words), groups)
-    sd_scripts.get_optimizer(arguments("Automagic_CameAMP"), [*groups, {"params": parameters(), "lr": 1e-4}])
+
+    def level(*words: str, lr: float = 2e-6) -> str:
+        groups = [{"params": parameters(), "lr": 2e-6}, {"params": parameters(), "lr": lr}]
+        optimizer = sd_scripts.get_optimizer(arguments("Automagic_CameAMP", *words), groups)[2]
+        return optimizer.param_groups[0]["lr_level"]
+
+    assert level("lr=1e-4") == level("lr_level=fixed") == level("lr_mask_rule=additive") == "fixed"
+    assert level(lr=1e-4) == "fixed", "one group has a rate of its own"
     assert not caplog.text
-    for _ in range(2):
-        sd_scripts.get_optimizer(arguments("Automagic_CameAMP"), [{"params": parameters(), "lr": 2e-6}])
+    assert level() == level() == "auto"
     assert caplog.text.count("learning_rate=2e-06 is the default of sd-scripts") == 1
     enable("ai-toolkit")
     build = program("toolkit.optimizer", AI_TOOLKIT).get_optimizer
-    build(parameters(), "automagic_cameamp", "1e-4")
+    assert build(parameters(), "automagic_cameamp", "1e-4").param_groups[0]["lr_level"] == "fixed"
     assert "ai-toolkit" not in caplog.text
-    build(parameters(), "automagic_cameamp")
+    assert build(parameters(), "automagic_cameamp").param_groups[0]["lr_level"] == "auto"
     assert "learning_rate=1e-06 is the default of ai-toolkit" in caplog.text

@@ -42,17 +42,20 @@ DEFAULT_RATES = {"transformers": 5e-5, "sd-scripts": 2e-6, "ai-toolkit": 1e-6}
 _said: set[str] = set()
 
 
-def _say_default(program: str, rate: Any, options: Mapping[str, Any]) -> None:
-    """Say once that a rate is the program's default, and not one that anybody has chosen for this run."""
-    if program in _said or "lr" in options or "lr_level" in options or rate != DEFAULT_RATES[program]:
-        return
-    _said.add(program)
-    log.warning(
-        "learning_rate=%s is the default of %s, made for another optimizer: give one (1e-4 for a LoRA), or "
-        "lr_level=distance, which finds one",
-        rate,
-        program,
-    )
+def _left_open(program: str, rate: Any, options: Mapping[str, Any]) -> bool:
+    """Whether nobody has chosen the rate, which is the program's default then; said once."""
+    chosen = options.keys() & {"lr", "lr_level"} or options.get("lr_mask_rule") in ("additive", "'additive'")
+    if chosen or rate != DEFAULT_RATES[program]:
+        return False
+    if program not in _said:
+        _said.add(program)
+        log.warning(
+            "learning_rate=%s is the default of %s, and so the automatic level finds the rate; give one, or "
+            "lr_level=fixed, to set it",
+            rate,
+            program,
+        )
+    return True
 
 
 def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -110,7 +113,8 @@ def transformers_trainer(module: ModuleType) -> None:
                     "optim_args: weight_decay would be overwritten by the Trainer's; give it as "
                     "TrainingArguments(weight_decay=...)"
                 )
-            _say_default("transformers", args.learning_rate, given)
+            if _left_open("transformers", args.learning_rate, given):
+                given["lr_level"] = "auto"
             return cls, {"lr": args.learning_rate} | given
 
         return get_optimizer_cls_and_kwargs
@@ -161,7 +165,8 @@ def _kohya(original: Any) -> Any:
         options = quoted(args.optimizer_args or ())
         params = list(params)
         rates = {group.get("lr", args.learning_rate) for group in params if isinstance(group, dict)}
-        _say_default("sd-scripts", max(rates, default=args.learning_rate), options)
+        if _left_open("sd-scripts", max(rates, default=args.learning_rate), options):
+            options["lr_level"] = "'auto'"
         rate = options.pop("lr", None)
         if rate is not None:  # as --learning_rate, which stands in what is saved of a run
             before, args.learning_rate = args.learning_rate, float(rate)
@@ -206,7 +211,8 @@ def ai_toolkit(module: ModuleType) -> None:
             if cls is None:
                 return original(params, optimizer_type, learning_rate, optimizer_params)
             given = dict(optimizer_params or {})
-            _say_default("ai-toolkit", learning_rate, given)
+            if _left_open("ai-toolkit", learning_rate, given):
+                given["lr_level"] = "auto"
             return cls(params, **{"lr": learning_rate, **given})
 
         return get_optimizer
