@@ -24,7 +24,6 @@ from .state.kept import Kept
 from .state.model import Model
 from .step import Stepper
 from .storage import Policy
-from .training import offload
 from .training.precision import advise_scaler
 from .training.release import ReleaseHandle, check_release, release_gradients
 from .training.verify import ResumeCheck, verify_resume
@@ -80,8 +79,14 @@ class CameAMPOptimizer(Optimizer):
         """What no checkpoint needs."""
         self.kept = Kept(kinds.matrices(self.__dict__.get("param_groups", ())))
         self.adapters = Adapters(copied)
-        self.stepper = Stepper()
-        self._host = offload.Offload() if self.config.offload == "cpu" else None
+        self.stepper = self._new_stepper()
+
+    def _new_stepper(self) -> Stepper:
+        if self.config.offload == "none":
+            return Stepper()
+        from .host import HostStepper  # here, so that an import of the package stays light
+
+        return HostStepper()
 
     def _keep_step_eager(self) -> None:
         """The whole step, with the hooks that torch has laid around it, is never traced."""
@@ -141,8 +146,7 @@ class CameAMPOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with offload.on_host(self._host, self.model):
-            self.stepper.step(self.model, loss)
+        self.stepper.step(self.model, loss)
         return loss
 
     @torch.inference_mode(False)
@@ -164,7 +168,7 @@ class CameAMPOptimizer(Optimizer):
             ValueError: p is not this optimizer's, or not at this position.
             RuntimeError: the gradient is not dense.
         """
-        check_release(self.model, p, group, i)
+        check_release(p, group, i)
         if p.grad is None or self.stepper.parameter(self.model, p):
             return
         if p.numel() or not any(q is p for q in self.model.params()):
@@ -173,6 +177,11 @@ class CameAMPOptimizer(Optimizer):
     def step_param(self, p: Tensor, group: dict[str, Any] | None = None) -> None:
         """The same as ``step_parameter``, under the name that other trainers call."""
         self.step_parameter(p, group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Gradients to None (or zero), also those that add up on the host (``release_gradients``)."""
+        super().zero_grad(set_to_none)
+        self.stepper.drop()
 
     def release_gradients(self, model: nn.Module | Iterable[Tensor], **options: Any) -> ReleaseHandle:
         """``release_gradients(model, self, **options)``."""
@@ -218,7 +227,7 @@ class CameAMPOptimizer(Optimizer):
             for hook in self._optimizer_load_state_dict_pre_hooks.values():
                 result = hook(self, state_dict)
                 state_dict = state_dict if result is None else result
-            with offload.on_host(self._host, self.model, stepping=False):
+            with self.stepper.loading(self.model):
                 fitted = checkpoint.fit(self.model, state_dict)
                 self.stepper.open = None  # what an unfinished step has changed is replaced
                 checkpoint.commit(self.model, fitted)

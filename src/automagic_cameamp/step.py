@@ -7,7 +7,8 @@ update waits for another: a step whose gradients come one by one ends bit for bi
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,13 +33,16 @@ class Step:
     Args:
         model: what is optimized; it is read, not changed, until the first update.
         every: also parameters without a gradient may get one before the step ends.
+        owners: the program's parameters, where the model's stand for them; in the same order.
     """
 
-    def __init__(self, model: Model, every: bool = False) -> None:
-        self.plan = list(model.chunks())
-        fits.check(model, self.plan, every=every)
+    def __init__(self, model: Model, every: bool = False, owners: Sequence[Tensor] | None = None) -> None:
+        self.model = model
+        plan = list(model.chunks())
+        fits.check(model, plan, every=every)
+        owners = model.params() if owners is None else owners
         self.places: dict[int, Place] = {
-            id(p): (group, chunk, i) for group, chunk in self.plan for i, p in enumerate(chunk.params)
+            id(owners[k]): (group, chunk, i) for group, chunk in plan for i, k in enumerate(chunk.indices)
         }
         # The numbers are live tensors of the states: all groups read them before any update.
         lagged = model.lagged()
@@ -50,24 +54,26 @@ class Step:
         self._outcomes: dict[tuple[int, tuple[int, int]], list[Outcome]] = {}  # by executor and stack
         self._folded: list[Folded] = []  # what the kernels told the controller
 
-    def works(self, model: Model, members: list[Members]) -> list[Work]:
-        """The updates of these members, their states made where there are none."""
-        model.create_states(members)
+    def works(self, params: Iterable[Tensor]) -> list[Work]:
+        """The updates of these parameters, stack by stack, their states made where there are none."""
+        found: dict[tuple[int, int], Members] = {}
+        for p in params:
+            group, chunk, i = self.places[id(p)]
+            found.setdefault(chunk.key, (group, chunk, []))[2].append(i)
+        members = [(group, chunk, sorted(places)) for _, (group, chunk, places) in sorted(found.items())]
+        self.model.create_states(members)
         return [
-            work_of(model, group, chunk, places, self.shared[chunk.key[0]])
+            work_of(self.model, group, chunk, places, self.shared[chunk.key[0]])
             for group, chunk, places in members
         ]
 
-    def waiting(self, model: Model) -> list[Members]:
-        """Stacks with the members that have a gradient and are not updated yet."""
-        found = []
-        for group, chunk in self.plan:
-            places = [
-                i for i, p in enumerate(chunk.params) if p.grad is not None and not self._done(model, p)
-            ]
-            if places:
-                found.append((group, chunk, places))
-        return found
+    def waiting(self, model: Model) -> list[Tensor]:
+        """The program's parameters that have a gradient and are not updated yet."""
+        return [
+            p
+            for p in model.params()
+            if p.grad is not None and id(p) in self.places and not self._done(model, p)
+        ]
 
     def note(self, outcomes: Iterable[tuple[int, Outcome]]) -> None:
         """Keep what is told of updates until the step ends."""
@@ -133,7 +139,7 @@ class Stepper:
         kinds.before_step(model)
         _begin(model, loss)
         step = Step(model)
-        parts = choose.shares(model.config.engine, step.works(model, step.waiting(model)), model.controller)
+        parts = choose.shares(model.config.engine, step.works(step.waiting(model)), model.controller)
         choose.tell(parts)
         share = choose.for_a_plan(parts)
         plan = None if share is None else self.plans.make(model, share.works, share.left)
@@ -150,27 +156,51 @@ class Stepper:
         Returns:
             Whether it is in a stack; where it is not, nothing was changed.
         """
-        from .executors import choose
-
         kinds.before_step(model, p)
         if self.open is not None and id(p) in self.open.seen:
             self._end(model, self.open, None, rest=False)
-        step = self.open
-        if step is None:
-            kinds.check_groups(model)
-            memory.adopt(model)
-            step = Step(model, every=True)
-            if model.kept.steps == 0:
-                choose.tell_ahead(model)
+        step = self._begun(model) if self.open is None else self.open
         if id(p) not in step.places:
             return False
         self.open = step
-        self.plans.rest()
-        group, chunk, i = step.places[id(p)]
-        works = step.works(model, [(group, chunk, [i])])
-        step.note(choose.run(choose.shares(model.config.engine, works)))
+        self._update(step, p)
         step.seen[id(p)] = tensors.mark(p.grad)
         return True
+
+    def _begun(self, model: Model) -> Step:
+        """A step whose gradients come one by one."""
+        from .executors import choose
+
+        kinds.check_groups(model)
+        memory.adopt(model)
+        step = self._new_step(model)
+        if model.kept.steps == 0:
+            choose.tell_ahead(step.model)
+        return step
+
+    def _new_step(self, model: Model) -> Step:
+        return Step(model, every=True)
+
+    def _update(self, step: Step, p: Tensor) -> None:
+        from .executors import choose
+
+        self.plans.rest()
+        step.note(choose.run(choose.shares(step.model.config.engine, step.works([p]))))
+
+    def hold(self, model: Model, p: Tensor) -> bool:
+        """Add a gradient to those of earlier passes, elsewhere than in ``p.grad``.
+
+        Returns:
+            Whether it was; False: it stays in ``p.grad``.
+        """
+        return False
+
+    def drop(self) -> None:
+        """Gradients are set to None: so are those that ``hold`` has added up."""
+
+    def loading(self, model: Model) -> AbstractContextManager[None]:
+        """While state is loaded: the parameters are where it belongs."""
+        return nullcontext()
 
     def settle(self, model: Model, doing: str) -> None:
         """End an open step before something that needs whole steps."""
@@ -193,7 +223,7 @@ class Stepper:
         from .executors import choose
 
         if rest and (left := step.waiting(model)):
-            step.note(choose.run(choose.shares(model.config.engine, step.works(model, left))))
+            step.note(choose.run(choose.shares(model.config.engine, step.works(left))))
         _begin(model, loss)
         step.tell(model)
         self.open = None

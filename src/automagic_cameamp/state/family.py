@@ -13,9 +13,11 @@ from .model import Model
 
 
 class Stepped(Protocol):
-    """What of its steps an optimizer shows: whether hooks release its gradients."""
+    """What of its steps an optimizer shows: whether hooks release its gradients, and who adds them up."""
 
     released: bool
+
+    def hold(self, model: Model, p: Tensor) -> bool: ...
 
 
 class Family(Owner, Protocol):

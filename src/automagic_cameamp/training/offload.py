@@ -2,12 +2,14 @@
 
 Every parameter has a host twin. A gradient is copied into its twin's as soon as backward has
 accumulated it; ``step()`` runs on the twins, as it would for a model on the CPU, and sends the weights
-back. What was changed since it was copied (clipping, unscaling) is copied again.
+back. What was changed since it was copied (clipping, unscaling) is copied again. Gradients that are released
+as they come (``ring``) have no twins: they and their weights pass through a ring.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..eager import eager
@@ -27,6 +30,7 @@ from ..validate import fail
 
 logger = logging.getLogger("automagic_cameamp")
 Mark = tuple[int, int, torch.Size]
+Ticket = torch.cuda.Event | threading.Event | None  # a moment of a stream; None: it is over
 
 
 class Transfer(Protocol):
@@ -48,6 +52,26 @@ class Transfer(Protocol):
         """Copy to the device; what it computes afterwards sees the copy."""
         ...
 
+    def mark(self) -> Ticket:
+        """The moment when all that this thread has begun to fetch is on the host."""
+        ...
+
+    def reach(self, ticket: Ticket) -> None:
+        """Return when a moment has come."""
+        ...
+
+    def put(self, source: Tensor, target: Tensor) -> Ticket:
+        """Begin to copy to the device, from any thread, what it has no more use for until ``join``.
+
+        Returns:
+            The moment when the source may be written again.
+        """
+        ...
+
+    def join(self) -> None:
+        """What the device computes afterwards for this thread sees all that was put."""
+        ...
+
 
 class Clones:
     """Plain copies, for devices without streams."""
@@ -64,6 +88,19 @@ class Clones:
     def send(self, source: Tensor, target: Tensor) -> None:
         target.copy_(source)
 
+    def mark(self) -> Ticket:
+        return None
+
+    def reach(self, ticket: Ticket) -> None:
+        return
+
+    def put(self, source: Tensor, target: Tensor) -> Ticket:
+        target.copy_(source)
+        return None
+
+    def join(self) -> None:
+        return
+
 
 class Streams:
     """Copies beside the computation, through pinned memory. What crosses is pinned; state never does."""
@@ -71,6 +108,7 @@ class Streams:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
+        self.back = torch.cuda.Stream(device)  # of what is put, so that it waits for no fetch
 
     def buffer(self, like: Tensor) -> Tensor:
         return torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=True)
@@ -91,6 +129,27 @@ class Streams:
             target.copy_(source, non_blocking=True)
         target.record_stream(self.stream)
         current.wait_stream(self.stream)
+
+    def mark(self) -> Ticket:
+        event = torch.cuda.Event(blocking=True)  # who waits sleeps: the cores are for the step
+        event.record(self.stream)
+        return event
+
+    def reach(self, ticket: Ticket) -> None:
+        if isinstance(ticket, torch.cuda.Event):
+            ticket.synchronize()
+
+    def put(self, source: Tensor, target: Tensor) -> Ticket:
+        # No wait for the computing stream: its work up to the hook was over when the weight had been fetched.
+        with torch.cuda.stream(self.back):
+            target.copy_(source, non_blocking=True)
+            event = torch.cuda.Event(blocking=True)
+            event.record(self.back)
+        target.record_stream(self.back)
+        return event
+
+    def join(self) -> None:
+        torch.cuda.current_stream(self.device).wait_stream(self.back)
 
 
 def transfer_for(device: torch.device) -> Transfer:
@@ -134,7 +193,7 @@ class Offload:
     def __init__(self) -> None:
         self.twins: Any = WeakIdKeyDictionary()
         self.transfers: dict[torch.device, Transfer] = {}
-        self.announced = False  # whether it was logged what the host will hold
+        self._hooks: list[RemovableHandle] = []
 
     def twin(self, p: Tensor) -> Twin:
         """The twin of a parameter as it is now; made at its first use."""
@@ -145,8 +204,15 @@ class Offload:
                 self.transfers[p.device] = transfer_for(p.device)
             found = self.twins[p] = Twin(p, self.transfers[p.device])
             if hook:
-                p.register_post_accumulate_grad_hook(_Arrival(self))
+                self._hooks.append(p.register_post_accumulate_grad_hook(_Arrival(self)))
         return found
+
+    def clear(self) -> None:
+        """Give the memory back; twins are made again when they are needed."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self.twins = WeakIdKeyDictionary()
 
     def wait(self) -> None:
         """Until everything taken is here."""
@@ -173,8 +239,14 @@ def _mark(x: Tensor) -> Mark:
     return (*tensors.mark(x), x.shape)
 
 
-def _check(model: Model) -> None:
-    kinds.before_step(model)
+def check(model: Model, only: Tensor | None = None) -> None:
+    """Refuse what cannot be stepped on the host; ``only`` as in ``kinds.before_step``."""
+    kinds.before_step(model, only)
+    check_places(model)
+
+
+def check_places(model: Model) -> None:
+    """Refuse parameters of which this process holds a part."""
     if any(map(is_distributed, model.params())):
         allowed = "only 'none' with sharded parameters"
         raise fail(
@@ -182,9 +254,17 @@ def _check(model: Model) -> None:
         )
 
 
-def _announce(model: Model) -> None:
-    """Log what the host will hold, before any of it is allocated."""
-    copies = 2 * sum(p.numel() * p.element_size() for p in model.params())
+def announce(model: Model, crossing: int, what: str) -> None:
+    """Log once what the host will hold, before any of it is allocated.
+
+    Args:
+        model: its state is counted.
+        crossing: bytes of what is not state.
+        what: that is, in words.
+    """
+    if "host" in model.kept.said:
+        return
+    model.kept.said.add("host")
     state = 0
     for group, chunk in model.chunks():
         for field in model.fields(group, chunk):
@@ -192,33 +272,39 @@ def _announce(model: Model) -> None:
                 size = torch.Size(plane.own_shape).numel()
                 state += len(chunk.params) * size * plane.dtype.itemsize
     logger.info(
-        "%s: offload='cpu' needs %d bytes of host memory: %d for weights and gradients, %d for state",
+        "%s: offload='cpu' needs %d bytes of host memory: %d for %s, %d for state",
         model.called,
-        copies + state,
-        copies,
+        crossing + state,
+        crossing,
+        what,
         state,
     )
 
 
+def liken(twin: Tensor, p: Tensor) -> None:
+    """Give a host tensor what the optimizer reads of its parameter, beside the values."""
+    for name, value in p.__dict__.items():  # marks of LoRA and embeddings
+        setattr(twin, name, value)
+    if hasattr(p, "grad_dtype"):  # fp32 gradients of bf16 weights
+        twin.grad_dtype = p.grad_dtype  # type: ignore[attr-defined]
+
+
 @contextmanager
-def on_host(offload: Offload | None, model: Model, stepping: bool = True) -> Iterator[None]:
+def on_host(offload: Offload, model: Model, stepping: bool = True) -> Iterator[None]:
     """Show the optimizer its parameters' twins in place of them, where it is offloaded.
 
     Args:
-        offload: the twins, or None where parameters are stepped where they are.
+        offload: the twins.
         model: its groups and its state are the twins' inside, the parameters' again outside.
         stepping: gradients are shown too, and the weights go back to the device at the end.
 
     Raises:
         ValueError: parameters that cannot be offloaded; nothing was changed.
     """
-    if offload is None:
-        yield
-        return
-    _check(model)
-    if not offload.announced:
-        _announce(model)
-        offload.announced = True
+    check(model)
+    if stepping:
+        size = 2 * sum(p.numel() * p.element_size() for p in model.params())
+        announce(model, size, "weights and gradients")
     params = model.params()
     twins = [offload.twin(p) for p in params]
     for p, twin in zip(params, twins, strict=True):
@@ -226,10 +312,7 @@ def on_host(offload: Offload | None, model: Model, stepping: bool = True) -> Ite
             twin.take(p)
     offload.wait()
     for p, twin in zip(params, twins, strict=True):
-        for name, value in p.__dict__.items():  # marks of LoRA and embeddings
-            setattr(twin.weight, name, value)
-        if hasattr(p, "grad_dtype"):  # fp32 gradients of bf16 weights
-            twin.weight.grad_dtype = p.grad_dtype  # type: ignore[attr-defined]
+        liken(twin.weight, p)
         twin.weight.grad = twin.grad if stepping and p.grad is not None else None
     owner = {id(twin.weight): p for p, twin in zip(params, twins, strict=True)}
     _rename(model, {id(p): twin.weight for p, twin in zip(params, twins, strict=True)})
@@ -249,5 +332,10 @@ def _rename(model: Model, names: dict[int, Tensor]) -> None:
         group["params"] = [names[id(p)] for p in group["params"]]
     state = {names.get(id(key), key): value for key, value in model.state.items()}
     model.owner.state = defaultdict(dict, state)
+    rename_types(model, names)
+
+
+def rename_types(model: Model, names: dict[int, Tensor]) -> None:
+    """Other tensors in the place of parameters whose types are known."""
     types = model.kept.types
     model.kept.types = {id(names[k]) if k in names else k: v for k, v in types.items()}

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..eager import eager, eagerly
 from ..state.family import Family
-from ..state.model import Model
 from ..state.shards import is_distributed
 from ..validate import fail
 from .precision import refuse_scaler
@@ -45,11 +44,11 @@ class ReleaseHandle:
         self.max_norm = max_norm
         self._unscaled = unscaled
         self._params = params
-        self._counts: dict[int, int] = {}
+        self._counts: dict[int, int] = {}  # passes that gave a parameter a gradient
+        self._counted = optimizer.kept.steps  # steps that were over then
         self._norms: dict[int, Tensor] | None = None
         self._gain: Tensor | None = None
         self._hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in params]
-        self._hooks.append(optimizer.register_step_post_hook(lambda *_: self._counts.clear()))
         optimizer.stepper.released = True
 
     def step(self, loss: Any = None) -> Any:
@@ -121,10 +120,15 @@ class ReleaseHandle:
         if not self._unscaled:
             refuse_scaler()
             self._unscaled = True  # a later scaler has no gradients to unscale, and says so itself
+        if self._counted != self.optimizer.kept.steps:
+            self._counts, self._counted = {}, self.optimizer.kept.steps
         count = self._counts[id(p)] = self._counts.get(id(p), 0) + 1
         if count > self.accumulation:
             raise _twice(self.optimizer, p, self.accumulation)
-        if count == self.accumulation:
+        if count < self.accumulation:
+            if self.optimizer.stepper.hold(self.optimizer.model, p):
+                p.grad = None
+        else:
             if self._gain is not None:
                 assert p.grad is not None
                 p.grad.mul_(self._gain.to(p.grad.device))
@@ -154,13 +158,15 @@ def release_gradients(
 
     Keep calling ``optimizer.step()`` (or ``handle.step()``) where it was called: it ends the step and
     updates what was not released. The result is that of the plain loop bit for bit; the peak of memory
-    is lower by all gradients but the largest.
+    is lower by all gradients but the largest. With ``offload='cpu'`` gradients leave for the host, whose
+    thread updates them while backward goes on; all weights are back where ``backward()`` returns.
 
     Args:
         model: module, or parameters, to release; those that the optimizer does not hold are left alone.
         optimizer: an optimizer of the family.
-        accumulation: backward passes per step; gradients stay until the last one. A parameter that
-            has a gradient in some of them only is updated by ``step()``.
+        accumulation: backward passes per step; gradients stay until the last one, with
+            ``offload='cpu'`` on the host. A parameter that has a gradient in some of them only is
+            updated by ``step()``.
         max_norm: clip the norm of the whole gradient to this; then call ``handle.backward(loss)``.
         unscaled: no GradScaler scales these gradients, though one may be in use.
 
@@ -170,7 +176,6 @@ def release_gradients(
     Raises:
         ValueError: a wrong value, nothing to release, or a combination that could not be correct.
     """
-    refuse_offload(optimizer.model)
     if isinstance(accumulation, bool) or not isinstance(accumulation, int) or accumulation < 1:
         raise fail("accumulation", accumulation, "a whole number of backward passes, at least 1")
     if max_norm is not None and not 0 < float(max_norm) < float("inf"):
@@ -204,11 +209,11 @@ def release_gradients(
     return ReleaseHandle(optimizer, released, accumulation, max_norm, unscaled)
 
 
-def check_release(model: Model, p: Tensor, group: dict[str, Any] | None, i: int | None) -> None:
+def check_release(p: Tensor, group: dict[str, Any] | None, i: int | None) -> None:
     """Refuse a parameter that cannot be updated before the others.
 
     Raises:
-        ValueError: it is not at this position of the group, or the optimizer is offloaded.
+        ValueError: it is not at this position of the group.
         RuntimeError: it is sharded.
     """
     if i is not None and group is not None and not (0 <= i < len(group["params"])):
@@ -217,20 +222,8 @@ def check_release(model: Model, p: Tensor, group: dict[str, Any] | None, i: int 
         raise fail("i", i, "the position of p in group['params']")
     if p.grad is None:
         return
-    refuse_offload(model)
     if is_distributed(p):
         raise RuntimeError(
             "a sharded parameter cannot be updated before the others: its sums over the processes go "
             "through the same exchange as theirs. Use step() with fully_shard."
-        )
-
-
-def refuse_offload(model: Model) -> None:
-    """Say that gradients cannot be released from an offloaded optimizer."""
-    if model.config.offload != "none":
-        raise fail(
-            "offload",
-            model.config.offload,
-            "only 'none' with released gradients",
-            "The offloaded step waits for all gradients on the host: use step().",
         )

@@ -1,0 +1,333 @@
+"""Steps in host memory, for parameters on a device: all at once on copies, or one by one through a ring.
+
+``step()`` after a plain backward steps copies of all parameters (``training.offload``). Gradients that are
+released, or steps that are taken inside ``backward()``, go through the ring (``training.ring``) instead: a
+parameter has a stand-in, a host tensor that has memory only while its load is in the ring. Stand-ins are
+updated in the thread of the ring as one by one on the host; whoever needs the result waits: the end of
+``backward()``, ``step()``, a checkpoint. So between two passes every weight is on its device, and new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .executors import choose
+from .executors.native.executor import Native
+from .executors.work import Work
+from .state import tensors
+from .state.counts import read
+from .state.model import Group, Model
+from .step import Step, Stepper
+from .training import offload, ring
+from .training.ring import Load
+
+
+class States(dict[Tensor, dict[str, Any]]):
+    """The state of parameters under the names of their stand-ins; new ones are the optimizer's too."""
+
+    def __init__(self, model: Model, owners: dict[Tensor, Tensor]) -> None:
+        held = {twin: model.state.get(p) for twin, p in owners.items()}
+        super().__init__({twin: state for twin, state in held.items() if state is not None})
+        self.model, self.owners = model, owners
+
+    def __missing__(self, twin: Tensor) -> dict[str, Any]:
+        self[twin] = state = self.model.state[self.owners[twin]]
+        return state
+
+    def pop(self, twin: Tensor, *default: Any) -> Any:  # type: ignore[override]
+        self.model.state.pop(self.owners[twin], None)
+        return super().pop(twin, *default)
+
+
+class HostModel(Model):
+    """A model with stand-ins in the place of its parameters, for one step."""
+
+    def __init__(self, model: Model, twins: list[Tensor]) -> None:
+        super().__init__(model.owner)
+        self._state = States(model, dict(zip(twins, model.params(), strict=True)))
+        rest = iter(twins)
+        self._groups = [{**g, "params": [next(rest) for _ in g["params"]]} for g in model.groups]
+
+    @property
+    def groups(self) -> list[Group]:
+        return self._groups
+
+    @property
+    def state(self) -> Any:
+        return self._state
+
+
+class StandIn(NamedTuple):
+    """A host tensor of a parameter's shape and type.
+
+    Args:
+        weight: it; its memory has been freed.
+        bare: the same, to give the memory of the ring back.
+    """
+
+    weight: Tensor
+    bare: Tensor
+
+    @classmethod
+    def of(cls, p: Tensor) -> StandIn:
+        bare = torch.empty(p.shape, dtype=p.dtype)
+        bare.untyped_storage().resize_(0)
+        return cls(bare.detach(), bare)
+
+    def lend(self, weight: Tensor, grad: Tensor | None) -> None:
+        self.weight.data, self.weight.grad = weight, grad
+
+    def free(self) -> None:
+        self.weight.data, self.weight.grad = self.bare, None
+
+
+class Sums:
+    """Gradients that add up on the host, one tensor for each parameter that has some."""
+
+    def __init__(self) -> None:
+        self._all: Any = WeakIdKeyDictionary()  # parameter -> its sum, kept for the next step
+        self._begun: dict[int, Tensor] = {}  # parameters whose sum counts
+
+    def add(self, p: Tensor, grad: Tensor) -> None:
+        held = self._all.get(p)
+        if held is None or held.shape != grad.shape or held.dtype != grad.dtype:
+            held = self._all[p] = torch.empty_like(grad)
+        if id(p) in self._begun:
+            held.add_(grad)
+        else:
+            held.copy_(grad)
+            self._begun[id(p)] = p
+
+    def take(self, p: Tensor) -> Tensor | None:
+        """The sum, which does not count any more."""
+        return self._all[p] if self._begun.pop(id(p), None) is not None else None
+
+    def waiting(self) -> list[Tensor]:
+        """Parameters that have one."""
+        return list(self._begun.values())
+
+    def clear(self) -> None:
+        self._begun.clear()
+
+
+class HostStepper(Stepper):
+    """Takes the steps of an optimizer with ``offload='cpu'``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._copies = offload.Offload()
+        self._ring = ring.shared()
+        self._twins: Any = WeakIdKeyDictionary()  # parameter -> StandIn
+        self._sums = Sums()
+        self._holding = False  # whether gradients add up, or are on their way to
+        self._failures: list[tuple[Tensor, BaseException]] = []
+        self._pass = -1  # the backward whose end waits for the ring
+        self._loss: tuple[Any] | None = None  # of a step that ends there
+
+    # ---------------------------------------------------------------- asked by the optimizer
+
+    def step(self, model: Model, loss: Any) -> None:
+        """All parameters with a gradient. Inside ``backward()`` the step ends where that does."""
+        inside = self._wait_in_pass()
+        if not (inside or self.released or self._holding or self.open is not None):
+            with offload.on_host(self._copies, model):
+                super().step(model, loss)
+            return
+        offload.check(model)
+        if not inside:
+            self._ring.drain()  # what was sent is known then, whatever interrupted the sender
+        step = self.open = self._begun(model) if self.open is None else self.open
+        for p in step.waiting(model):
+            self._ring.load(p, p.grad, self)
+            step.seen[id(p)] = tensors.mark(p.grad)
+        for p in self._sums.waiting():
+            self._ring.load(p, None, self)
+        if inside:
+            self._loss = (loss,)
+        else:
+            self._end(model, step, loss, rest=False)
+
+    def hold(self, model: Model, p: Tensor) -> bool:
+        """Add a gradient to those of earlier passes, on the host."""
+        offload.check(model, p)
+        if not self._holding:
+            self._holding = True
+            self._reserve(model, summing=True)
+        self._ring.load(p, p.grad, self, weight=False)
+        return True
+
+    def drop(self) -> None:
+        """Forget the sums on the host."""
+        if self._holding:
+            self._ring.drain()
+            self._sums.clear()
+            self._holding = False
+
+    def settle(self, model: Model, doing: str) -> None:
+        """End an open step before something that needs whole steps."""
+        self._ring.drain()
+        super().settle(model, doing)
+
+    @contextmanager
+    def loading(self, model: Model) -> Iterator[None]:
+        """The parameters are on the host while their state is loaded."""
+        self._ring.drain()
+        copies = offload.Offload()  # for the while: not every program steps on copies
+        try:
+            with offload.on_host(copies, model, stepping=False):
+                yield
+        finally:
+            copies.clear()
+
+    # ---------------------------------------------------------------- of one step
+
+    def _new_step(self, model: Model) -> Step:
+        self._copies.clear()  # of steps before gradients were released
+        offload.check_places(model)
+        self._reserve(model)
+        params = model.params()
+        twins = [self._twin(p).weight for p in params]
+        for twin, p in zip(twins, params, strict=True):
+            offload.liken(twin, p)
+            twin.requires_grad_(p.requires_grad)
+        pairs = list(zip(params, twins, strict=True))
+        offload.rename_types(model, {id(p): twin for p, twin in pairs})
+        try:
+            return Step(HostModel(model, twins), every=True, owners=params)
+        finally:
+            offload.rename_types(model, {id(twin): p for p, twin in pairs})
+
+    def _reserve(self, model: Model, summing: bool = False) -> None:
+        params = [p for p in model.params() if p.requires_grad]
+        size = ring.size_for(params)
+        what = f"a ring of {ring.SLOTS} weights and gradients"
+        sums = sum(p.numel() * ring.gradient_type(p).itemsize for p in params) if summing else 0
+        offload.announce(model, size + sums, what + (" and the accumulated gradients" if sums else ""))
+        if params:
+            self._ring.reserve(size, params[0])
+
+    def _twin(self, p: Tensor) -> StandIn:
+        found = self._twins.get(p)
+        if found is None or found.bare.shape != p.shape or found.bare.dtype != p.dtype:
+            found = self._twins[p] = StandIn.of(p)
+        return found
+
+    def _update(self, step: Step, p: Tensor) -> None:
+        self._ring.load(p, p.grad, self)
+        if not self._wait_in_pass():
+            self._ring.drain()
+
+    def _wait_in_pass(self) -> bool:
+        """Let the backward that is running, if one is, wait for the ring at its end."""
+        current = torch._C._current_graph_task_id()  # type: ignore[attr-defined]
+        if current >= 0 and current != self._pass:
+            engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+            engine.queue_callback(self._end_of_pass)
+            self._pass = current
+        return current >= 0
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _end_of_pass(self) -> None:
+        self._ring.drain()
+        if self._loss is not None and self.open is not None:
+            self._end(Model(self.open.model.owner), self.open, self._loss[0], rest=False)
+
+    def _end(self, model: Model, step: Step, loss: Any, rest: bool) -> None:
+        """Wait for the updates, count the step, and say what could not be updated."""
+        self._ring.drain()
+        self._loss, self._holding = None, bool(self._sums.waiting())
+        super()._end(model, step, loss, rest=False)
+        failures, self._failures = self._failures, []
+        if failures:
+            p, error = failures[0]
+            more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
+            raise RuntimeError(
+                f"parameter {model.name(p)}{more} could not be updated on the host "
+                f"({type(error).__name__}: {error}): weight and state are what they were before this step, "
+                "and the gradient is gone. All others are updated, and the step is counted."
+            ) from error
+
+    # ---------------------------------------------------------------- called by the ring's thread
+
+    def add(self, load: Load) -> None:
+        """A gradient that is added to others."""
+        assert load.grad is not None
+        self._sums.add(load.p, load.grad)
+
+    def update(self, loads: list[Load]) -> None:
+        """Weights with their gradients, together."""
+        step = self.open
+        assert step is not None
+        for load in loads:
+            step.seen[id(load.p)] = load.mark
+            total = self._sums.take(load.p)
+            if total is not None and load.grad is not None:
+                total.add_(load.grad)
+            assert load.weight is not None
+            self._twin(load.p).lend(load.weight, load.grad if total is None else total)
+        try:
+            self._try(step, loads)
+        finally:
+            for load in loads:
+                self._twin(load.p).free()
+
+    def _try(self, step: Step, loads: list[Load]) -> None:
+        """Together, or one by one where that fails; who has got the update is seen from its count."""
+        before = _counts(step, loads)
+        try:
+            _run(step, [load.p for load in loads])
+            done = loads
+        except BaseException as error:
+            after = _counts(step, loads)
+            done = [load for load, a, b in zip(loads, before, after, strict=True) if a != b]
+            for load in loads:
+                if load in done:
+                    continue
+                if len(loads) > 1:
+                    self._try(step, [load])
+                else:
+                    self.failed(load, error)
+        for load in done:
+            load.send()
+
+    def failed(self, load: Load, error: BaseException) -> None:
+        """Kept for ``step()``."""
+        self._failures.append((load.p, error))
+
+
+def _counts(step: Step, loads: list[Load]) -> list[int]:
+    """Updates so far of each."""
+    states = [step.model.owner.state.get(load.p) for load in loads]
+    found = iter(read([state["step"] for state in states if state]) if any(states) else [])
+    return [next(found) if state else 0 for state in states]
+
+
+def _run(step: Step, params: list[Tensor]) -> None:
+    """Update these, or leave each as it was."""
+    parts = choose.shares(step.model.config.engine, step.works(params))
+    for rank, (executor, works, _) in enumerate(parts):
+        if not works:
+            continue
+        # A call of the kernels changes all of a tensor or nothing; what goes on in Python may stop half-way.
+        torn = [work for work in works if work.shared.refresh or not isinstance(executor, Native)]
+        old = [(x, x.detach().clone()) for work in torn for x in _written(work)]
+        try:
+            outcomes = list(executor.run(works))
+        except BaseException:
+            for x, was in old:
+                x.detach().copy_(was)
+            raise
+        step.note((rank, outcome) for outcome in outcomes)
+
+
+def _written(work: Work) -> Iterator[Tensor]:
+    """All that an update writes."""
+    yield from work.chunk.params
+    yield from (x for state in work.states for x in state.values() if isinstance(x, Tensor))

@@ -1,0 +1,104 @@
+"""A device whose copies arrive late and out of order, in a thread of their own, and whose host memory is NaN."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from automagic_cameamp.training import offload
+
+
+@dataclass(eq=False)
+class Copy:
+    source: Tensor
+    target: Tensor
+    back: bool
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class All(threading.Event):
+    """Over when all of these are."""
+
+    def __init__(self, copies: list[Copy]) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return all(copy.done.wait(timeout) for copy in self.copies)
+
+
+class Wild(offload.Clones):
+    """Copies read their source and write their target when they feel like it.
+
+    Args:
+        seed: of the order and of the delays.
+        delay: most seconds before a copy, and around every call.
+    """
+
+    def __init__(self, seed: int = 0, delay: float = 2e-4) -> None:
+        self.random, self.delay = random.Random(seed), delay
+        self.pending: list[Copy] = []
+        self.changed = threading.Condition()
+        self.thread: threading.Thread | None = None
+        self.fetched = self.put_back = self.bytes = 0
+
+    def pause(self) -> None:
+        time.sleep(self.random.random() * self.delay)
+
+    def buffer(self, like: Tensor) -> Tensor:
+        self.bytes += like.numel() * like.element_size()
+        return torch.full(like.shape, float("nan"), dtype=like.dtype)
+
+    def _ask(self, copy: Copy) -> Copy:
+        self.pause()
+        with self.changed:
+            self.pending.append(copy)
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._copy_all)
+                self.thread.start()
+        return copy
+
+    @torch.no_grad()
+    def _copy_all(self) -> None:
+        while True:
+            with self.changed:
+                if not self.pending:
+                    self.thread = None
+                    return
+            self.pause()
+            with self.changed:
+                copy = self.random.choice(self.pending)
+            copy.target.copy_(copy.source)
+            with self.changed:
+                self.pending.remove(copy)
+                copy.done.set()
+
+    def fetch(self, source: Tensor, target: Tensor) -> None:
+        self.fetched += 1
+        self._ask(Copy(source, target, False))
+
+    def wait(self) -> None:
+        self.reach(self.mark())
+
+    def mark(self) -> offload.Ticket:
+        with self.changed:
+            return All([copy for copy in self.pending if not copy.back])
+
+    def reach(self, ticket: offload.Ticket) -> None:
+        self.pause()
+        if isinstance(ticket, threading.Event):
+            ticket.wait()
+
+    def put(self, source: Tensor, target: Tensor) -> offload.Ticket:
+        self.put_back += 1
+        return All([self._ask(Copy(source, target, True))])
+
+    def join(self) -> None:
+        with self.changed:
+            back = All([copy for copy in self.pending if copy.back])
+        back.wait()
