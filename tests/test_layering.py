@@ -63,7 +63,8 @@ LAYERS: dict[str, set[str]] = {
     "checkpoints": {*BELOW, "state"},
     "training": {*BELOW, "state", "checkpoints"},
     "reading": {*BELOW, "state"},
-    "optimizer": {*BELOW, "state", "executors", "step", "checkpoints", "training", "reading"},
+    "host": {*BELOW, "state", "executors", "step", "training"},
+    "optimizer": {*BELOW, "state", "executors", "step", "host", "checkpoints", "training", "reading"},
     # Storage rules per class, and named sets of options.
     "policies": {"storage", "types"},
     "profiles": {"configs"},

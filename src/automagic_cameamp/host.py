@@ -22,6 +22,7 @@ from .executors.native.executor import Native
 from .executors.work import Work
 from .state import tensors
 from .state.counts import read
+from .state.crossing import crossing
 from .state.model import Group, Model
 from .step import Step, Stepper
 from .training import offload, ring
@@ -205,12 +206,11 @@ class HostStepper(Stepper):
 
     def _reserve(self, model: Model, summing: bool = False) -> None:
         params = [p for p in model.params() if p.requires_grad]
-        size = ring.size_for(params)
-        what = f"a ring of {ring.SLOTS} weights and gradients"
-        sums = sum(p.numel() * ring.gradient_type(p).itemsize for p in params) if summing else 0
-        offload.announce(model, size + sums, what + (" and the accumulated gradients" if sums else ""))
+        needed = crossing(params)
+        sums, words = (needed.gradients, " and the accumulated gradients") if summing else (0, "")
+        offload.announce(model, needed.ring + sums, f"what crosses{words}")
         if params:
-            self._ring.reserve(size, params[0])
+            self._ring.reserve(needed, params[0])
 
     def _twin(self, p: Tensor) -> StandIn:
         found = self._twins.get(p)

@@ -363,7 +363,8 @@ class CameAMPOptimizer(Optimizer):
 
         Returns:
             ``state`` in bytes; ``alone`` and ``stacked``: elements of the largest tensor that is stepped
-            alone, and of the largest stack, which bound the temporary memory of a step.
+            alone, and of the largest stack, which bound the temporary memory of a step; ``crossing``: bytes
+            of the host's ring, and of gradients on their way to it, with released gradients and offload.
         """
         return _reports().planned(self.model)
 

@@ -22,6 +22,7 @@ from automagic_cameamp import release_gradients
 from automagic_cameamp.executors import choose
 from automagic_cameamp.executors.native.searches import Search
 from automagic_cameamp.host import HostStepper
+from automagic_cameamp.state import crossing
 from automagic_cameamp.training import offload, ring
 from engine.helpers import differences, disk, draw, snapshot
 from loops.helpers import build, groups_of, loss_of, model, plain, same
@@ -29,7 +30,7 @@ from offload.wild import Wild
 
 SECONDS = float(os.environ.get("INTERLEAVINGS_SECONDS", "4"))  # docs/evidence/log.md: 30
 ACTIONS = {
-    ring.Ring: ("load", "drain", "_room", "_wait", "_wake", "_batch", "_run", "_free"),
+    ring.Ring: ("load", "drain", "_room", "_let_go", "_wait", "_wake", "_batch", "_run", "_free"),
     HostStepper: ("_update", "_end_of_pass", "_end", "update", "add", "_try"),
 }
 
@@ -120,7 +121,8 @@ def test_random_interleavings(slow: random.Random, monkeypatch: pytest.MonkeyPat
         device = Wild(count, delay=slow.choice([0.0, 1e-5, 1e-4]))
         monkeypatch.setattr(offload, "transfer_for", lambda _, device=device: device)
         monkeypatch.setattr(ring, "_SHARED", [])
-        monkeypatch.setattr(ring, "SLOTS", slow.choice([1, 2, 4, 100]))
+        monkeypatch.setattr(crossing, "SLOTS", slow.choice([1, 2, 4, 100]))
+        monkeypatch.setattr(crossing, "AHEAD", slow.choice([0.0, 0.5, 10.0]))
         kind = slow.choice(kinds)
 
         def run(kind: tuple[str, int] = kind) -> None:
@@ -241,7 +243,12 @@ def test_an_error_without_step_surfaces_where_the_step_ends(
 def test_an_error_of_a_copy_is_told_too(wild: Wild, monkeypatch: pytest.MonkeyPatch) -> None:
     net = model()
     far = build("Automagic_CameAMP", groups_of(net), offload="cpu")
-    monkeypatch.setattr(wild, "reach", lambda ticket: (_ for _ in ()).throw(RuntimeError("device lost")))
+
+    def reach(ticket: Any) -> None:
+        if "host step" in threading.current_thread().name:
+            raise RuntimeError("device lost")
+
+    monkeypatch.setattr(wild, "reach", reach)
     with release_gradients(net, far):
         within(20, loss_of(net, 1).backward)
         with pytest.raises(RuntimeError, match="device lost"):

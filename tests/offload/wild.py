@@ -1,4 +1,4 @@
-"""A device whose copies arrive late and out of order, in a thread of their own, and whose host memory is NaN."""
+"""A device whose copies arrive late and out of order, in another thread, and whose host memory is NaN."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..state.crossing import Crossing, crossing
 from ..storage import Plane
 from ..types import Layout
 
@@ -21,22 +22,25 @@ class Planned(NamedTuple):
         state: bytes of state once every parameter had a gradient, without a controller's memory.
         alone: elements of the largest tensor that is stepped alone.
         stacked: elements of the largest stack of several tensors.
+        crossing: what crosses to the host where gradients are released and ``offload='cpu'`` is set.
     """
 
     state: int
     alone: int
     stacked: int
+    crossing: Crossing
 
 
 def _bytes(t: Tensor) -> int:
     return t.numel() * t.element_size()
 
 
-def planned(entries: list[tuple[Layout, int, list[Plane]]]) -> Planned:
+def planned(entries: list[tuple[Layout, int, list[Plane]]], trained: list[Tensor]) -> Planned:
     """Add up planes.
 
     Args:
         entries: per chunk: the view of its tensors, how many there are, the stored planes of one.
+        trained: the parameters that will have gradients.
     """
     state = sum(n * math.prod(q.own_shape) * q.dtype.itemsize for _, n, planes in entries for q in planes)
     sizes = [(n, n * layout.numel) for layout, n, _ in entries]
@@ -44,6 +48,7 @@ def planned(entries: list[tuple[Layout, int, list[Plane]]]) -> Planned:
         state,
         max((size for n, size in sizes if n == 1), default=0),
         max((size for n, size in sizes if n > 1), default=0),
+        crossing(trained),
     )
 
 

@@ -77,7 +77,7 @@ def planned(model: Model) -> sizes.Planned:
         compute = compute_dtype(chunk.params[0])
         planes = [q for field in model.fields(group, chunk) for q in field.planes(chunk.layout, compute)]
         entries.append((chunk.layout, len(chunk.params), planes))
-    return sizes.planned(entries)
+    return sizes.planned(entries, [p for p in model.params() if p.requires_grad])
 
 
 def _held(model: Model) -> Iterator[Held]:

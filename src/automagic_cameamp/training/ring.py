@@ -1,8 +1,8 @@
 """The way of gradients to the host and of weights back, through a bounded ring of host memory.
 
-Who has a gradient ready loads it, with its weight, into the ring, and may free it. A thread takes the loads in
-their order, has them updated, and sends the weights back. The ring is all the memory that crosses: where it is
-full, loading waits, so backward is never further ahead than the ring is long. The thread never waits for
+Who has a gradient ready loads it, with its weight, into the ring, and may free it. A thread takes the loads
+in their order, has them updated, and sends the weights back. The ring is all the memory that crosses: where it
+is full, loading waits, so backward is never further ahead than the ring is long. The thread never waits for
 backward, only for copies, so the two cannot wait for each other.
 """
 
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ..state import tensors
+from ..state.crossing import Crossing, aligned
 from . import offload
 
-SLOTS = 4  # of the largest weight with its gradient: some travel, one is stepped, one leaves
-ALIGNED = 64
+BATCH = 1 / 4  # of the ring, at most, is stepped together: room comes free while backward goes on
 IDLE = 0.2  # seconds that the thread waits for more before it ends
 
 
@@ -51,8 +51,8 @@ class Load:
         p: the parameter on the device.
         mark: of its gradient there.
         whose: who is told of it.
-        weight, grad: views of the ring. No weight: the gradient is only added to others. No gradient: it is on
-            the host already.
+        weight, grad: views of the ring. No weight: the gradient is only added to others. No gradient: it is
+            on the host already.
         end: where the load ends in the ring.
         here: reached when both have arrived.
         transfer: between the device and the host.
@@ -87,6 +87,10 @@ class Ring:
         self._loading = threading.Lock()  # backward has a thread per device
         self._thread: threading.Thread | None = None
         self._transfers: dict[torch.device, offload.Transfer] = {}
+        self._ahead = 0
+        self._flying: deque[tuple[offload.Transfer, offload.Ticket, int]] = (
+            deque()
+        )  # gradients, as far as known
 
     def load(self, p: Tensor, grad: Tensor | None, whose: Updates, weight: bool = True) -> None:
         """Begin to copy; waits where the ring is full.
@@ -99,8 +103,9 @@ class Ring:
         """
         with self._loading:
             parts = [x for x in (p if weight else None, grad) if x is not None]
-            sizes = [_aligned(x) for x in parts]
+            sizes = [aligned(x) for x in parts]
             start = self._room(sum(sizes), p)
+            self._let_go(0 if grad is None else sizes[-1])
             transfer = self._transfer(p.device)
             place = start % len(self.memory)
             views: list[Tensor] = []
@@ -110,9 +115,11 @@ class Ring:
                 transfer.fetch(tensors.plain(x), views[-1])
                 place += size
             here = transfer.mark()
+            if grad is not None:
+                self._flying.append((transfer, here, sizes[-1]))
             if weight:
-                # Written from here on, for autograd: a pass that still needs the old weight is refused, as it
-                # is where the weight is updated in the hook, and not only where the new one happens to be early.
+                # Written from here on, for autograd: a pass that still needs the old weight is refused, as
+                # where the weight is updated in the hook, and not only where the new one happens to be early.
                 torch.autograd.graph.increment_version(p)
             load = Load(
                 p,
@@ -129,10 +136,11 @@ class Ring:
                 self._loads.append(load)
                 self._wake()
 
-    def reserve(self, size: int, like: Tensor) -> None:
+    def reserve(self, needed: Crossing, like: Tensor) -> None:
         """Have at least these bytes, in memory fit for copies from the device of ``like``."""
         with self._loading:
-            self._grow(size, like)
+            self._ahead = max(self._ahead, needed.ahead)
+            self._grow(needed.ring, like)
 
     def drain(self) -> None:
         """Wait until nothing is on its way; what the device computes afterwards sees the new weights."""
@@ -155,6 +163,12 @@ class Ring:
             start += whole - start % whole
         self._wait(lambda: start + size - self._tail <= whole or self._empty())
         return start
+
+    def _let_go(self, more: int) -> None:
+        """Wait for older gradients to leave the device, where these bytes beside them would be too many."""
+        while self._flying and sum(size for *_, size in self._flying) + more > max(self._ahead, more):
+            transfer, here, _ = self._flying.popleft()
+            transfer.reach(here)
 
     def _grow(self, size: int, like: Tensor) -> None:
         if size <= len(self.memory):
@@ -203,12 +217,12 @@ class Ring:
             leaving = batch
 
     def _batch(self) -> list[Load]:
-        """The next loads, at most a slot of them, so that room comes free while backward goes on."""
+        """The next loads of one kind."""
         batch: list[Load] = []
         for load in islice(self._loads, self._taken, None):
             first = batch[0] if batch else load
             alike = load.whose is first.whose and (load.weight is None) == (first.weight is None)
-            if not alike or (load.end - first.end) * SLOTS > len(self.memory):
+            if not alike or load.end - first.end > BATCH * len(self.memory):
                 break
             batch.append(load)
         self._taken += len(batch)
@@ -241,20 +255,6 @@ class Ring:
                 self._loads.popleft()
             self._taken -= len(left)
             self._changed.notify_all()
-
-
-def _aligned(x: Tensor, dtype: torch.dtype | None = None) -> int:
-    return -(-x.numel() * (dtype or x.dtype).itemsize // ALIGNED) * ALIGNED
-
-
-def size_for(params: list[Tensor]) -> int:
-    """Bytes of a ring for these parameters: ``SLOTS`` times the largest with its gradient."""
-    return SLOTS * max((_aligned(p) + _aligned(p, gradient_type(p)) for p in params), default=0)
-
-
-def gradient_type(p: Tensor) -> torch.dtype:
-    """Type of the gradients that a parameter will get."""
-    return getattr(p, "grad_dtype", None) or p.dtype
 
 
 _SHARED: list[weakref.ref[Ring]] = []

@@ -1,0 +1,243 @@
+"""A step on the host while backward goes on: its time against the longer of the two.
+
+    python -m benchmarks.host_overlap
+    python -m benchmarks.host_overlap --optimizers Automagic_CameAMP_COptim8bit --layers 24 --width 512
+
+The device is emulated: its backward sleeps, its copies take bytes / bandwidth in a thread per direction. The
+host's step is real. Three numbers are medians: backward alone; the step of the same parameters alone, all in
+one call of the kernels; both together, through the ring. The ideal of the third is the larger of the first two.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from automagic_cameamp.training import offload
+from benchmarks.common import (
+    CANDIDATE_HELP,
+    RESULTS,
+    append_row,
+    argument_parser,
+    build,
+    environment,
+    label,
+    markdown,
+    parse_candidate,
+)
+from benchmarks.meters import Neighbours
+
+OPTIMIZERS = ["Automagic_CameAMP8bit", "Automagic_CameAMP_COptim8bit", "Automagic_CameAMP_Improved_8Bit"]
+SHARES = (0.25, 0.5, 1.0, 2.0)  # backward's time, in host steps
+
+
+class Lane:
+    """Copies in one direction, one after the other."""
+
+    def __init__(self, bandwidth: float) -> None:
+        self.bandwidth = bandwidth
+        self.asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    @torch.no_grad()
+    def _run(self) -> None:
+        while True:
+            self.asked.get()()
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        def run() -> None:
+            start = time.perf_counter()
+            target.copy_(source)
+            left = source.nbytes / self.bandwidth - (time.perf_counter() - start)
+            if left > 0:
+                time.sleep(left)
+
+        self.asked.put(run)
+
+    def moment(self) -> threading.Event:
+        reached = threading.Event()
+        self.asked.put(reached.set)
+        return reached
+
+
+class Emulated(offload.Clones):
+    """A device behind a bus of this many bytes per second."""
+
+    def __init__(self, bandwidth: float) -> None:
+        self.here, self.there = Lane(bandwidth), Lane(bandwidth)
+
+    def fetch(self, source: Tensor, target: Tensor) -> None:
+        self.here.copy(source, target)
+
+    def mark(self) -> offload.Ticket:
+        return self.here.moment()
+
+    def reach(self, ticket: offload.Ticket) -> None:
+        if isinstance(ticket, threading.Event):
+            ticket.wait()
+
+    def put(self, source: Tensor, target: Tensor) -> offload.Ticket:
+        self.there.copy(source, target)
+        return self.there.moment()
+
+    def join(self) -> None:
+        self.there.moment().wait()
+
+
+class Layer(torch.autograd.Function):
+    """Passes one number through; its backward takes a given time and gives a gradient that was there before."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, grad: Tensor, seconds: list[float]) -> Tensor:
+        ctx.grad, ctx.seconds = grad, seconds
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # type: ignore[override]
+        if ctx.seconds[0]:
+            time.sleep(ctx.seconds[0])
+        return grads[0], ctx.grad.clone(), None, None
+
+
+class Net(nn.Module):
+    """Layers whose passes sleep."""
+
+    def __init__(self, layers: int, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        draw = [torch.randn(width, width, generator=generator).to(dtype) for _ in range(2)]
+        self.weights = nn.ParameterList(nn.Parameter(0.02 * draw[0]) for _ in range(layers))
+        self.grad = draw[1]
+        self.seconds = [0.0]
+
+    def forward(self) -> Tensor:
+        x = torch.ones((), requires_grad=True)
+        for weight in self.weights:
+            x = Layer.apply(x, weight, self.grad, self.seconds)  # type: ignore[assignment]
+        return x
+
+
+def timed(run: Callable[[], None], repeats: int) -> float:
+    """Median seconds, after one that does not count."""
+    found = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found[1:])
+
+
+def measure(
+    name: str, options: dict[str, Any], layers: int, width: int, repeats: int, bandwidth: float
+) -> list[dict[str, Any]]:
+    """One row per time of backward."""
+    net = Net(layers, width, torch.bfloat16)
+    optimizer: Any = build(name, net.parameters(), **{"lr": 1e-4, **options})
+
+    def step() -> None:
+        for p in net.parameters():
+            p.grad = net.grad
+        optimizer.step()
+
+    timed(step, 2)
+    host = timed(step, repeats)
+    optimizer.zero_grad()
+    usual = offload.transfer_for
+    offload.transfer_for = lambda _: Emulated(bandwidth)  # type: ignore[assignment]
+    rows = []
+    for share in SHARES:
+        net.seconds[0] = share * host / layers
+
+        def backward() -> None:
+            net().backward()
+            net.zero_grad()
+
+        near = Neighbours()
+        alone = timed(backward, repeats)
+        far: Any = build(name, net.parameters(), **{"lr": 1e-4, "offload": "cpu", **options})
+        with far.release_gradients(net):
+
+            def both() -> None:
+                net().backward()
+                far.step()
+
+            timed(both, 2)
+            together = timed(both, repeats)
+        host_now = timed(step, repeats)  # the machine's neighbours come and go
+        optimizer.zero_grad()
+        rows.append(
+            {
+                "share": share,
+                "backward": alone,
+                "host": min(host, host_now),
+                "together": together,
+                "over": together / max(alone, host, host_now) - 1,
+                "ns_per_parameter": 1e9 * min(host, host_now) / (layers * width * width),
+                "others_cores": near.cores(),
+            }
+        )
+    offload.transfer_for = usual
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    body = [
+        [
+            label(r["optimizer"], r["options"]),
+            *(f"{1000 * r[k]:.0f}" for k in ("backward", "host", "together")),
+            f"{100 * r['over']:+.0f}%",
+            f"{r['ns_per_parameter']:.2f}",
+            f"{r['others_cores']:.1f}",
+        ]
+        for r in rows
+    ]
+    header = ["optimizer", "backward", "host step", "together", "over the longer", "ns/param", "cores of others"]
+    return "Steps on the host during backward, ms\n\n" + markdown(header, body)
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS, help=CANDIDATE_HELP)
+    parser.add_argument("--layers", type=int, default=48)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--bandwidth", type=float, default=12.0, help="of the bus, GB/s each way")
+    parser.add_argument("--quick", action="store_true", help="a tiny model: does it run?")
+    parser.add_argument("--out", type=Path, default=RESULTS / "host_overlap.jsonl")
+    arguments = parser.parse_args(argv)
+    layers, width, repeats = arguments.layers, arguments.width, arguments.repeats
+    if arguments.quick:
+        layers, width, repeats = 4, 64, 1
+    rows = []
+    for candidate in arguments.optimizers:
+        name, options = parse_candidate(candidate)
+        for found in measure(name, options, layers, width, repeats, 1e9 * arguments.bandwidth):
+            row = {
+                "bench": "host_overlap",
+                "optimizer": name,
+                "options": options,
+                "layers": layers,
+                "width": width,
+                "bandwidth": arguments.bandwidth,
+                "threads": torch.get_num_threads(),
+                "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+                **found,
+                **environment(),
+            }
+            append_row(arguments.out, row)
+            rows.append(row)
+    print(table(rows))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
