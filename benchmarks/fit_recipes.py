@@ -65,9 +65,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 def region(rows: Rows, name: str) -> str:
     """What stands on the page: the table, and the lines that run one of its rows."""
     row = next(r for r in reversed(rows.all("fit_recipes")) if r["recipe"] == name)
-    star = "\n\n\\* not released yet, computed only." if "offload*" in row["table"] else ""
     after = f"\n\n{row['note']}" if row["note"] else ""
-    return f"{row['table']}{star}\n\n{row['shown']}:\n\n```text\n{row['command']}\n```{after}"
+    return f"{row['table']}\n\n{row['shown']}:\n\n```text\n{row['command']}\n```{after}"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ USABLE = 0.98  # of the size on the box
 CONTEXT = 0.6  # GiB: CUDA's context, cuBLAS' and cuDNN's workspaces
 ROUNDING = 0.04  # of the peak: blocks of the allocator that are not full
 HOST = 4.0  # GiB of the host for the system, Python and torch
-SLOTS = 4  # buffers in the ring of release+offload
 # The first that fits is named, in the first way that fits.
 PREFERRED = ("Automagic_CameAMP8bit", "balanced", "memory_optimized", "minimal", "")
 
@@ -145,7 +144,6 @@ class Row(NamedTuple):
         peak: most that is allocated on the device at any moment.
         host: of host memory.
         fits: whether both suffice.
-        planned: whether the way is not released yet.
     """
 
     optimizer: str
@@ -158,7 +156,6 @@ class Row(NamedTuple):
     peak: int
     host: int
     fits: bool
-    planned: bool
 
 
 class Answer(NamedTuple):
@@ -201,7 +198,7 @@ class Answer(NamedTuple):
         size = f"{b.width} x {b.height}" + (f", {b.frames} frames" if b.frames > 1 else "")
         what = f"{size}, " if b.width else ""
         arithmetic = f", arithmetic in {str(q.autocast)[6:]} (autocast)" if q.autocast else ""
-        lines = [
+        return [
             f"{self.spec.title}: {self.spec.source}; batch {b.size}, {what}{b.tokens} tokens of text, "
             f"checkpointing {'on' if q.checkpointing else 'off'}, weights in {q.base or q.weights}"
             f"{arithmetic}.",
@@ -215,11 +212,6 @@ class Answer(NamedTuple):
             f"{USABLE:.0%} of {q.gpu:g} GiB"
             + (f"; host + {HOST:g} GiB at most {q.host:g} GiB." if q.host else "."),
         ]
-        if any(row.planned for row in self.rows):
-            lines.append(
-                "release+offload is not released yet: computed as weights, one gradient and activations."
-            )
-        return lines
 
 
 def fit(model: str, **options: Any) -> Answer:
@@ -307,7 +299,9 @@ def _rows(q: Question, spec: Spec, found: Trace, one: Candidate) -> list[Row]:
 
 
 def _row(q: Question, found: Trace, label: str, cost: Cost, way: str, away: int) -> Row:
-    release, offload = "release" in way and q.accumulation == 1, "offload" in way
+    offload = "offload" in way
+    # On the host gradients add up too; on the device they stay where there are several passes.
+    release = "release" in way and (offload or q.accumulation == 1)
     weights = found.weights - away
     largest = max(t.bytes for t in found.trained)
     state, each = (0, 0.0) if offload else (cost.state, cost.each)
@@ -315,17 +309,22 @@ def _row(q: Question, found: Trace, label: str, cost: Cost, way: str, away: int)
         gradients = largest
         step = int(max(each * n for _, n in found.arrivals))
         passes = max(found.activations, *(int(live + each * n) for live, n in found.arrivals))
+        if offload:  # earlier gradients may still be on their way
+            size = max(t.dtype.itemsize for t in found.trained)
+            before = [0, *(max(cost.ahead, size * n) for _, n in found.arrivals)]
+            passes = max(passes, *(live + b for (live, _), b in zip(found.arrivals, before, strict=False)))
+            gradients += cost.ahead
         beside = passes + (0 if offload else cost.kept * len(found.trained))
     else:
         gradients, step = found.gradients, 0 if offload else cost.step
         passes = found.together if q.accumulation == 1 else found.activations + found.gradients
         beside = max(passes, gradients + step)
     host = away
-    if offload:
-        ring = 2 * SLOTS * largest if release else sum(t.bytes for t in found.trained) + found.gradients
-        host += cost.state + ring
+    if offload and release:
+        host += cost.state + cost.ring + (found.gradients if q.accumulation > 1 else 0)
+    elif offload:
+        host += cost.state + sum(t.bytes for t in found.trained) + found.gradients
     peak = weights + state + beside
     fits = peak * (1 + ROUNDING) + CONTEXT * GIB <= USABLE * q.gpu * GIB
     fits &= q.host is None or host + HOST * GIB <= q.host * GIB
-    planned = "release" in way and offload
-    return Row(label, way, weights, gradients, state, found.activations, step, peak, host, fits, planned)
+    return Row(label, way, weights, gradients, state, found.activations, step, peak, host, fits)

@@ -62,12 +62,16 @@ class Cost(NamedTuple):
         step: temporary memory of a step that has all gradients.
         each: temporary memory of a tensor that is stepped alone, per element.
         kept: of a released tensor until the step ends.
+        ring: of the host, through which released gradients pass that are stepped there.
+        ahead: of those on their way to it.
     """
 
     state: int
     step: int
     each: float
     kept: int = 0
+    ring: int = 0
+    ahead: int = 0
 
 
 class Other(NamedTuple):
@@ -187,7 +191,8 @@ def cost(candidate: Candidate, trained: Iterable[Trained]) -> Cost:
     dtype = max((t.dtype for t in trained), key=lambda d: d.itemsize)
     alone, stacked = (temporary(candidate, dtype, tensors) for tensors in (1, 2))
     step = int(max(alone * planned.alone, stacked * planned.stacked))
-    return Cost(planned.state, step, alone, RELEASED if "COptim" in candidate.name else 0)
+    kept = RELEASED if "COptim" in candidate.name else 0
+    return Cost(planned.state, step, alone, kept, planned.crossing.ring, planned.crossing.ahead)
 
 
 @lru_cache(maxsize=256)

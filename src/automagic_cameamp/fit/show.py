@@ -22,7 +22,7 @@ def cells(row: Row) -> list[str]:
     """A row in GiB."""
     sizes = (row.weights, row.gradients, row.state, row.activations, row.step, row.peak, row.host)
     numbers = [f"{size / GIB:.2f}" for size in sizes]
-    return [row.optimizer, row.way + ("*" if row.planned else ""), *numbers, "yes" if row.fits else "no"]
+    return [row.optimizer, row.way, *numbers, "yes" if row.fits else "no"]
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SLOTS = 2  # of the largest weight with its gradient: one is stepped while another travels
+SLOTS = 3  # largest weights with their gradients: one arrives, one is stepped, one leaves
 SHARE = 1 / 32  # of all weights and gradients: room for what comes faster than it is stepped
 AHEAD = 0.01  # of all gradients: what may still be on its way when the next is complete
 ALIGNED = 64
@@ -32,7 +32,7 @@ def crossing(params: Sequence[Tensor]) -> Crossing:
     """What crosses of parameters that are trained; they may be on the device 'meta'."""
     grads = [aligned(p, gradient_type(p)) for p in params]
     pairs = [aligned(p) + g for p, g in zip(params, grads, strict=True)]
-    ring = max(SLOTS * max(pairs, default=0), aligned_up(int(SHARE * sum(pairs))))
+    ring = max(sum(sorted(pairs)[-SLOTS:]), aligned_up(int(SHARE * sum(pairs))))
     return Crossing(ring, int(AHEAD * sum(grads)), sum(grads))
 
 
