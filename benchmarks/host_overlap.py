@@ -4,8 +4,8 @@
     python -m benchmarks.host_overlap --optimizers Automagic_CameAMP_COptim8bit --layers 24 --width 512
 
 The device is emulated: its backward sleeps, its copies take bytes / bandwidth, and neither takes time of the
-processor (what a copy brings was there from the first steps). The host's step is real. Three times are taken in
-turn, and the shortest of each counts, for a machine has neighbours: backward alone; the step of the same
+processor (what a copy brings was there from the first steps). The host's step is real. Three times are taken
+in turn, and the shortest of each counts, for a machine has neighbours: backward alone; the step of the same
 parameters alone, in one call of the kernels; both together, through the ring. The ideal of the third is the
 larger of the first two.
 """

@@ -128,31 +128,26 @@ class HostStepper(Stepper):
         self._sums = Sums()
         self._holding = False  # whether gradients add up, or are on their way to
         self._failures: list[tuple[Tensor, BaseException]] = []
+        self._swapped = False  # whether the program moves weights to and fro
         self._pass = -1  # the backward whose end waits for the ring
-        self._loss: tuple[Any] | None = None  # of a step that ends there
 
     # ---------------------------------------------------------------- asked by the optimizer
 
     def step(self, model: Model, loss: Any) -> None:
-        """All parameters with a gradient. Inside ``backward()`` the step ends where that does."""
-        inside = self._wait_in_pass()
-        if not (inside or self.released or self._holding or self.open is not None):
+        """All parameters with a gradient; inside ``backward()`` too, where a group has its own optimizer."""
+        if not (_running() >= 0 or self.released or self._holding or self.open is not None):
             with offload.on_host(self._copies, model):
                 super().step(model, loss)
             return
         offload.check(model)
-        if not inside:
-            self._ring.drain()  # what was sent is known then, whatever interrupted the sender
+        self._ring.drain()  # what was sent is known then, whatever interrupted the sender
         step = self.open = self._begun(model) if self.open is None else self.open
         for p in step.waiting(model):
-            self._ring.load(p, p.grad, self)
+            self._load(p)
             step.seen[id(p)] = tensors.mark(p.grad)
         for p in self._sums.waiting():
             self._ring.load(p, None, self)
-        if inside:
-            self._loss = (loss,)
-        else:
-            self._end(model, step, loss, rest=False)
+        self._end(model, step, loss, rest=False)
 
     def hold(self, model: Model, p: Tensor) -> bool:
         """Add a gradient to those of earlier passes, on the host."""
@@ -193,6 +188,7 @@ class HostStepper(Stepper):
         offload.check_places(model)
         self._reserve(model)
         params = model.params()
+        self._swapped = _are_swapped(params)
         twins = [self._twin(p).weight for p in params]
         for twin, p in zip(twins, params, strict=True):
             offload.liken(twin, p)
@@ -219,30 +215,24 @@ class HostStepper(Stepper):
         return found
 
     def _update(self, step: Step, p: Tensor) -> None:
-        self._ring.load(p, p.grad, self)
-        if not self._wait_in_pass():
+        self._load(p)
+        current = _running()
+        if current < 0:
             self._ring.drain()
-
-    def _wait_in_pass(self) -> bool:
-        """Let the backward that is running, if one is, wait for the ring at its end."""
-        current = torch._C._current_graph_task_id()  # type: ignore[attr-defined]
-        if current >= 0 and current != self._pass:
+        elif current != self._pass:
             engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
-            engine.queue_callback(self._end_of_pass)
+            engine.queue_callback(self._ring.drain)
             self._pass = current
-        return current >= 0
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _end_of_pass(self) -> None:
-        self._ring.drain()
-        if self._loss is not None and self.open is not None:
-            self._end(Model(self.open.model.owner), self.open, self._loss[0], rest=False)
+    def _load(self, p: Tensor) -> None:
+        self._ring.load(p, p.grad, self)
+        if self._swapped:  # as soon as the hook is over the weight may leave the device
+            self._ring.drain()
 
     def _end(self, model: Model, step: Step, loss: Any, rest: bool) -> None:
         """Wait for the updates, count the step, and say what could not be updated."""
         self._ring.drain()
-        self._loss, self._holding = None, bool(self._sums.waiting())
+        self._holding = bool(self._sums.waiting())
         super()._end(model, step, loss, rest=False)
         failures, self._failures = self._failures, []
         if failures:
@@ -272,14 +262,20 @@ class HostStepper(Stepper):
                 total.add_(load.grad)
             assert load.weight is not None
             self._twin(load.p).lend(load.weight, load.grad if total is None else total)
+            if load.moved:
+                self.failed(
+                    load, RuntimeError("the program moved the weight after its gradient was complete")
+                )
         try:
-            self._try(step, loads)
+            self._try(step, [load for load in loads if not load.moved])
         finally:
             for load in loads:
                 self._twin(load.p).free()
 
     def _try(self, step: Step, loads: list[Load]) -> None:
         """Together, or one by one where that fails; who has got the update is seen from its count."""
+        if not loads:
+            return
         before = _counts(step, loads)
         try:
             _run(step, [load.p for load in loads])
@@ -300,6 +296,17 @@ class HostStepper(Stepper):
     def failed(self, load: Load, error: BaseException) -> None:
         """Kept for ``step()``."""
         self._failures.append((load.p, error))
+
+
+def _running() -> int:
+    """Number of the backward that is running in this thread; -1: none is."""
+    return torch._C._current_graph_task_id()  # type: ignore[attr-defined]
+
+
+def _are_swapped(params: list[Tensor]) -> bool:
+    """Whether some weights wait on the host while others are on a device, as with blocks that are swapped."""
+    kinds = {p.device.type for p in params if p.requires_grad}
+    return "cpu" in kinds and len(kinds) > 1
 
 
 def _counts(step: Step, loads: list[Load]) -> list[int]:

@@ -268,6 +268,24 @@ def test_resume_change_of_sides_and_copy(name: str, wild: Wild) -> None:
     assert [line for line in same(optimizer, home) if not line.startswith("health")] == []
 
 
+def test_accelerate_as_diffusers_scripts_use_it(wild: Wild) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    (net, optimizer), (other, far) = twins("Automagic_CameAMP8bit")
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    prepared, wrapped = accelerator.prepare(other, far)
+    with release_gradients(prepared, wrapped.optimizer, accumulation=2):
+        for t in range(1, 4):
+            for micro in range(2):
+                (loss_of(net, t, micro) / 2).backward()
+                with accelerator.accumulate(prepared):
+                    accelerator.backward(loss_of(prepared, t, micro))
+                    wrapped.step()
+                    wrapped.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert same(optimizer, far) == []
+
+
 @pytest.mark.parametrize("method", ["step_parameter", "step_param"])
 @pytest.mark.parametrize("calls_step", [True, False])
 def test_hooks_of_trainers(method: str, calls_step: bool, wild: Wild) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from automagic_cameamp import release_gradients
+from automagic_cameamp import host, release_gradients
 from automagic_cameamp.executors import choose
 from automagic_cameamp.executors.native.searches import Search
 from automagic_cameamp.host import HostStepper
@@ -31,7 +31,7 @@ from offload.wild import Wild
 SECONDS = float(os.environ.get("INTERLEAVINGS_SECONDS", "4"))  # docs/evidence/log.md: 30
 ACTIONS = {
     ring.Ring: ("load", "drain", "_room", "_let_go", "_wait", "_wake", "_batch", "_run", "_free"),
-    HostStepper: ("_update", "_end_of_pass", "_end", "update", "add", "_try"),
+    HostStepper: ("_update", "_load", "_end", "update", "add", "_try"),
 }
 
 
@@ -297,6 +297,32 @@ def test_an_interrupt_leaves_what_can_be_saved_or_says_why_not(seed: int, wild: 
     with release_gradients(other, again):
         loss_of(other, 3).backward()
         again.step()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_weights_that_are_moved_after_their_hook(
+    known: bool, wild: Wild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that are swapped: seen before a step, every hook waits; else the parameter is named."""
+    net, optimizer, other, far = nets("Automagic_CameAMP")
+    monkeypatch.setattr(host, "_are_swapped", lambda params: known)
+    wild.delay = 2e-3
+    with release_gradients(other, far):
+        weight = other.layers[1].weight
+
+        def swap(p: Any) -> None:
+            p.data = p.data.clone()
+
+        weight.register_post_accumulate_grad_hook(swap)
+        for t in (1, 2):
+            plain(net, optimizer, range(t, t + 1))
+            loss_of(other, t).backward()
+            if not known:
+                with pytest.raises(RuntimeError, match="could not be updated.*moved the weight"):
+                    far.step()
+                break
+            far.step()
+    assert (same(optimizer, far) == []) is known
 
 
 def test_a_gradient_written_after_it_was_sent_is_refused(wild: Wild) -> None:

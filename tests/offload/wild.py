@@ -22,14 +22,14 @@ class Copy:
 
 
 class All(threading.Event):
-    """Over when all of these are."""
+    """Over when all of these are. It keeps no copy alive, as an event of a stream does not."""
 
     def __init__(self, copies: list[Copy]) -> None:
         super().__init__()
-        self.copies = copies
+        self.events = [copy.done for copy in copies]
 
     def wait(self, timeout: float | None = None) -> bool:
-        return all(copy.done.wait(timeout) for copy in self.copies)
+        return all(event.wait(timeout) for event in self.events)
 
 
 class Wild(offload.Clones):
@@ -76,7 +76,9 @@ class Wild(offload.Clones):
             copy.target.copy_(copy.source)
             with self.changed:
                 self.pending.remove(copy)
-                copy.done.set()
+                done = copy.done
+            del copy  # and the memory of the source with it
+            done.set()
 
     def fetch(self, source: Tensor, target: Tensor) -> None:
         self.fetched += 1

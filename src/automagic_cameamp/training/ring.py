@@ -1,9 +1,14 @@
 """The way of gradients to the host and of weights back, through a bounded ring of host memory.
 
 Who has a gradient ready loads it, with its weight, into the ring, and may free it. A thread takes the loads
-in their order, has them updated, and sends the weights back. The ring is all the memory that crosses: where it
-is full, loading waits, so backward is never further ahead than the ring is long. The thread never waits for
-backward, only for copies, so the two cannot wait for each other.
+in their order, has them updated, and sends the weights back. The ring is all the memory of what crosses:
+where it is full, loading waits, so backward is never further ahead than the ring is long. The thread never
+waits for backward, only for copies, so the two cannot wait for each other.
+
+A weight goes back as soon as it is updated, not when backward ends: all new weights at once would be as much
+memory as the model. It may, because a gradient is complete only when every node that used the weight has run,
+checkpoints and other uses of a shared weight included; what autograd does not know of (a detached use) it
+refuses by the weight's version, which is moved when the gradient leaves and not when the weight comes back.
 """
 
 from __future__ import annotations
@@ -49,6 +54,7 @@ class Load:
 
     Args:
         p: the parameter on the device.
+        place: where its memory was.
         mark: of its gradient there.
         whose: who is told of it.
         weight, grad: views of the ring. No weight: the gradient is only added to others. No gradient: it is
@@ -60,6 +66,7 @@ class Load:
     """
 
     p: Tensor
+    place: int
     mark: tuple[int, int]
     whose: Updates
     weight: Tensor | None
@@ -68,6 +75,11 @@ class Load:
     here: offload.Ticket
     transfer: offload.Transfer
     gone: offload.Ticket = None
+
+    @property
+    def moved(self) -> bool:
+        """Whether somebody has put the weight elsewhere since."""
+        return tensors.mark(self.p)[0] != self.place
 
     def send(self) -> None:
         """Send the weight back."""
@@ -123,6 +135,7 @@ class Ring:
                 torch.autograd.graph.increment_version(p)
             load = Load(
                 p,
+                tensors.mark(p)[0],
                 tensors.mark(grad),
                 whose,
                 views[0] if weight else None,
