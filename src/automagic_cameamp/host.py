@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +47,18 @@ class States(dict[Tensor, dict[str, Any]]):
         return super().pop(twin, *default)
 
 
+class HostGroup(dict[str, Any]):
+    """A group with stand-ins in the place of its parameters; what is set in it is set in the group too."""
+
+    def __init__(self, group: Group, twins: list[Tensor]) -> None:
+        super().__init__({**group, "params": twins})
+        self.group = group
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        self.group[name] = value
+
+
 class HostModel(Model):
     """A model with stand-ins in the place of its parameters, for one step."""
 
@@ -53,7 +66,7 @@ class HostModel(Model):
         super().__init__(model.owner)
         self._state = States(model, dict(zip(twins, model.params(), strict=True)))
         rest = iter(twins)
-        self._groups = [{**g, "params": [next(rest) for _ in g["params"]]} for g in model.groups]
+        self._groups: list[Group] = [HostGroup(g, list(islice(rest, len(g["params"])))) for g in model.groups]
 
     @property
     def groups(self) -> list[Group]:

@@ -27,6 +27,7 @@ FORMS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "bf16": (torch.bfloat16, {}),
     "24 bits": (torch.bfloat16, {"master_weight_bits": 24}),
     "reference": (torch.bfloat16, {"engine": "reference"}),
+    "auto": (torch.bfloat16, {"lr_level": "auto"}),
 }
 
 
@@ -62,7 +63,7 @@ def test_equals_the_plain_step(name: str, form: str, wild: Wild) -> None:
     assert wild.fetched == 2 * wild.put_back > 0  # a weight and a gradient come, a weight goes
 
 
-@pytest.mark.parametrize("options", POOLED.values(), ids=POOLED.keys())
+@pytest.mark.parametrize("options", [*POOLED.values(), {"lr_level": "auto"}], ids=[*POOLED, "auto"])
 @pytest.mark.parametrize("name", ["Automagic_CameAMP", "Automagic_CameAMP_COptim8bit"])
 def test_numbers_pooled_over_the_model(name: str, options: Any, wild: Wild) -> None:
     both(name, **options)
