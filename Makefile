@@ -27,7 +27,7 @@ CALM := OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types tests test-trainers test-gpu gpu bench sanitize dist clean
+.PHONY: help setup demo test lint types tests test-trainers test-gpu gpu bench sanitize dist site clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -67,6 +67,9 @@ sanitize: $(READY) ## the CPU kernels under the address, undefined-behaviour and
 
 dist: $(READY) ## sdist and wheels in dist/: built, checked, installed, stepped (ARGS="--torch 2.6.0 2.14.1")
 	@$(PY) scripts/need.py release && $(PY) scripts/dist.py $(ARGS)
+
+site: $(READY) ## the documentation as a site in site/, links strict (ARGS=--serve shows it)
+	@$(PY) scripts/need.py docs && $(PY) scripts/site.py $(ARGS)
 
 clean: ## remove .venv, caches, builds and runs
 	rm -rf $(VENV) .venv-trainers build dist site runs .pytest_cache .ruff_cache .hypothesis src/*.egg-info
