@@ -266,7 +266,7 @@ def test_changed_code_is_run_again():
     ours, peer = (compare.source_digest("charlm-tiny", name) for name in (OURS[0], "adamw"))
     assert ours != peer
     job = compare.Job("charlm-tiny", OURS[0], {"a": (1, 2)})
-    assert job.key[-1] == f'"{ours}"'
+    assert f'"{ours}"' in job.key
     assert job.key == compare.Job("charlm-tiny", OURS[0], {"a": [1, 2]}, device="cuda").key
 
 
