@@ -95,6 +95,41 @@ def table(rows: list[dict]) -> str:
     return markdown(["task", "schedule, steps", "candidate", "loss", "seeds", "at each rate or start"], body)
 
 
+SHOWN = {"flow": "flow matching, noisy", "lm-lora": "LoRA of a language model", "lm-full": "its full fine-tune"}
+CURVES = {
+    "adamw": ("AdamW: rate", "#888888"),
+    "prodigy": ("Prodigy: d0", "#d1902b"),
+    "prodigy-plus": ("ProdigyPlusScheduleFree: d0", "#b3578f"),
+    f"{OURS}:lr_level=auto": ("ours: start", "#2a6fbb"),
+}
+WORST = 1.4  # of AdamW's best loss; what is above is drawn there
+
+
+def picture(rows: list[dict], path: Path) -> None:
+    """Loss against what each optimizer was started from, constant schedule, in units of AdamW's best."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    found = settings([row for row in rows if row["schedule"] == "constant"])
+    figure, axes = plt.subplots(1, len(SHOWN), figsize=(11, 3.4), sharey=True, layout="constrained")
+    for axis, (task, title) in zip(axes, SHOWN.items(), strict=True):
+        here = {name: losses for (t, _, steps, name), losses in found.items() if t == task and steps == 300}
+        unit = best(here["adamw"])[1]
+        for name, (words, colour) in CURVES.items():
+            points = sorted((x, mean(seeds.values()) / unit) for x, seeds in here.get(name, {}).items() if x)
+            xs, ys = [x for x, _ in points], [min(y, WORST) for _, y in points]
+            axis.plot(xs, ys, "o-", color=colour, label=words, linewidth=2, markersize=4)
+        axis.set(xscale="log", title=title, ylim=(0.95, WORST + 0.01), xlim=(6e-9, 3e-2))
+        axis.axhline(1, color="#cccccc", linewidth=0.8, zorder=0)
+    axes[0].set_ylabel("held-out loss / AdamW at its best rate")
+    axes[1].set_xlabel("where it was started")
+    axes[0].legend(fontsize=8, loc="upper center")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
 def main(argv: list[str] | None = None) -> list[dict]:
     parser = argument_parser(__doc__)
     parser.add_argument("--tasks", nargs="+", default=[*CHOSEN, *CONFIRMED])
@@ -106,12 +141,16 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--jobs", type=int, default=1, help="parallel processes, one thread each")
     parser.add_argument("--out", type=Path, default=RESULTS / "auto_rate.jsonl")
     parser.add_argument("--table", action="store_true", help="only print the table of the rows")
+    parser.add_argument("--picture", type=Path, help="only draw loss against start to this file")
     parser.add_argument("--quick", action="store_true", help="three steps of one task: a smoke test")
     args = parser.parse_args(argv)
     if args.quick:
         args.tasks, args.schedules, args.seeds, args.steps = ["flow"], ["constant"], [0], 3
         args.only = ["baseline", "auto"]
-    rows = read_rows(args.out) if args.table else run_jobs(jobs(args), args.jobs, args.out)
+    drawn = args.table or args.picture is not None
+    rows = read_rows(args.out) if drawn else run_jobs(jobs(args), args.jobs, args.out)
+    if args.picture is not None:
+        picture(rows, args.picture)
     print("\n" + table(rows))
     return rows
 
