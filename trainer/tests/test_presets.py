@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from automagic_trainer.presets import DEFAULT_LR, LEARNING_RATES, OUR_LR, filled
+from automagic_trainer.presets import DEFAULT_LR, LEARNING_RATES, filled
 from automagic_trainer.settings import build
 
 
@@ -15,7 +15,7 @@ def test_known_optimizers_get_a_rate() -> None:
 def test_ours_get_a_warm_up_that_fits_the_run() -> None:
     for name in ("automagic_cameamp", "Automagic_CameAMP8bit", "automagic_cameamp.Automagic_CameAMP"):
         settings = filled(build({"optimizer": name, "steps": 90}))
-        assert settings.lr == OUR_LR
+        assert settings.lr is None
         assert settings.optimizer_args == {"warmup_steps": 30, "min_lr": 0.0, "max_lr": 1.0}
     assert filled(build({"optimizer": "Automagic_CameAMP", "steps": 1})).optimizer_args["warmup_steps"] == 1
 

@@ -10,8 +10,7 @@ from automagic_cameamp.factory import OptimizerArgumentError, our_optimizers, re
 from .settings import TrainSettings
 
 # For a LoRA of rank 8 on a few pictures: the best of a grid of powers of two by held-out loss after 150 steps
-# of the cat LoRA. `python -m benchmarks.compare` measures it; the rows are in benchmarks/results.
-OUR_LR = 4e-3
+# of the cat LoRA. `python -m benchmarks.compare` measures it; the rows are in benchmarks/results. Ours need none.
 LEARNING_RATES = {"adamw": 8e-3, "bitsandbytes.adamw8bit": 8e-3}
 DEFAULT_LR = 1e-3
 
@@ -35,6 +34,6 @@ def filled(settings: TrainSettings) -> TrainSettings:
     if ours:
         extra = {"warmup_steps": max(1, settings.steps // 3), "min_lr": 0.0, "max_lr": 1.0}
     lr = settings.lr
-    if lr is None and "lr" not in settings.optimizer_args:
-        lr = OUR_LR if ours else LEARNING_RATES.get(settings.optimizer.lower(), DEFAULT_LR)
+    if lr is None and "lr" not in settings.optimizer_args and not ours:  # ours find theirs
+        lr = LEARNING_RATES.get(settings.optimizer.lower(), DEFAULT_LR)
     return dataclasses.replace(settings, lr=lr, optimizer_args=extra | settings.optimizer_args)

@@ -48,7 +48,7 @@ HELP = {
     "data": "folder of pictures with captions, or a shipped set: cats, base",
     "out": "folder for everything the run writes",
     "optimizer": "a name from `automagic optimizers`, or a dotted path like bitsandbytes.AdamW8bit",
-    "lr": "learning rate; left out: a tuned one for the known optimizers",
+    "lr": "learning rate; left out: ours find theirs, others get a tuned one",
     "steps": "optimizer steps of the whole run",
     "batch": "pictures in one forward pass",
     "accumulate": "forward passes in one step",
