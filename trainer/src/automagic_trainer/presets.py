@@ -10,7 +10,7 @@ from automagic_cameamp.factory import OptimizerArgumentError, our_optimizers, re
 from .settings import TrainSettings
 
 # For a LoRA of rank 8 on a few pictures: the best of a grid of powers of two by held-out loss after 150 steps
-# of the cat LoRA. `python -m benchmarks.compare` measures it; the rows are in benchmarks/results. Ours need none.
+# of the cat LoRA. `python -m benchmarks.compare` measures it, rows are in benchmarks/results. Ours need none.
 LEARNING_RATES = {"adamw": 8e-3, "bitsandbytes.adamw8bit": 8e-3}
 DEFAULT_LR = 1e-3
 
