@@ -153,7 +153,6 @@ def measure(
     net = Net(layers, width, torch.bfloat16)
     near: Any = build(name, net.parameters(), **{"lr": 1e-4, **options})
     device = Emulated(bandwidth)
-    offload.transfer_for = lambda _: device  # type: ignore[assignment]
     far: Any = build(name, net.parameters(), **{"lr": 1e-4, "offload": "cpu", **options})
 
     def step() -> None:
@@ -171,9 +170,12 @@ def measure(
             net().backward()
             far.step()
 
+    usual = offload.transfer_for
+    offload.transfer_for = lambda _: device  # type: ignore[assignment]
     for _ in range(3):
         both()
         host = seconds(step)
+    offload.transfer_for = usual  # the ring has asked
     net.real = device.here.real = device.there.real = False
     for share in SHARES:
         neighbours = Neighbours()
@@ -230,6 +232,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     layers, width, repeats = arguments.layers, arguments.width, arguments.repeats
     if arguments.quick:
         layers, width, repeats = 4, 64, 1
+    kernels = Table._run
     if arguments.ns:
         setattr(Table, "_run", asleep(arguments.ns))  # noqa: B010
     rows = []
@@ -251,6 +254,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
             }
             append_row(arguments.out, row)
             rows.append(row)
+    setattr(Table, "_run", kernels)  # noqa: B010
     print(table(rows))
     return rows
 

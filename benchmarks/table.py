@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from benchmarks import (
+    host_overlap,
     memory,
     model_memory,
     quality,
@@ -29,6 +30,7 @@ PRINTERS = {
     "quality": quality.table,
     "model_memory": model_memory.table,
     "state_error": state_error.table,
+    "host_overlap": host_overlap.table,
     "release_memory": release_memory.table,
 }
 # Rows of one benchmark are split by these fields: a table never mixes machines or thread counts.

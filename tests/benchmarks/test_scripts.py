@@ -13,6 +13,7 @@ from benchmarks import (
     charlm,
     common,
     compare,
+    host_overlap,
     memory,
     quant_update_error,
     release_memory,
@@ -125,6 +126,14 @@ def test_resident(tmp_path):
     rows = check(out, {"workload", "steps", "state_mib", "resident_mib", "high_mib"})
     assert 0 < rows[0]["state_mib"] < 5
     assert rows[0]["resident_mib"] <= rows[0]["high_mib"]
+
+
+def test_host_overlap(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    for more in ([], ["--ns", "1"]):
+        rows = host_overlap.main(["--quick", "--optimizers", OURS[1], *more, "--out", str(out)])
+        assert [row["share"] for row in rows] == list(host_overlap.SHARES)
+        assert all(row["together"] > 0 for row in rows)
 
 
 def test_release_memory(tmp_path):
