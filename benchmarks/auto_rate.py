@@ -95,7 +95,7 @@ def table(rows: list[dict]) -> str:
     return markdown(["task", "schedule, steps", "candidate", "loss", "seeds", "at each rate or start"], body)
 
 
-SHOWN = {"flow": "noisy flow matching", "lm-lora": "LoRA of a byte transformer", "lm-full": "fine-tune of all"}
+SHOWN = {"flow": "noisy flow matching", "lm-lora": "LoRA of a byte transformer", "lm-full": "all of it"}
 CURVES = {
     "adamw": ("AdamW: rate", "#888888"),
     "prodigy": ("Prodigy: d0", "#d1902b"),
