@@ -84,7 +84,7 @@ def _configured(cls: C) -> C:
             options["lr"] = args[0]
         options = understood(config_class, options, called)
         for name in options.keys() - config_class.__dataclass_fields__.keys():
-            if _refuse(cls, name, options[name]):
+            if _refuse(type(self), name, options[name]):
                 del options[name]
         options = checked(config_class, options, called)
         if options.get("profile"):

@@ -40,7 +40,6 @@ def test_groups_of_adamw_are_taken() -> None:
     [
         ("decouple", False, "never enters the gradient"),
         ("d0", 1e-6, "lr itself is the start"),
-        ("optim_bits", 8, "Automagic_CameAMP_Improved_8Bit"),
         ("momentum_scales", [1], "Automagic_CameAMP_COptim, Automagic_CameAMP_COptim8bit"),
         ("max_grad_norm", 1.0, "clip_grad_norm_"),
         ("beta2", 0.9, "betas="),
