@@ -57,7 +57,7 @@ def test_report_before_the_first_step() -> None:
 @pytest.mark.parametrize("options", [{}, {"state_code": "softsign"}, {"blocksize": 4096}], ids=str)
 def test_eight_bits_against_adam(options: dict[str, Any]) -> None:
     """At most 27% of Adam on dense matrices; Adam holds 8 bytes per element."""
-    optimizer = stepped(Automagic_CameAMP8bit, DENSE, **options)
+    optimizer = stepped(Automagic_CameAMP8bit, DENSE, lr=1e-4, **options)
     elements = sum(p.numel() for p in optimizer.param_groups[0]["params"])
     assert state_bytes(optimizer) / (8 * elements) <= 0.27
     assert optimizer.get_memory_stats()["fraction_of_adam"] <= 0.27
@@ -65,14 +65,20 @@ def test_eight_bits_against_adam(options: dict[str, Any]) -> None:
 
 def test_thirty_two_bits_against_adam() -> None:
     """fp32 momentum and one byte of mask: five bytes and the row and column statistics."""
-    optimizer = stepped(Automagic_CameAMP, DENSE)
+    optimizer = stepped(Automagic_CameAMP, DENSE, lr=1e-4)
     elements = sum(p.numel() for p in optimizer.param_groups[0]["params"])
     assert 5.0 <= state_bytes(optimizer) / elements <= 5.05
 
 
+def test_a_rate_that_is_found_costs_a_quarter_of_a_byte() -> None:
+    found, given = (stepped(Automagic_CameAMP8bit, DENSE, **options) for options in ({}, {"lr": 1e-4}))
+    elements = sum(p.numel() for p in found.param_groups[0]["params"])
+    assert 0 < (state_bytes(found) - state_bytes(given)) / elements <= 0.26
+
+
 def test_bytes_of_a_dense_matrix() -> None:
     """Codes, a scale per 256, one mask byte, and fp32 vectors: nothing else."""
-    optimizer = stepped(Automagic_CameAMP8bit, [(1024, 1024)])
+    optimizer = stepped(Automagic_CameAMP8bit, [(1024, 1024)], lr=1e-4)
     n = 1024 * 1024
     vectors = 4 * 4 * 1024  # two statistics of rows and columns
     scalars = sum(v.element_size() for v in next(iter(optimizer.state.values())).values() if v.dim() == 0)
