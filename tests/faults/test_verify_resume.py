@@ -134,7 +134,9 @@ def test_what_only_a_step_shows_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
         return result
 
     load = checkpoint.commit
-    monkeypatch.setattr(checkpoint, "commit", lambda o, f: (load(o, f), setattr(o, "came_from_a_file", True)))
+    monkeypatch.setattr(
+        checkpoint, "commit", lambda o, f: (load(o, f), setattr(o.owner, "came_from_a_file", True))
+    )
     monkeypatch.setattr(type(optimizer), "step", step)
     answer = optimizer.verify_resume()
     assert "not bitwise: at replayed step 1, param_1 differs in 1 of 5 elements, first at [2]" in str(answer)

@@ -35,7 +35,9 @@ def test_killed_runs_end_with_the_bits_of_the_run_that_was_not(tmp_path: Path) -
     small = result["small disk"]
     assert small["code"] == 1
     lines = [line for line in small["said"].splitlines() if line.startswith("automagic train: ")]
-    assert len(lines) == 1 and "File too large" in lines[0] and lines[0].endswith("go on with --resume")
+    [stage, error] = lines  # one line of the stage that was reached, and one of the fault
+    assert stage.startswith("automagic train: loading the model")
+    assert "File too large" in error and error.endswith("go on with --resume")
 
 
 def payload(step: int) -> dict[str, Any]:
