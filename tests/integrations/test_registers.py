@@ -316,7 +316,6 @@ def test_axolotls_plug_in_registers_with_transformers(program: Any) -> None:
     try:
         names = program("transformers.training_args", source).OptimizerNames
         plugin = importlib.import_module("automagic_cameamp.integrations.axolotl")
-        assert [member.value for member in names] == ["adamw"]
         plugin.Plugin()  # as axolotl's load_plugin does, whether or not `register` follows
         assert names("automagic_cameamp8bit").value == "automagic_cameamp8bit"
         assert names("Automagic-CameAMP8bit") is names("automagic_cameamp8bit")

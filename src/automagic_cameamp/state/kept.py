@@ -62,10 +62,10 @@ class Kept:
             updates: indices of parameters among all, and [len(indices)] bool, False where one was skipped.
             total: number of parameters.
         """
-        found: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
+        found: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
         for indices, ok in updates:
             places, flags = found.setdefault(ok.device, ([], []))
-            places += indices
+            places.append(self.lists(indices, torch.int64, ok.device))
             flags.append(ok)
         for device, (places, flags) in found.items():
             counts = self.skipped.get(device)
@@ -75,4 +75,4 @@ class Kept:
                     grown[: len(counts)] = counts
                 counts = self.skipped[device] = grown
             skipped = (~torch.cat(flags)).to(torch.int32)
-            counts.index_add_(0, self.lists(places, torch.int64, device), skipped)
+            counts.index_add_(0, torch.cat(places), skipped)
