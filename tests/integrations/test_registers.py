@@ -34,8 +34,9 @@ FAKES = Path(__file__).resolve().parents[1] / "fakes"
 
 @pytest.fixture(autouse=True)
 def undone() -> Iterator[None]:
-    """Modules, and the watcher of them, as they were."""
+    """Modules, and the watcher of them, as they were; none at first: another test may have left one."""
     modules, finders = set(sys.modules), list(sys.meta_path)
+    sys.meta_path[:] = [finder for finder in finders if not isinstance(finder, hook.Watcher)]
     yield
     for name in set(sys.modules) - modules:
         del sys.modules[name]
@@ -316,6 +317,7 @@ def test_axolotls_plug_in_registers_with_transformers(program: Any) -> None:
     try:
         names = program("transformers.training_args", source).OptimizerNames
         plugin = importlib.import_module("automagic_cameamp.integrations.axolotl")
+        assert [member.value for member in names] == ["adamw"]
         plugin.Plugin()  # as axolotl's load_plugin does, whether or not `register` follows
         assert names("automagic_cameamp8bit").value == "automagic_cameamp8bit"
         assert names("Automagic-CameAMP8bit") is names("automagic_cameamp8bit")
