@@ -48,11 +48,35 @@ def hops(engine: str) -> list[str]:
     return list(found)
 
 
+ROOMS = {
+    "techniques, recipes, storage, schedule, control": "techniques recipes storage schedule.py control",
+    "state, executors, step, checkpoints, training, reading, optimizer": (
+        "state executors step.py checkpoints training reading optimizer.py engine"
+    ),
+    "kernels": "kernels",
+    "tools: monitor, kohya, fit, integrations, doctor": "monitor kohya fit integrations doctor",
+}
+
+
+def sources() -> None:
+    """Print lines of Python and C++ by rooms of the package; ``engine`` is where some of them were once."""
+    files = [path for kind in ("*.py", "*.h", "*.cpp") for path in ROOT.rglob(kind)]
+    lines = {path.relative_to(ROOT): path.read_text("utf-8").count("\n") for path in files}
+    print("| source lines | |\n| --- | ---: |")
+    for title, names in ROOMS.items():
+        total = sum(count for path, count in lines.items() if path.parts[0] in names.split())
+        print(f"| {title} | {total:,} |")
+    print(f"| all | {sum(lines.values()):,} |")
+
+
 def main() -> None:
     """Print a table, or every hop."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", action="store_true", help="every function in place of their number")
+    parser.add_argument("--sources", action="store_true", help="lines of source in place of hops")
     options = parser.parse_args()
+    if options.sources:
+        return sources()
     print("| executor | files | functions |\n| --- | ---: | ---: |")
     for engine in ("native", "reference", "compiled"):
         found = hops(engine)
