@@ -22,7 +22,7 @@ from benchmarks.quality import mean
 CHOSEN = ["charlm-tiny", "lm-lora", "lm-full", "flow"]  # tasks that the rule and its constants were chosen on
 CONFIRMED = ["convnet", "cat_lora", "unet-full", "charlm-small"]  # seen only afterwards
 SCHEDULES = ["constant", "cosine"]
-RATES = [1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
+RATES = [1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]
 FIXED = [3e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
 STARTS = [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2]
 OURS = "Automagic_CameAMP8bit"
@@ -50,6 +50,8 @@ def jobs(args) -> list[Job]:
             for seed in args.seeds:
                 for piece in args.only:
                     for text, lr in pieces(args.ours)[piece]:
+                        if args.rates and lr not in args.rates:
+                            continue
                         name, options = parse_candidate(text)
                         if not available(name):
                             print(f"skipped: {name} cannot be imported here")
@@ -136,6 +138,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--schedules", nargs="+", default=SCHEDULES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=list(pieces(OURS)), choices=list(pieces(OURS)))
+    parser.add_argument("--rates", nargs="+", type=float, default=[], help="of the rates only these")
     parser.add_argument("--ours", default=OURS, help="the class, with options: Name:key=value;key=value")
     parser.add_argument("--steps", type=int, default=0, help="0: the task's own number")
     parser.add_argument("--jobs", type=int, default=1, help="parallel processes, one thread each")

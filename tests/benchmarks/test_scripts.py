@@ -10,6 +10,7 @@ import torch
 from benchmarks.common import read_rows
 
 from benchmarks import (
+    auto_rate,
     charlm,
     common,
     compare,
@@ -258,6 +259,23 @@ def test_search_grows_the_grid_at_an_edge(monkeypatch):
     asked.clear()
     compare.search([compare.Job("charlm-tiny", "adamw", {})], [0.008, 0.016, 0.032], [0, 1], 5, 1, None)
     assert len(asked) == 1
+
+
+def test_auto_rate_resumes_and_draws(tmp_path, capsys):
+    out = tmp_path / "auto_rate.jsonl"
+    arguments = ["--quick", "--out", str(out)]
+    rows = auto_rate.main(arguments)
+    assert len(rows) == len(auto_rate.RATES) + 1 and all(row["rate_curve"] for row in rows)
+    auto_rate.main(arguments)
+    assert f"{len(rows)} of {len(rows)} runs are already there" in capsys.readouterr().out
+    table = auto_rate.table(auto_rate.read_rows(out))
+    assert "| flow | constant, 3 | adamw | 1.000 |" in table and "Automagic_CameAMP8bit" in table
+
+
+@pytest.mark.parametrize("name", [n for n in auto_rate.CHOSEN + auto_rate.CONFIRMED if "lm" not in n])
+def test_tasks_that_auto_rate_names_can_be_made(name):
+    task = compare.make_task(compare.Job(name, "adamw", {}))
+    assert len(list(task.parameters())) > 0 and task.loss(0).isfinite()
 
 
 def test_best_lr_needs_all_seeds():

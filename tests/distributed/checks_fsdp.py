@@ -63,6 +63,9 @@ CASES: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
     "improved, detail": ("Automagic_CameAMP_Improved", torch.float64, {"spatial_awareness": True}),
     "improved, early cautious": ("Automagic_CameAMP_Improved", torch.float64, {"warmup_steps": 2}),
     "improved, fp32": ("Automagic_CameAMP_Improved", torch.float32, {}),
+    "base, rate found": ("Automagic_CameAMP", torch.float64, {"lr_level": "auto", "lr": 1e-3}),
+    "improved, rate found": ("Automagic_CameAMP_Improved", torch.float64, {"lr_level": "auto", "lr": 1e-3}),
+    "base, rate found, fp32": ("Automagic_CameAMP", torch.float32, {"lr_level": "auto", "lr": 1e-3}),
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ OTHERS = [
     "base, no extras", "base, row torque, vectors, no clip", "base, full moments", "base, AdaBelief",
     "base, additive, always decay", "base, gradient and projection", "improved, clipped by percentile",
     "improved, detail", "contextual, AdaBelief", "improved, early cautious", "improved, fp32",
+    "base, rate found", "improved, rate found", "base, rate found, fp32",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,9 +72,18 @@ def test_only_the_lora_learns(cats: tasks.LoraTask) -> None:
     cats.model.zero_grad()
 
 
-def test_training_lowers_the_held_out_loss() -> None:
-    task = tasks.cat_lora(seed=0, batch=8)
-    optimizer = torch.optim.AdamW(task.parameters(), lr=2e-3)
+def test_all_of_the_base_learns_where_there_is_no_lora() -> None:
+    task = tasks.cat_full(seed=0, batch=2)
+    assert len(list(task.parameters())) == len(list(task.model.parameters()))
+    assert task.evaluate() == tasks.cat_lora(seed=0).evaluate(), "a fresh LoRA changes nothing"
+    task.loss(0).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.parameters())
+
+
+@pytest.mark.parametrize("make, lr", [(tasks.cat_lora, 2e-3), (tasks.cat_full, 2e-4)])
+def test_training_lowers_the_held_out_loss(make: Callable[..., tasks.LoraTask], lr: float) -> None:
+    task = make(seed=0, batch=8)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=lr)
     before = task.evaluate()
     for step in range(12):
         task.loss(step).backward()

@@ -1,6 +1,7 @@
-"""A learning task: pictures and captions, a base model with a LoRA, a loss for every step.
+"""A learning task: pictures and captions, a base model with a LoRA or whole, a loss for every step.
 
-`cat_lora` is the demo's task as one object that a benchmark can drive without files:
+`cat_lora` is the demo's task as one object that a benchmark can drive without files (`cat_full` trains all
+of the base model instead):
 
     task = cat_lora(seed=0, device="cpu")
     optimizer = torch.optim.AdamW(task.parameters(), lr=2e-3)
@@ -32,7 +33,10 @@ EVAL_BATCH = 24
 
 
 class LoraTask:
-    """The base model learns `data` through a LoRA; everything random is named by (seed, step)."""
+    """The base model learns `data` through a LoRA, or with all its weights where `rank` is None.
+
+    Everything random is named by (seed, step).
+    """
 
     def __init__(
         self,
@@ -41,7 +45,7 @@ class LoraTask:
         seed: int = 0,
         device: torch.device | str = "cpu",
         precision: str = "fp32",
-        rank: int = 8,
+        rank: int | None = 8,
         batch: int = 16,
         caption_dropout: float = 0.0,
         text_cache: Path | None = None,
@@ -54,11 +58,12 @@ class LoraTask:
         self.latents = diffusion.to_latents(data.pictures).to(self.device)
         self.schedule = diffusion.scheduler()
         base = load_base(DTYPES[precision])
-        self.model: nn.Module = add_lora(base, rank, seed).to(self.device)
+        learner = base.requires_grad_(True) if rank is None else add_lora(base, rank, seed)
+        self.model: nn.Module = learner.to(self.device)
         self.denoise = diffusion.denoiser(self.model)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The LoRA matrices."""
+        """What learns: the LoRA matrices, or all weights."""
         return (p for p in self.model.parameters() if p.requires_grad)
 
     def rows(self, step: int, micro: int = 0, accumulate: int = 1) -> Tensor:
@@ -124,3 +129,11 @@ def cat_lora(
         text_cache: embeddings written by ``train_base.py --embed``, where MiniLM is not installed.
     """
     return LoraTask(load_shipped("cats"), seed=seed, device=device, batch=batch, text_cache=text_cache)
+
+
+def cat_full(
+    seed: int = 0, device: torch.device | str = "cpu", *, batch: int = 4, text_cache: Path | None = None
+) -> LoraTask:
+    """The demo's pictures, learned by the whole U-Net; arguments as of `cat_lora`."""
+    pictures = load_shipped("cats")
+    return LoraTask(pictures, seed=seed, device=device, batch=batch, rank=None, text_cache=text_cache)
