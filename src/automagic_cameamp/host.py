@@ -336,7 +336,7 @@ def _run(step: Step, params: list[Tensor]) -> None:
         if not works:
             continue
         # A call of the kernels changes all of a tensor or nothing; what goes on in Python may stop half-way.
-        torn = [work for work in works if work.shared.refresh or not isinstance(executor, Native)]
+        torn = [work for work in works if work.scalars.refresh or not isinstance(executor, Native)]
         old = [(x, x.detach().clone()) for work in torn for x in _written(work)]
         try:
             outcomes = list(executor.run(works))

@@ -63,8 +63,9 @@ class Step:
         members = [(group, chunk, sorted(places)) for _, (group, chunk, places) in sorted(found.items())]
         self.model.create_states(members)
         return [
-            work_of(self.model, group, chunk, places, self.shared[chunk.key[0]])
+            work_of(self.model, group, chunk, places, shared)
             for group, chunk, places in members
+            if (shared := self.shared[chunk.key[0]]) is not None  # it has members, so it has parameters
         ]
 
     def waiting(self, model: Model) -> list[Tensor]:

@@ -13,6 +13,7 @@ from automagic_cameamp import (
     Automagic_CameAMP_8Bit,
     Automagic_CameAMP_Improved,
     Automagic_CameAMP_Improved_8Bit,
+    recipes,
 )
 from automagic_cameamp import techniques as T
 from automagic_cameamp.configs import ImprovedOptimizerConfig, in_group
@@ -96,7 +97,7 @@ def hyper(layout: Layout, **options: Any) -> improved.Hyper:
     values["allora"], values["lora"], values["table"] = not values["full_finetune"], True, 0
     values["final_clip"] = values["clip_threshold"] if values["final_clip"] is None else values["final_clip"]
     values = in_group(values)
-    return improved.Hyper(**{name: values[name] for name in improved.Hyper._fields})
+    return improved.Hyper(**{name: x for name, x in values.items() if name in improved.Hyper._fields})
 
 
 def fresh(p: Tensor, hp: improved.Hyper, layout: Layout) -> improved.State:
@@ -108,7 +109,7 @@ def fresh(p: Tensor, hp: improved.Hyper, layout: Layout) -> improved.State:
             shape = (p.shape[0], *spec.stack_shape(layout))
             value = torch.full(shape, spec.initial, dtype=spec.dtype or p.dtype)
         state[spec.name] = value.clone()
-    return improved.make_state(state)
+    return recipes.make_state(state)
 
 
 def shared(hp: improved.Hyper, t: int, dtype: torch.dtype = torch.float32, size: int = 2) -> improved.Shared:
@@ -121,7 +122,7 @@ def shared(hp: improved.Hyper, t: int, dtype: torch.dtype = torch.float32, size:
 
 def flatten(result: improved.Result) -> dict[str, Tensor]:
     """Weights and every state field by name."""
-    found = {name: x for name, x in improved.as_dict(result.state).items() if x is not None}
+    found = {name: x for name, x in recipes.as_dict(result.state).items() if x is not None}
     return {"p": result.p, "ok": result.ok, **found}
 
 

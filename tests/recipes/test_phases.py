@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automagic_cameamp import schedule
+from automagic_cameamp import recipes, schedule
 from automagic_cameamp import techniques as T
 from automagic_cameamp.recipes import base
 from automagic_cameamp.schedule import phase_between, phase_of
@@ -98,10 +98,10 @@ def test_a_stack_of_tensors_in_different_phases(way):
         states.append(drive.fresh(p, hp, layout) if state is None else state)
     g = torch.cat(drive.gradients(shape, 4, seed=99))
 
-    rows = [base.as_dict(s) for s in states]
+    rows = [recipes.as_dict(s) for s in states]
     joined = {k: torch.cat([r[k] for r in rows]) for k, v in rows[0].items() if v is not None}
     shared = drive.shared(hp, 5)
-    steps = base.update(torch.cat(weights), g, base.make_state(joined), shared, hp, Phase.MIXED, layout)
+    steps = base.update(torch.cat(weights), g, recipes.make_state(joined), shared, hp, Phase.MIXED, layout)
     together = T.alone(steps)
     for i, done in enumerate(starts):
         now = phase_of(done + 1, hp.warmup_steps)

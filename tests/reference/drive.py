@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from automagic_cameamp import Automagic_CameAMP
+from automagic_cameamp import Automagic_CameAMP, recipes
 from automagic_cameamp import techniques as T
 from automagic_cameamp.configs import OptimizerConfig, in_group
 from automagic_cameamp.recipes import base
@@ -63,7 +63,7 @@ def hyper(layout: Layout, **options: Any) -> base.Hyper:
     values["allora"] = not values["full_finetune"]
     values["final_clip"] = values["clip_threshold"] if values["final_clip"] is None else values["final_clip"]
     values = in_group(values)
-    return base.Hyper(**{name: values[name] for name in base.Hyper._fields})
+    return base.Hyper(**{name: x for name, x in values.items() if name in base.Hyper._fields})
 
 
 def fresh(p: Tensor, hp: base.Hyper, layout: Layout) -> base.State:
@@ -75,7 +75,7 @@ def fresh(p: Tensor, hp: base.Hyper, layout: Layout) -> base.State:
             shape = (p.shape[0], *spec.stack_shape(layout))
             value = torch.full(shape, spec.initial, dtype=spec.dtype or p.dtype)
         state[spec.name] = value
-    return base.make_state(state)
+    return recipes.make_state(state)
 
 
 def shared(hp: base.Hyper, t: int, dtype: torch.dtype = torch.float32) -> base.Shared:
@@ -87,7 +87,7 @@ def shared(hp: base.Hyper, t: int, dtype: torch.dtype = torch.float32) -> base.S
 
 def flatten(result: base.Result) -> dict[str, Tensor]:
     """Weights and every state field by name."""
-    found = {name: x for name, x in base.as_dict(result.state).items() if x is not None}
+    found = {name: x for name, x in recipes.as_dict(result.state).items() if x is not None}
     return {"p": result.p, "ok": result.ok, **found}
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..recipes import _foreign
+from ..recipes import Hyper, _foreign
 from ..recipes._carry import MOMENTS
 from ..recipes._foreign import Learned
 from ..state.chunks import Chunk
@@ -157,7 +157,7 @@ class _Source:
         self.kind, self.warmup, self.entries = kind, warmup, entries
         self.read = READERS[kind]
         self.places: dict[int, tuple[dict[str, Any], Chunk, Tensor, int]] = {}
-        self.hyper: dict[int, Any] = {}
+        self.hyper: dict[int, Hyper] = {}
         for group, chunk in model.chunks():
             hp = model.hyper(group, chunk.lora, chunk.table)
             for i, p in zip(chunk.indices, chunk.params, strict=True):

@@ -12,13 +12,13 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..recipes import _carry
+from ..recipes import Hyper, _carry
 from ..state import fits, memory, tensors
 from ..state.chunks import Chunk
 from ..state.counts import DIRECTIONS
@@ -100,7 +100,7 @@ def fit(
     groups = old
     if options == "own":
         groups = [{**own, "clock": saved["clock"]} for own, saved in zip(model.groups, old, strict=True)]
-    order = {id(group): SimpleNamespace(**before) for group, before in zip(groups, old, strict=True)}
+    order = {id(group): model.hyper(before, lora=False) for group, before in zip(groups, old, strict=True)}
     work = _Conversion(model, names, entries, _mask_mean(model, entries))
     for group, chunk in model.chunks(groups):
         work.add(group, chunk, order[id(group)])
@@ -251,7 +251,7 @@ class _Conversion:
         self.own: set[int] = set()  # parameters in them
         self.beside: dict[int, dict[Any, Any]] = {}  # what the program keeps there itself
 
-    def add(self, group: dict[str, Any], chunk: Chunk, before: Any) -> None:
+    def add(self, group: dict[str, Any], chunk: Chunk, before: Hyper) -> None:
         """The saved members of a chunk."""
         members = [(i, p) for i, p in zip(chunk.indices, chunk.params, strict=True) if i in self.entries]
         if not members:
@@ -261,7 +261,7 @@ class _Conversion:
         rows: list[dict[str, Tensor]] | None = None
         for place, (i, p) in enumerate(members):
             name, state = self.names[i], self.entries[i]
-            compute = compute_dtype(p)
+            compute = compute_dtype(p.dtype)
             wanted = {key: form for field in fields for key, form in _forms(field, chunk.layout, compute)}
             state, self.beside[i] = apart(state, wanted.keys())
             cut = any(is_distributed(value) for value in state.values())
@@ -303,10 +303,10 @@ class _Conversion:
         p: Tensor,
         fields: list[Field],
         chunk: Chunk,
-        hp: Any,
-        before: Any,
+        hp: Hyper,
+        before: Hyper,
     ) -> dict[str, Tensor]:
-        name, layout, compute = self.names[index], chunk.layout, compute_dtype(p)
+        name, layout, compute = self.names[index], chunk.layout, compute_dtype(p.dtype)
         if chunk.shard is not None:  # what a fresh field looks at is its shape, type and device
             p = torch.zeros(p.shape, dtype=p.dtype, device=p.device)
         specs = [field.spec for field in fields]

@@ -28,7 +28,7 @@ def held_rows(
     """
     states: list[State] = [{} for _ in held]
     for field in fields:
-        for plane in field.planes(layout, compute_dtype(p)):
+        for plane in field.planes(layout, compute_dtype(p.dtype)):
             key = field.spec.name + plane.suffix
             rows = [own.get(key) if own else None for own in held]
             if not _is_whole_stack(rows, plane.own_shape, plane.dtype, p.device):
@@ -94,7 +94,7 @@ def sharded_rows(
     saved: list[dict[str, Any]], params: list[Tensor], fields: list[Field], chunk: Chunk
 ) -> list[dict[str, Any]]:
     """Saved states of a chunk, sharded or whole, as rows of one tensor per plane and as DTensors."""
-    shard, compute = chunk.shard, compute_dtype(params[0])
+    shard, compute = chunk.shard, compute_dtype(params[0].dtype)
     assert shard is not None
     parts: list[dict[str, Any]] = [{} for _ in saved]
     for field in fields:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import storage
-from ..recipes import _carry
+from ..recipes import Hyper, _carry
 from ..state.fields import Field
 from ..state.names import SUFFIXES, is_ours, split_key
 from ..storage import StateSpec
@@ -122,7 +122,7 @@ def check_form(
     )
 
 
-def check_values(name: str, key: str, value: Tensor, spec: StateSpec, layout: Layout, hp: Any) -> None:
+def check_values(name: str, key: str, value: Tensor, spec: StateSpec, layout: Layout, hp: Hyper) -> None:
     """Refuse numbers that no run can have produced; they would poison this one."""
     suffix = split_key(key)[1]
     if suffix in ("_q", "_q_zero", "_q_residual"):
@@ -172,7 +172,7 @@ class SavedState:
         self.names = {split_key(key)[0] for key in state}
         self.packed = "last_polarity" in self.names
 
-    def value(self, forms: Sequence[StateSpec], hp: Any) -> Tensor | None:
+    def value(self, forms: Sequence[StateSpec], hp: Hyper) -> Tensor | None:
         """[1, *stack_shape] of a field in one of these forms; None where it was not saved."""
         name = forms[0].name
         if name not in self.names:
@@ -190,13 +190,13 @@ class SavedState:
         codec = storage.Half16(forms[0], self.layout) if keys <= half else self._codec(forms[0])
         return self._decoded(forms[0], codec, hp)
 
-    def _plain(self, name: str, forms: Sequence[StateSpec], hp: Any) -> Tensor:
+    def _plain(self, name: str, forms: Sequence[StateSpec], hp: Hyper) -> Tensor:
         value = self.state[name]
         i = check_form(self.name, name, value, [(f.own_shape(self.layout), _types(f)) for f in forms])
         check_values(self.name, name, value, forms[i], self.layout, hp)
         return value.detach().to(self.device).reshape(1, *forms[i].stack_shape(self.layout))
 
-    def _decoded(self, spec: StateSpec, codec: storage.Codec | storage.Half16, hp: Any) -> Tensor:
+    def _decoded(self, spec: StateSpec, codec: storage.Codec | storage.Half16, hp: Hyper) -> Tensor:
         planes = []
         for plane in codec.planes(self.layout):
             key = spec.name + plane.suffix

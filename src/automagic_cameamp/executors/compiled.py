@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..recipes import alone
+from ..recipes import Hyper, Shared, alone
 from ..state import tensors
 from ..state.counts import directions_of
 from ..state.fields import compute_dtype
@@ -52,7 +52,7 @@ class Step(torch.nn.Module):
         shared: the recipe's scalars; those that are tensors are given at every call.
     """
 
-    def __init__(self, text: Text, phase: Phase, shared: Any) -> None:
+    def __init__(self, text: Text, phase: Phase, shared: Shared) -> None:
         super().__init__()
         self.text, self.phase, self.shared = text, phase, shared
 
@@ -220,11 +220,11 @@ class Compiled:
         # On a CPU products of the directions are made one by one, so their number is part of the graph.
         count = len(chunk.params)
         exactly = count if count == 1 or (p.device.type == "cpu" and directions_of(work.fields)) else 0
-        given = tuple(name for name in SHARED if getattr(work.shared, name) is not None)
+        given = tuple(name for name in SHARED if getattr(work.scalars, name) is not None)
         fields = tuple((field.spec._replace(initial=0), described(field.codec)) for field in work.fields)
         kind = (work.recipe.__name__, chunk.layout, p.dtype, p.device, *sorted(map(str, grads)))
         kind += (fields, work.rounds, work.keys is not None, given, work.phase, exactly)
-        return kind, (described(hp), work.shared.level_start)
+        return kind, (described(hp), work.scalars.level_start)
 
     def run(self, works: list[Work]) -> Iterator[Outcome]:
         """One stack after the other; those whose graph fails are stepped eagerly."""
@@ -251,7 +251,7 @@ class Compiled:
         device = work.chunk.params[0].device.type
         chunk = work.chunk
         text = Text(work.recipe, work.fields, work.hp, chunk.layout, chunk.params[0].dtype, work.rounds)
-        graph = self.graphs[key] = Graph(Step(text, work.phase, work.shared))
+        graph = self.graphs[key] = Graph(Step(text, work.phase, work.scalars))
         began = time.perf_counter()
         logger.info("compiling the step of %s tensors (%s)", tuple(work.chunk.layout.shape), work.phase.value)
         try:
@@ -279,8 +279,8 @@ class Compiled:
     @staticmethod
     def _inputs(work: Work, gathered: Gathered) -> tuple[Any, ...]:
         p = work.chunk.params[0]
-        compute = compute_dtype(p)
-        numbers = {name: x for name in SHARED if (x := getattr(work.shared, name)) is not None}
+        compute = compute_dtype(p.dtype)
+        numbers = {name: x for name in SHARED if (x := getattr(work.scalars, name)) is not None}
         for name in loose_rates(work.hp):
             x = getattr(work.hp, name)
             on_device = isinstance(x, Tensor)
@@ -290,7 +290,7 @@ class Compiled:
         return gathered.p, gathered.g, gathered.planes, numbers, work.keys
 
 
-def loose_rates(hp: Any) -> tuple[str, ...]:
+def loose_rates(hp: Hyper) -> tuple[str, ...]:
     """Rates that a graph takes as tensors. The additive rule makes integers of the first one."""
     return RATES if hp.lr_mask_rule != "additive" else RATES[:1]
 

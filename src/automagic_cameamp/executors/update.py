@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..recipes import Steps
+from ..recipes import Hyper, Result, Shared, Steps, as_dict, make_state
 from ..state import stacks, tensors
 from ..state.chunks import Chunk
 from ..state.fields import Field, compute_dtype, stack_params
@@ -55,7 +55,7 @@ class Text(NamedTuple):
 
     recipe: ModuleType
     fields: list[Field]
-    hp: Any
+    hp: Hyper
     layout: Layout
     dtype: torch.dtype
     rounds: bool
@@ -63,7 +63,7 @@ class Text(NamedTuple):
     @property
     def compute(self) -> torch.dtype:
         """Type of the arithmetic."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
+        return compute_dtype(self.dtype)
 
     @property
     def corrected(self) -> bool:
@@ -83,7 +83,7 @@ class Ended(NamedTuple):
     signals: Any
 
 
-def begin(text: Text, p: Tensor, g: Tensor, planes: Planes, shared: Any, phase: Phase) -> Steps[Any]:
+def begin(text: Text, p: Tensor, g: Tensor, planes: Planes, shared: Shared, phase: Phase) -> Steps[Result]:
     """Decode a stack and begin the recipe's update; what it yields are sums over whole tensors.
 
     Args:
@@ -101,12 +101,12 @@ def begin(text: Text, p: Tensor, g: Tensor, planes: Planes, shared: Any, phase: 
             value = codec.decode(planes[spec.name]) if codec is not None else planes[spec.name][0]
             decoded[spec.name] = value.to(compute) if spec.dtype is None else value
     weights = join(p, planes[CORRECTION.name][0]) if text.corrected else p.to(compute)
-    state = text.recipe.make_state(decoded)
+    state = make_state(decoded)
     return text.recipe.update(weights, g.to(compute), state, shared, text.hp, phase, text.layout)
 
 
 def end(
-    text: Text, p: Tensor, planes: Planes, result: Any, keep: Tensor | None, keys: Tensor | None
+    text: Text, p: Tensor, planes: Planes, result: Result, keep: Tensor | None, keys: Tensor | None
 ) -> Ended:
     """Encode what the recipe returned, in the types in which it is held.
 
@@ -121,7 +121,7 @@ def end(
     noise = (
         None if keys is None else Noise(keys, new_state.step.flatten(), 0 if place is None else place.first)
     )
-    values = text.recipe.as_dict(new_state)
+    values = as_dict(new_state)
     rounding = noise if text.rounds else None
     if text.corrected:
         bits = None if rounding is None else rounding.bits(new_p.shape, 0)
@@ -168,7 +168,7 @@ class Gathered:
         self.rows: dict[str, list[Rows]] = {}
         for field in fields:
             rows = []
-            for plane in field.planes(layout, compute_dtype(first)):
+            for plane in field.planes(layout, compute_dtype(first.dtype)):
                 held = [state[field.spec.name + plane.suffix] for state in states]
                 rows.append(Rows(held, *stacks.stacked(held, plane.shape)))
             self.rows[field.spec.name] = rows
@@ -224,9 +224,9 @@ class Update:
         rounds = work.rounds and not self.gathered.wrapped  # those round by themselves
         self.text = Text(work.recipe, work.fields, work.hp, chunk.layout, chunk.params[0].dtype, rounds)
         self.planes = self.gathered.planes
-        self.steps = begin(self.text, self.gathered.p, self.gathered.g, self.planes, work.shared, work.phase)
+        self.steps = begin(self.text, self.gathered.p, self.gathered.g, self.planes, work.scalars, work.phase)
 
-    def finish(self, result: Any, keys: Tensor | None) -> tuple[Tensor, Any]:
+    def finish(self, result: Result, keys: Tensor | None) -> tuple[Tensor, Any]:
         """Write the recipe's result into parameters and states.
 
         Args:

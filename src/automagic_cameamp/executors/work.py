@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..recipes import Hyper, Shared
 from ..state import tensors
 from ..state.chunks import Chunk
 from ..state.counts import directions_of
@@ -31,7 +32,7 @@ class Work(NamedTuple):
         states: ``optimizer.state[p]`` of each, complete, on the device of the parameter.
         recipe: module with ``update``.
         fields: storage of each state field.
-        shared: the recipe's scalars over all parameters.
+        shared: the recipe's scalars over all parameters; None in a work that is only looked at.
         hp: the recipe's options.
         keys: [B] int32 random keys, or None where nothing is rounded stochastically.
         rounds: whether the weights are rounded stochastically.
@@ -44,11 +45,17 @@ class Work(NamedTuple):
     states: list[dict[str, Any]]
     recipe: ModuleType
     fields: list[Field]
-    shared: Any
-    hp: Any
+    shared: Shared | None
+    hp: Hyper
     keys: Tensor | None
     rounds: bool
     phase: Phase = Phase.MIXED
+
+    @property
+    def scalars(self) -> Shared:
+        """``shared`` of a work that is run."""
+        assert self.shared is not None
+        return self.shared
 
 
 class Left(NamedTuple):
@@ -77,7 +84,7 @@ def part(work: Work, places: Sequence[int]) -> Work:
     )
 
 
-def work_of(model: Model, group: Group, chunk: Chunk, active: list[int], shared: Any) -> Work:
+def work_of(model: Model, group: Group, chunk: Chunk, active: list[int], shared: Shared) -> Work:
     """The update of the active members of a stack, whose states are there.
 
     Args:

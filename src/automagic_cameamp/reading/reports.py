@@ -74,7 +74,7 @@ def planned(model: Model) -> sizes.Planned:
     """Bytes of state that will be held once every parameter had a gradient; parameters may be on meta."""
     entries = []
     for group, chunk in model.chunks():
-        compute = compute_dtype(chunk.params[0])
+        compute = compute_dtype(chunk.params[0].dtype)
         planes = [q for field in model.fields(group, chunk) for q in field.planes(chunk.layout, compute)]
         entries.append((chunk.layout, len(chunk.params), planes))
     return sizes.planned(entries, [p for p in model.params() if p.requires_grad])

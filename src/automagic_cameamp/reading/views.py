@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..recipes import _read
+from ..recipes import Hyper, _read
 from ..state.fields import Field, compute_dtype, stack_params
 from ..storage import Codec, ErrorCorrected, StateSpec
 from ..types import Layout
@@ -111,7 +111,7 @@ def _decoded(state: dict[str, Any], spec: StateSpec, codec: Codec, layout: Layou
 
 
 def high_precision(
-    p: Tensor, state: dict[str, Any], fields: list[Field], hp: Any, mask_mean: float
+    p: Tensor, state: dict[str, Any], fields: list[Field], hp: Hyper, mask_mean: float
 ) -> LazyStates:
     """States of one parameter that are not coded, the mask as rates and signs."""
     layout = Layout.of(tuple(p.shape))
@@ -126,6 +126,6 @@ def high_precision(
         makers["lr_mask"] = lambda: _read.mask_rates(state, layout, hp, mask_mean)
         makers["last_polarity"] = lambda: _read.polarity(state, layout, hp)
     if hp.allora and layout.matrix:
-        stack = stack_params([p], layout, compute_dtype(p))
+        stack = stack_params([p], layout, compute_dtype(p.dtype))
         makers["row_scaling"] = lambda: _read.row_scaling(stack, hp)
     return LazyStates(makers)

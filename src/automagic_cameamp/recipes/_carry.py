@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,9 @@ from .. import techniques as T
 from ..storage.spec import CORRECTION, StateSpec
 from ..techniques.learning_rate import GEOMETRIC_STEP, MASK_HIGH, MASK_LOW
 from ..types import Layout
-from . import _rate, _stages
+from . import _rate
+from ._data import SCALE, Hyper, State
 
-SCALE = "momentum_scale_"
 MOMENTS = ("exp_avg_sq", "exp_avg_res")
 RESIDUAL = frozenset({"exp_avg_res", "exp_avg_res_row", "exp_avg_res_col"})
 REQUIRED = RESIDUAL | {"step", "exp_avg", "exp_avg_var", "beta1_product"}
@@ -50,7 +50,7 @@ class Carried(NamedTuple):
 
 def in_family(name: str) -> bool:
     """Whether some recipe, or the engine for its weights, keeps a field of this name."""
-    own = name in _stages.State._fields or name == CORRECTION.name
+    own = (name in State._fields and name != "scales") or name == CORRECTION.name
     return own or (name.startswith(SCALE) and name[len(SCALE) :].isdigit())
 
 
@@ -84,7 +84,7 @@ def readable(specs: Sequence[StateSpec], layout: Layout, packed: bool) -> dict[s
     return found
 
 
-def same_meaning(name: str, saved: set[str], before: Any, hp: Any) -> bool:
+def same_meaning(name: str, saved: set[str], before: Hyper, hp: Hyper) -> bool:
     """Whether a field of the same name, type and shape also means the same under both options."""
     if name in MASK:
         packed = hp.lr_mask_granularity != "element"
@@ -94,14 +94,14 @@ def same_meaning(name: str, saved: set[str], before: Any, hp: Any) -> bool:
     return True
 
 
-def _same_steps(before: Any, hp: Any) -> bool:
+def _same_steps(before: Hyper, hp: Hyper) -> bool:
     """Whether one count of the mask is the same step under both options, given the same rule."""
     if hp.lr_mask_rule != "additive":
         return True
     return _centre(before) == _centre(hp) and before.lr_bump == hp.lr_bump
 
 
-def _centre(options: Any) -> float:
+def _centre(options: Hyper) -> float:
     """Rate that the additive rule is relative to."""
     return float(T.additive_range(options.lr, options.base_lr, 0.0, None)[0])
 
@@ -111,8 +111,8 @@ def carry(
     saved: dict[str, Tensor],
     p: Tensor,
     layout: Layout,
-    hp: Any,
-    before: Any,
+    hp: Hyper,
+    before: Hyper,
     mask_mean: float,
     initial: Callable[[str], Tensor | None],
 ) -> Carried:
@@ -144,7 +144,9 @@ def carry(
     return Carried(values, fresh, missing)
 
 
-def _value(spec: StateSpec, saved: dict[str, Tensor], layout: Layout, hp: Any, before: Any) -> Tensor | None:
+def _value(
+    spec: StateSpec, saved: dict[str, Tensor], layout: Layout, hp: Hyper, before: Hyper
+) -> Tensor | None:
     """A field that is there or follows exactly from others; None where it does not."""
     name, base = spec.name, spec.name.removesuffix("_row").removesuffix("_col")
     if name in saved:
@@ -166,7 +168,7 @@ def _fresh(
     saved: dict[str, Tensor],
     p: Tensor,
     layout: Layout,
-    hp: Any,
+    hp: Hyper,
     initial: Callable[[str], Tensor | None],
 ) -> Tensor:
     """First value of a field in the middle of a run."""
@@ -186,7 +188,7 @@ def _fresh(
     return torch.full(shape, first.get(spec.name, spec.initial), dtype=spec.dtype or p.dtype, device=p.device)
 
 
-def surprise(m: Tensor, hp: Any) -> Tensor:
+def surprise(m: Tensor, hp: Hyper) -> Tensor:
     r"""Expected surprise of updates of unit size around a mean that is known.
 
     .. math:: E (u - m_t)^2 = \frac{2 \beta_1^2}{1 + \beta_1} (1 - m^2)
@@ -198,7 +200,7 @@ def surprise(m: Tensor, hp: Any) -> Tensor:
     return share.mul(2 * beta**2 / (1 + beta)).add_(hp.eps[1])
 
 
-def _longer_mean(mean: Tensor, step: float, scale: int, hp: Any) -> Tensor:
+def _longer_mean(mean: Tensor, step: float, scale: int, hp: Hyper) -> Tensor:
     """A mean of another length from ``exp_avg``, as far as it would have come from 0 in these steps."""
     own = 1 - hp.betas[0] ** max(step, 1)
     return mean * min(1.0, (1 - (1 - 1 / scale) ** step) / own)
@@ -208,7 +210,7 @@ def _longer_mean(mean: Tensor, step: float, scale: int, hp: Any) -> Tensor:
 
 
 def _mask(
-    saved: dict[str, Tensor], layout: Layout, hp: Any, before: Any, mask_mean: float
+    saved: dict[str, Tensor], layout: Layout, hp: Hyper, before: Hyper, mask_mean: float
 ) -> dict[str, Tensor]:
     """Counters under another rule or granularity; the sign of the last gradient is kept."""
     if not _rate.has_mask(hp):
@@ -227,14 +229,14 @@ def _mask(
     return mask_fields(k, negative, layout, hp)
 
 
-def _multiplier(k: Tensor, geometric: bool, options: Any, mean: float) -> Tensor:
+def _multiplier(k: Tensor, geometric: bool, options: Hyper, mean: float) -> Tensor:
     """Rates of these counters, relative to the base rate."""
     if geometric:
         return torch.exp2(k * GEOMETRIC_STEP) / mean
     return _rate.additive_mask(k, torch.float64, options)
 
 
-def counter_of(multiplier: Tensor, hp: Any) -> Tensor:
+def counter_of(multiplier: Tensor, hp: Hyper) -> Tensor:
     """Nearest counters, not rounded yet, of rates relative to the base rate."""
     if hp.lr_mask_rule == "geometric":
         return multiplier.double().log2() / GEOMETRIC_STEP
@@ -243,7 +245,7 @@ def counter_of(multiplier: Tensor, hp: Any) -> Tensor:
     return (multiplier.double() - 1) * (_centre(hp) / hp.lr_bump)
 
 
-def mask_fields(k: Tensor, negative: Tensor, layout: Layout, hp: Any) -> dict[str, Tensor]:
+def mask_fields(k: Tensor, negative: Tensor, layout: Layout, hp: Hyper) -> dict[str, Tensor]:
     """The mask's fields from counters (any granularity) and the signs of the last gradients."""
     code = _rate.mask_code(hp)
     granularity = hp.lr_mask_granularity
@@ -272,7 +274,7 @@ def mask_sum(counter: Tensor, layout: Layout) -> Tensor:
 # ---------------------------------------------------------------- what values are possible
 
 
-def bounds(spec: StateSpec, layout: Layout, hp: Any) -> tuple[float, float]:
+def bounds(spec: StateSpec, layout: Layout, hp: Hyper) -> tuple[float, float]:
     """Smallest and largest value of a field that a run of this optimizer can produce."""
     name, n = spec.name, layout.numel
     if name == "lr_mask" and spec.dtype == torch.uint8:

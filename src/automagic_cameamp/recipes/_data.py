@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
+
+SCALE = "momentum_scale_"  # and a length: name of a mean that a parameter keeps besides ``exp_avg``
 
 
 class Shared(NamedTuple):
@@ -40,7 +43,9 @@ class Hyper(NamedTuple):
     """Options of one parameter group. Rates are per step; everything else has no unit.
 
     ``base_lr`` is the rate at construction, ``lr_floor`` and ``lr_cap`` are min_lr and max_lr (None where
-    the user gave none).
+    the user gave none). What has a default here is not an option of every class, and off where it is none.
+    ``base_beta1`` is betas[0] at construction: which means exist must not change when a scheduler moves
+    betas[0]. ``table`` is 1 where rows are no neighbours, 2 where columns are none either.
     """
 
     lr: float | Tensor
@@ -66,15 +71,40 @@ class Hyper(NamedTuple):
     use_orthograd: bool
     use_lr_mask: bool
     tam_granularity: str
-    weight_decay_phase: str
     hard_min_lr: bool
     lr_mask_rule: str
     lr_mask_granularity: str
     lr_level: str
+    weight_decay_phase: str = "early"
+    # Momentum of several lengths.
+    momentum_scales: Sequence[int] | None = None
+    base_beta1: float = 0.0
+    # Regularisers.
+    lora: bool = False
+    table: int = 0
+    use_cautious: bool = False
+    use_spd: bool = False
+    edge_suppression: bool = False
+    edge_penalty: float = 0.0
+    edge_threshold: float = 0.0
+    background_regularization: bool = False
+    spatial_awareness: bool = False
+    detail_preservation: float = 0.0
+    frequency_penalty: float = 0.0
+    lora_rank_penalty: bool = False
+    rank_penalty_strength: float = 0.0
+    low_rank_emphasis: float = 1.0
+    rank_keep: int = 0
+    d_coef: int = 1
+    spatial_mode: str = "linear"
+    percentile_clipping: int = 100
 
 
 class State(NamedTuple):
-    """State of a stack; None where the options need no such field. Shapes: see ``StateSpec``."""
+    """State of a stack; None where the options need no such field. Shapes: see ``StateSpec``.
+
+    ``scales`` are the fields of momentum of several lengths, by name.
+    """
 
     step: Tensor
     exp_avg: Tensor
@@ -107,3 +137,4 @@ class State(NamedTuple):
     lowrank_rate: Tensor | None = None
     gnorm_history: Tensor | None = None
     sign_history: Tensor | None = None
+    scales: Mapping[str, Tensor] = {}

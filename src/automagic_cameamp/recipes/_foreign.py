@@ -5,7 +5,7 @@ Everything is in the view of a stack of one parameter, [1,K,m,n] and its row and
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import techniques as T
 from ..types import Layout
 from . import _carry, _rate
+from ._data import Hyper
 
 
 class Learned(NamedTuple):
@@ -61,7 +62,7 @@ def adam(exp_avg: Tensor, exp_avg_sq: Tensor, step: float, betas: tuple[float, .
 
 
 def fields(
-    learned: Learned, step: float, mean_rate: float | None, layout: Layout, hp: Any
+    learned: Learned, step: float, mean_rate: float | None, layout: Layout, hp: Hyper
 ) -> dict[str, Tensor]:
     """Fields of our state, plain and of full size where both are possible; the rest starts fresh.
 
@@ -92,7 +93,7 @@ def fields(
     return result
 
 
-def _came(learned: Learned, square: Tensor, hp: Any) -> dict[str, Tensor]:
+def _came(learned: Learned, square: Tensor, hp: Hyper) -> dict[str, Tensor]:
     """The direction within the RMS limit, CAME's statistics; confidence is started from the direction."""
     unit = torch.zeros_like(square) if learned.unit is None else T.rms_clip(learned.unit, hp.clip_threshold)
     result = {"exp_avg": unit, "exp_avg_sq": square + hp.eps[0]}
@@ -101,7 +102,7 @@ def _came(learned: Learned, square: Tensor, hp: Any) -> dict[str, Tensor]:
     return {**result, "exp_avg_res": _carry.surprise(unit, hp)}
 
 
-def _belief(learned: Learned, square: Tensor, step: float, hp: Any) -> dict[str, Tensor]:
+def _belief(learned: Learned, square: Tensor, step: float, hp: Hyper) -> dict[str, Tensor]:
     r"""AdaBelief's biased means: :math:`(1 - \beta_1^t)\hat m` and :math:`(1 - \beta_2^t) E(g - m_t)^2`."""
     mean = learned.mean
     if mean is None:

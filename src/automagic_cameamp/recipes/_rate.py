@@ -253,7 +253,7 @@ def _count(
 
 def _boost(bump: Tensor, g: Tensor, p: Tensor, k: Scalars, hp: Hyper) -> T.Steps[Tensor]:
     """Bumps d_coef times as large in the early phase, where descent makes the weights grow."""
-    factor = getattr(hp, "d_coef", 1)
+    factor = hp.d_coef
     if factor == 1:
         return bump
     [along] = yield [T.total(g * p)]

@@ -9,17 +9,18 @@ from torch import Tensor
 
 from .. import techniques as T
 from ..types import Layout
+from ._data import Hyper
 from ._rate import additive_mask, has_mask, mask_code, rate_bounds
 
 __all__ = ["has_mask", "mask_rates", "polarity", "row_scaling"]
 
 
-def row_scaling(p: Tensor, hp: Any) -> Tensor:
+def row_scaling(p: Tensor, hp: Hyper) -> Tensor:
     """ALLoRA's gain of every row of one parameter [1,K,m,n]: [K * m]."""
     return T.allora_gain(p, hp.eta).flatten()
 
 
-def mask_rates(state: dict[str, Any], layout: Layout, hp: Any, mask_mean: float) -> Tensor:
+def mask_rates(state: dict[str, Any], layout: Layout, hp: Hyper, mask_mean: float) -> Tensor:
     """Rate that the mask gives each element at the group's learning rate of now, without level and gains."""
     code = mask_code(hp)
     word = state["lr_mask"]
@@ -35,7 +36,7 @@ def mask_rates(state: dict[str, Any], layout: Layout, hp: Any, mask_mean: float)
     return rates.expand(layout.shape)
 
 
-def polarity(state: dict[str, Any], layout: Layout, hp: Any) -> Tensor:
+def polarity(state: dict[str, Any], layout: Layout, hp: Hyper) -> Tensor:
     """True where the last gradient that was not 0 was positive."""
     if hp.lr_mask_granularity == "element":
         return (state["lr_mask"] & 1) == 0

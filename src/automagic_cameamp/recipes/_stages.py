@@ -12,7 +12,7 @@ from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
 from . import _rate
-from ._data import Hyper, State
+from ._data import SCALE, Hyper, State
 
 
 class Result(NamedTuple):
@@ -33,12 +33,14 @@ class Result(NamedTuple):
 
 def make_state(fields: dict[str, Tensor]) -> State:
     """State from decoded fields by name."""
-    return State(**fields)
+    scales = {name: value for name, value in fields.items() if name.startswith(SCALE)}
+    return State(**{name: value for name, value in fields.items() if name not in scales}, scales=scales)
 
 
 def as_dict(state: State) -> dict[str, Any]:
     """Fields by name."""
-    return state._asdict()
+    fields = state._asdict()
+    return {**fields.pop("scales"), **fields}
 
 
 def moment_specs(layout: Layout, hp: Hyper) -> list[StateSpec]:
@@ -150,7 +152,7 @@ def displacement(
     state: State,
     shared: _rate.Shared,
     k: Scalars,
-    hp: Any,
+    hp: Hyper,
     phase: Phase,
     layout: Layout,
     gain: Tensor | None = None,

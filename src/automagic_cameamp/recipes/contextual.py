@@ -7,8 +7,7 @@ from the steps before. What the controller needs to know leaves ``update`` as ``
 
 from __future__ import annotations
 
-from collections import namedtuple
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +16,13 @@ from .. import schedule
 from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
-from . import _rate, _stages
+from . import _rate
+from ._data import SCALE
 from ._rate import LAGGED, Shared, share
 from ._stages import (
+    Hyper,
     Result,
+    State,
     accumulate,
     belief,
     confidence,
@@ -39,20 +41,11 @@ __all__ = [
     "Shared",
     "Signals",
     "State",
-    "as_dict",
     "initial",
-    "make_state",
     "share",
     "specs",
     "update",
 ]
-
-FIELD = "momentum_scale_"
-
-# The options and the state of ``base`` and a little more: the stages see what they know. ``base_beta1`` is
-# betas[0] at construction: which means exist must not change when a scheduler moves betas[0].
-Hyper: Any = namedtuple("Hyper", (*_stages.Hyper._fields, "momentum_scales", "base_beta1"))
-State: Any = namedtuple("State", (*_stages.State._fields, "scales"))
 
 
 class Signals(NamedTuple):
@@ -89,7 +82,7 @@ class Mixture(NamedTuple):
     mixed: bool
 
 
-def mixture(hp: Any) -> Mixture:
+def mixture(hp: Hyper) -> Mixture:
     """How the means of several lengths are weighed under these options."""
     start, scales = hp.base_beta1, hp.momentum_scales
     beta = T.own_beta(hp.betas[0], scales, start)
@@ -99,29 +92,15 @@ def mixture(hp: Any) -> Mixture:
     return Mixture(beta, own, update, T.kept_scales(start, scales), others, True)
 
 
-def make_state(fields: dict[str, Tensor]) -> Any:
-    """State from decoded fields by name."""
-    scales = {name: value for name, value in fields.items() if name.startswith(FIELD)}
-    shared = _stages.make_state({name: value for name, value in fields.items() if name not in scales})
-    return State(*shared, scales=scales)
-
-
-def as_dict(state: Any) -> dict[str, Any]:
-    """Fields by name."""
-    fields = state._asdict()
-    scales = fields.pop("scales")
-    return {**fields, **scales}
-
-
-def specs(layout: Layout, hp: Any) -> tuple[StateSpec, ...]:
+def specs(layout: Layout, hp: Hyper) -> tuple[StateSpec, ...]:
     """Fields that a parameter of this layout keeps under these options."""
     kept = T.kept_scales(hp.base_beta1, hp.momentum_scales)
-    means = [StateSpec(f"{FIELD}{s}", "full", "signed") for s in kept]
+    means = [StateSpec(f"{SCALE}{s}", "full", "signed") for s in kept]
     return (*moment_specs(layout, hp), *means, *_rate.specs(layout, hp))
 
 
 def update(
-    p: Tensor, g: Tensor, state: Any, shared: Shared, hp: Any, phase: Phase, layout: Layout
+    p: Tensor, g: Tensor, state: State, shared: Shared, hp: Hyper, phase: Phase, layout: Layout
 ) -> T.Steps[Result]:
     """One step of a stack; arguments, sums and result as in ``base.update``."""
     beta1 = T.own_beta(hp.betas[0], hp.momentum_scales, hp.base_beta1)
@@ -154,20 +133,21 @@ def update(
     return Result(new, state._replace(step=k.t.to(state.step.dtype)), ok, signals)
 
 
-def _mix(u: Tensor, state: Any, k: Scalars, hp: Any) -> tuple[Tensor, Any]:
+def _mix(u: Tensor, state: State, k: Scalars, hp: Hyper) -> tuple[Tensor, State]:
     """Momentum over all scales, and the state with its means moved on."""
     start, scales = hp.base_beta1, hp.momentum_scales
     means = {
-        f"{FIELD}{s}": T.ema(state.scales[f"{FIELD}{s}"], u, 1 - 1 / s) for s in T.kept_scales(start, scales)
+        f"{SCALE}{s}": T.ema(state.scales[f"{SCALE}{s}"], u, 1 - 1 / s) for s in T.kept_scales(start, scales)
     }
     m = T.multiscale(state.exp_avg, u, list(means.values()), start, scales)
     if not hp.came:  # AdaBelief divides by the gain of exp_avg alone: give the mixture the same
+        assert state.beta1_product is not None
         product = state.beta1_product * k.beta1
         m = m * ((1 - product) / T.multiscale_gain(product, k.t, start, scales))
     return m, state._replace(scales=means)
 
 
-def _signals(g: Tensor, u: Tensor, ok: Tensor, hp: Any, layout: Layout) -> T.Steps[Signals]:
+def _signals(g: Tensor, u: Tensor, ok: Tensor, hp: Hyper, layout: Layout) -> T.Steps[Signals]:
     """Direction and size of this step's gradient, for the controller."""
     place = layout.place
     part = T.sketch(u) if place is None else T.sketch(u, first=place.first, whole=place.whole)

@@ -8,9 +8,6 @@ Decay takes the place of weight decay; and directions beyond the kept rank shrin
 
 from __future__ import annotations
 
-from collections import namedtuple
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -18,17 +15,16 @@ from .. import schedule
 from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
-from . import _level, _rate, _stages
+from . import _level, _rate
 from ._rate import LAGGED, Shared, share
 from ._stages import (
+    Hyper,
     Result,
     State,
     accumulate,
-    as_dict,
     belief,
     confidence,
     displacement,
-    make_state,
     moment_specs,
     normalise,
 )
@@ -39,9 +35,7 @@ __all__ = [
     "Result",
     "Shared",
     "State",
-    "as_dict",
     "initial",
-    "make_state",
     "share",
     "specs",
     "update",
@@ -51,35 +45,7 @@ CLIP_HISTORY = 100
 TAIL_CODES = 127  # of a component of a unit vector
 
 
-# The options of ``base`` without its weight decay's phase, and those of the regularisers.
-Hyper: Any = namedtuple(
-    "Hyper",
-    (
-        *(name for name in _stages.Hyper._fields if name != "weight_decay_phase"),
-        "lora",
-        "table",
-        "use_cautious",
-        "use_spd",
-        "edge_suppression",
-        "edge_penalty",
-        "edge_threshold",
-        "background_regularization",
-        "spatial_awareness",
-        "detail_preservation",
-        "frequency_penalty",
-        "lora_rank_penalty",
-        "rank_penalty_strength",
-        "low_rank_emphasis",
-        "rank_keep",
-        "d_coef",
-        "spatial_mode",
-        "percentile_clipping",
-    ),
-    defaults=(100,),  # only one of the classes has percentile_clipping
-)
-
-
-def specs(layout: Layout, hp: Any) -> tuple[StateSpec, ...]:
+def specs(layout: Layout, hp: Hyper) -> tuple[StateSpec, ...]:
     """Fields that a parameter of this layout keeps under these options."""
     fields = [*moment_specs(layout, hp), *_rate.specs(layout, hp)]
     if hp.edge_suppression and hp.edge_penalty > 0 and has_picture(layout, hp):
@@ -100,12 +66,12 @@ def specs(layout: Layout, hp: Any) -> tuple[StateSpec, ...]:
     return tuple(fields)
 
 
-def has_picture(layout: Layout, hp: Any) -> bool:
+def has_picture(layout: Layout, hp: Hyper) -> bool:
     """Whether edges and frequencies are looked for in a parameter of this layout."""
     return T.picture(torch.empty(1, *layout.view, device="meta"), layout, hp.spatial_mode) is not None
 
 
-def _has_low_rank(layout: Layout, hp: Any) -> bool:
+def _has_low_rank(layout: Layout, hp: Hyper) -> bool:
     active = hp.rank_penalty_strength > 0 or hp.low_rank_emphasis > 1
     return hp.lora_rank_penalty and active and hp.lora and T.has_tail(layout, hp.rank_keep)
 
@@ -116,7 +82,7 @@ def initial(name: str, params: list[Tensor], layout: Layout) -> Tensor | None:
 
 
 def update(
-    p: Tensor, g: Tensor, state: State, shared: Shared, hp: Any, phase: Phase, layout: Layout
+    p: Tensor, g: Tensor, state: State, shared: Shared, hp: Hyper, phase: Phase, layout: Layout
 ) -> T.Steps[Result]:
     """One step of a stack; arguments, sums and result as in ``base.update``."""
     k = schedule.scalars(state.step.to(p.dtype) + 1, hp.betas[0], hp.beta1_decay, hp.warmup_steps, phase)
@@ -154,7 +120,7 @@ def update(
     return Result(new, state._replace(step=k.t.to(state.step.dtype)), ok)
 
 
-def _pull(p: Tensor, new: Tensor, g: Tensor, k: Scalars, hp: Any, phase: Phase) -> T.Steps[Tensor]:
+def _pull(p: Tensor, new: Tensor, g: Tensor, k: Scalars, hp: Hyper, phase: Phase) -> T.Steps[Tensor]:
     """Selective Projection Decay, in the warm-up."""
     if not (hp.use_spd and hp.weight_decay > 0 and phase.may_warm_up):
         return new
@@ -162,7 +128,7 @@ def _pull(p: Tensor, new: Tensor, g: Tensor, k: Scalars, hp: Any, phase: Phase) 
     return pulled if phase is not Phase.MIXED else torch.where(k.warm, pulled, new)
 
 
-def _clip_percentile(g: Tensor, state: State, k: Scalars, hp: Any) -> T.Steps[tuple[Tensor, State]]:
+def _clip_percentile(g: Tensor, state: State, k: Scalars, hp: Hyper) -> T.Steps[tuple[Tensor, State]]:
     """Scale a gradient whose norm exceeds the p-th percentile of its last 100 norms down to it."""
     history = state.gnorm_history
     if history is None:
@@ -179,7 +145,7 @@ def _clip_percentile(g: Tensor, state: State, k: Scalars, hp: Any) -> T.Steps[tu
     return g * scale.view(-1, 1, 1, 1), state._replace(gnorm_history=history)
 
 
-def _signs(out: Tensor, g: Tensor, k: Scalars, hp: Any, phase: Phase) -> T.Steps[Tensor]:
+def _signs(out: Tensor, g: Tensor, k: Scalars, hp: Hyper, phase: Phase) -> T.Steps[Tensor]:
     """Grams in the early phase, Cautious after it."""
     early = T.grams(out, g, 1.0) if hp.use_grams and phase.may_be_early else out
     if phase is Phase.EARLY:
@@ -195,7 +161,7 @@ def _gains(
     sides: T.Sides | None,
     state: State,
     layout: Layout,
-    hp: Any,
+    hp: Hyper,
 ) -> T.Steps[tuple[Tensor | None, State]]:
     """Edges, empty rows, plain rows: what makes an element move less."""
     energy = None
@@ -226,7 +192,7 @@ def _gains(
     return product, state
 
 
-def _detail(u: Tensor, state: State, layout: Layout, hp: Any) -> T.Steps[tuple[Tensor, Tensor]]:
+def _detail(u: Tensor, state: State, layout: Layout, hp: Hyper) -> T.Steps[tuple[Tensor, Tensor]]:
     """Gain of rows (of columns, where those are fewer) with more detail, and the variance behind it."""
     assert state.spatial_variance is not None
     if _by_rows(layout):
@@ -243,7 +209,7 @@ def _by_rows(layout: Layout) -> bool:
     return rows <= layout.cols
 
 
-def _shrink_rank(p: Tensor, state: State, shared: Shared, hp: Any) -> tuple[Tensor, State]:
+def _shrink_rank(p: Tensor, state: State, shared: Shared, hp: Hyper) -> tuple[Tensor, State]:
     """Every ``sync_frequency`` updates of a parameter: its strongest directions anew, the others shrunk."""
     if state.lowrank_rate is None:
         return p, state
@@ -266,7 +232,7 @@ def _shrink_rank(p: Tensor, state: State, shared: Shared, hp: Any) -> tuple[Tens
     return p, state._replace(lowrank_rate=owed, **{name: basis})
 
 
-def renew_directions(p: Tensor, owed: Tensor, hp: Any, tail: bool) -> tuple[Tensor, Tensor]:
+def renew_directions(p: Tensor, owed: Tensor, hp: Hyper, tail: bool) -> tuple[Tensor, Tensor]:
     """The weights without what their tail owes, and their new directions as the state holds them.
 
     Args:

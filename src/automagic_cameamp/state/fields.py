@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import storage
+from ..recipes import Hyper
 from ..types import Layout
 from . import stacks, tensors
 
@@ -31,13 +32,13 @@ class Field(NamedTuple):
         return (storage.Plane("", self.spec.stack_shape(layout), self.spec.own_shape(layout), dtype),)
 
 
-def compute_dtype(p: Tensor) -> torch.dtype:
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Type of the arithmetic: fp32, or fp64 for fp64 parameters."""
-    return torch.float64 if p.dtype == torch.float64 else torch.float32
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def fields_of(
-    recipe: ModuleType, layout: Layout, hp: Any, policy: storage.Policy, by_rows: bool = False
+    recipe: ModuleType, layout: Layout, hp: Hyper, policy: storage.Policy, by_rows: bool = False
 ) -> list[Field]:
     """Fields of a parameter of this layout under these options and this storage."""
     return [Field(spec, storage.choose(spec, layout, policy, by_rows)) for spec in recipe.specs(layout, hp)]
@@ -64,7 +65,7 @@ def new_rows(
     states: list[State] = [{} for _ in range(count)]
     planes: dict[str, Tensor] = {}
     for field in fields:
-        for plane in field.planes(layout, compute_dtype(p)):
+        for plane in field.planes(layout, compute_dtype(p.dtype)):
             key = field.spec.name + plane.suffix
             planes[key] = torch.empty((count, *plane.shape), dtype=plane.dtype, device=p.device)
             for state, row in zip(states, stacks.rows_of(planes[key], plane.own_shape), strict=True):
@@ -80,7 +81,7 @@ def fill_state(
     layout: Layout,
 ) -> None:
     """First values of allocated states."""
-    compute = compute_dtype(params[0])
+    compute = compute_dtype(params[0].dtype)
     for field in fields:
         spec, codec = field
         planes = field.planes(layout, compute)

@@ -98,7 +98,7 @@ def _check_chunk(
 ) -> list[Repair]:
     states = [model.state[p] for _, p in members]
     first = chunk.params[0]
-    expected = list(_expected(model.fields(group, chunk), chunk.layout, compute_dtype(first)))
+    expected = list(_expected(model.fields(group, chunk), chunk.layout, compute_dtype(first.dtype)))
     local = None if chunk.shard is not None else first.device
     if local is not None and all(_all_fit(states, plane, local) for plane in expected):
         return []
@@ -164,7 +164,7 @@ def _check_one(
             )
     wrong = {key for key, plane in held.items() if state[key].dtype != plane.dtype}
     follow = {key for key, plane in held.items() if plane.follows}
-    other = _WIDE[compute_dtype(p)]
+    other = _WIDE[compute_dtype(p.dtype)]
     as_one = wrong == follow and all(state[key].dtype == other for key in wrong)
     if wrong and not (may_follow and as_one):
         key = min(wrong, key=list(held).index)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..recipes import Hyper, Shared
 from ..storage import CORRECTION, Policy
 from . import shards
 from .adapters import LoraReport
@@ -130,7 +131,7 @@ class Model:
             before += len(other["params"])
         return f"param_{before + position}"
 
-    def hyper(self, group: Group, lora: bool, table: int = 0) -> Any:
+    def hyper(self, group: Group, lora: bool, table: int = 0) -> Hyper:
         """The recipe's options from a group's.
 
         Args:
@@ -138,16 +139,15 @@ class Model:
             lora: whether the parameters belong to a LoRA.
             table: 1: rows of the parameters are no neighbours; 2: nor are columns.
         """
-        known = self.recipe.Hyper._fields
-        values = {name: group[name] for name in known if name in group}
+        values = {name: group[name] for name in Hyper._fields if name in group}
         if values.get("final_clip") is None:
             values["final_clip"] = group["clip_threshold"]
         values["allora"] = lora and not group["full_finetune"]
-        if "lora" in known:
+        if "rank_keep" in group:  # to other recipes they are all alike
             values["lora"], values["table"] = lora, table
-        return self.recipe.Hyper(**values)
+        return Hyper(**values)
 
-    def options(self, group: Group, chunk: Chunk) -> Any:
+    def options(self, group: Group, chunk: Chunk) -> Hyper:
         """The recipe's options as they hold for a stack."""
         hp = self.hyper(group, chunk.lora, chunk.table)
         return hp if chunk.shard is None else shards.options(hp, self.called, self.kept.said)
@@ -183,7 +183,7 @@ class Model:
                 fill_state(planes, list(map(shards.local_of, params)), self.recipe, fields, layout)
                 if chunk.shard is not None:
                     for p in params:
-                        shards.wrap(self.state[p], fields, chunk.layout, compute_dtype(p), chunk.shard)
+                        shards.wrap(self.state[p], fields, chunk.layout, compute_dtype(p.dtype), chunk.shard)
         except BaseException:  # out of memory: leave no state without values behind
             for p in fresh:
                 self.state.pop(p, None)
@@ -241,7 +241,7 @@ class Model:
             if group["lr_level"] == "auto" and group["params"]:
                 self.share(number, lagged, group["params"][0])
 
-    def share(self, number: int, lagged: Lagged, p: Tensor) -> Any:
+    def share(self, number: int, lagged: Lagged, p: Tensor) -> Shared:
         """The recipe's scalars over all parameters, for one group.
 
         Args:
@@ -250,7 +250,7 @@ class Model:
             p: one of the group's parameters, for type and device.
         """
         group = self.groups[number]
-        like = torch.empty((), dtype=compute_dtype(p), device=p.device)
+        like = torch.empty((), dtype=compute_dtype(p.dtype), device=p.device)
         every: dict[str, Tensor] = {}
         own: dict[str, Tensor] = {}
         masked = 0

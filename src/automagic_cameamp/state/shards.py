@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..recipes import has_mask
+from ..recipes import Hyper, has_mask
 from ..storage import StateSpec
 from ..types import Layout, Place
 from ..validate import callers_depth, fail
@@ -157,7 +157,7 @@ def cut(whole: Tensor, shard: Shard) -> Tensor:
     return whole.narrow(0, shard.start, shard.layout.shape[0])
 
 
-def options(hp: Any, called: str, said: set[str]) -> Any:
+def options(hp: Hyper, called: str, said: set[str]) -> Hyper:
     """Options as they hold for sharded parameters.
 
     Args:
@@ -169,11 +169,11 @@ def options(hp: Any, called: str, said: set[str]) -> Any:
         ValueError: an option cannot be used with them.
     """
     for name, (allowed, why) in NEEDED.items():
-        value = getattr(hp, name, allowed[0])
+        value = getattr(hp, name)
         if value not in allowed and (name != "lr_mask_granularity" or has_mask(hp)):
             only = " or ".join(map(repr, allowed))
             raise fail(name, value, f"only {only} with sharded parameters", f"Reason: {why}.")
-    on = {name: off for name, (off, _) in NEIGHBOURS.items() if getattr(hp, name, off) != off}
+    on = {name: off for name, (off, _) in NEIGHBOURS.items() if getattr(hp, name) != off}
     if on and SHARDED not in said:
         said.add(SHARDED)
         skipped = ", ".join(NEIGHBOURS[name][1] for name in on)

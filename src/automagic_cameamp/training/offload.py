@@ -268,7 +268,7 @@ def announce(model: Model, crossing: int, what: str) -> None:
     state = 0
     for group, chunk in model.chunks():
         for field in model.fields(group, chunk):
-            for plane in field.planes(chunk.layout, compute_dtype(chunk.params[0])):
+            for plane in field.planes(chunk.layout, compute_dtype(chunk.params[0].dtype)):
                 size = torch.Size(plane.own_shape).numel()
                 state += len(chunk.params) * size * plane.dtype.itemsize
     logger.info(

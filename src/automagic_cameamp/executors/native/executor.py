@@ -64,7 +64,7 @@ class Native:
         signals = getattr(works[0].recipe, "Signals", None) is not None
         held = Table(works, signals)
         for number, work in enumerate(works):
-            hp, shared = work.hp, work.shared
+            hp, shared = work.hp, work.scalars
             multiplier = 1.0 if shared.multiplier is None else float(shared.multiplier)
             if shared.steering is not None:
                 multiplier *= float(shared.level)
@@ -76,9 +76,9 @@ class Native:
         grads: list[Any] = [p.grad for p in params]
         held.tasks["g_type"] = [TYPES[g.dtype] for g in grads]
         searches = [
-            Search(work, work.chunk.params, held.tasks[part], work.shared.refresh)
+            Search(work, work.chunk.params, held.tasks[part], work.scalars.refresh)
             for work, part in zip(works, held.slices, strict=True)
-            if work.shared.refresh
+            if work.scalars.refresh
         ]
         held.call(grads, params)
         for search in searches:

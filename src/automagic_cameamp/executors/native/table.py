@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import layout as abi
-from ...recipes import base, contextual, improved
+from ...recipes import SCALE, Hyper, base, contextual, improved
 from ...recipes._rate import absolute_floor, has_mask, rate_bounds
 from ...state.counts import DIRECTIONS
 from ...state.tensors import is_wrapper
@@ -102,7 +102,7 @@ def _unsupported_options(work: Work, hosted: bool) -> str | None:
         ("tam_granularity", hp.use_tam and matrix and hp.tam_granularity != "tensor"),
         ("lr_mask_rule", has_mask(hp) and hp.lr_mask_rule != "geometric"),
         ("lr_mask_granularity", has_mask(hp) and hp.lr_mask_granularity not in MASKS),
-        ("percentile_clipping", getattr(hp, "percentile_clipping", 100) < 100),
+        ("percentile_clipping", hp.percentile_clipping < 100),
     ):
         if bad:
             return f"{name}={getattr(hp, name)!r}"
@@ -146,7 +146,7 @@ def _unsupported_state(state: dict[str, Any], wanted: list[tuple[str, str, torch
     return None
 
 
-def options(hp: Any, recipe: Any, signals: bool) -> Any:
+def options(hp: Hyper, recipe: Any, signals: bool) -> Any:
     """One row of options; what changes from step to step is set by ``renew``."""
     row: Any = np.zeros((), dtype=OPTIONS)
     plain = {
@@ -194,7 +194,7 @@ def options(hp: Any, recipe: Any, signals: bool) -> Any:
     return row
 
 
-def renew(options: Any, rows: Any, hp: Any, recipe: Any, multiplier: float) -> None:
+def renew(options: Any, rows: Any, hp: Hyper, recipe: Any, multiplier: float) -> None:
     """Set what schedulers and the controller change from step to step.
 
     Args:
@@ -260,8 +260,8 @@ def fill(rows: Any, work: Work, number: int) -> Iterator[tuple[str, str]]:
             if spec.name == "auto_anchor":
                 rows["sampled"] = spec.stack_shape(view)[-1]
             continue
-        if spec.name.startswith(contextual.FIELD):
-            coded = rows["scale"][:, scales.index(int(spec.name[len(contextual.FIELD) :]))]
+        if spec.name.startswith(SCALE):
+            coded = rows["scale"][:, scales.index(int(spec.name[len(SCALE) :]))]
         else:
             coded = rows[COLUMN.get(spec.name, spec.name)]
         _fill_coded(coded, codec, found, index + 1, view.numel)
