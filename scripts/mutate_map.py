@@ -70,8 +70,8 @@ COVERED: dict[str, list[str]] = {
     "state/memory.py": ["tests/contextual/test_checkpoint.py", VERIFY, CONVERT],
     "executors/native/searches.py": ["tests/faults/test_directions.py"],
     "training/offload.py": [OFFLOAD],
-    "training/ring.py": [OFFLOAD, "tests/offload/test_ring.py", "tests/offload/test_ring_faults.py"],
-    "state/crossing.py": ["tests/offload/test_ring.py"],
+    "training/ring.py": [OFFLOAD, "tests/offload/test_ring.py", "tests/offload/test_ring_faults.py", RELEASE],
+    "state/crossing.py": ["tests/offload/test_ring.py", RELEASE],
     "optimizer.py": [
         OPTIONS,
         NONFINITE,

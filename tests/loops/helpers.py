@@ -95,11 +95,16 @@ def same_memory(a: Tensor | None, b: Tensor | None) -> bool:
     return (a is None) == (b is None) and (a is None or torch.equal(a, b))  # type: ignore[arg-type]
 
 
-def twins(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> list[tuple[Model, Any]]:
-    """Two equal models with equal optimizers."""
+def twins(
+    name: str, dtype: torch.dtype = torch.float32, where: str = "none", **options: Any
+) -> list[tuple[Any, Any]]:
+    """Two equal models with equal optimizers; the second may step on the host."""
     first = model(dtype)
     second = copy.deepcopy(first)
-    return [(net, build(name, groups_of(net), **options)) for net in (first, second)]
+    return [
+        (net, build(name, groups_of(net), offload=place, **options))
+        for net, place in ((first, "none"), (second, where))
+    ]
 
 
 def plain(net: nn.Module, optimizer: Any, steps: range, accumulation: int = 1, **step: Any) -> None:

@@ -7,10 +7,11 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from torch import Tensor
 
-from automagic_cameamp.training import offload
+from automagic_cameamp.training import offload, ring
 
 
 @dataclass(eq=False)
@@ -104,3 +105,11 @@ class Wild(offload.Clones):
         with self.changed:
             back = All([copy for copy in self.pending if copy.back])
         back.wait()
+
+
+def installed(monkeypatch: pytest.MonkeyPatch) -> Wild:
+    """A wild device for every optimizer that is built from here on."""
+    device = Wild()
+    monkeypatch.setattr(offload, "transfer_for", lambda _: device)
+    monkeypatch.setattr(ring, "_SHARED", [])
+    return device
