@@ -126,8 +126,10 @@ def make_task(job: Job):
         from benchmarks.charlm import CharLM
 
         return CharLM(job.task.removeprefix("charlm-"), job.seed, job.device)
-    from benchmarks import auto_tasks
+    from benchmarks import auto_ranks, auto_tasks
 
+    if "-alpha" in job.task:
+        return auto_ranks.make(job.task, job.seed)
     return auto_tasks.make(job.task, job.seed)
 
 
@@ -143,6 +145,8 @@ def source_digest(task: str, optimizer: str) -> str:
     files = [ROOT / "benchmarks" / "charlm.py"] if task.startswith(("charlm", "lm-")) else []
     if not task.startswith(("charlm", "cat_lora")):
         files.append(ROOT / "benchmarks" / "auto_tasks.py")
+    if "-alpha" in task:
+        files.append(ROOT / "benchmarks" / "auto_ranks.py")
     if is_ours(optimizer):
         package = ROOT / "src" / "automagic_cameamp"
         ours = [package / name for name in MATHEMATICS]

@@ -33,15 +33,15 @@ def slowly(old, n, gg, vv, s):
             peak = max(peak, q)
             if t > 8 and q <= 0.05 * peak:
                 return [t, level * s / 1.4, 0.0, 0.0, t, peak, 1.0, top]
-            level *= 2 if level < 1e-6 else 1.2
+            level *= 4 if level < 1e-5 else 1.2
         return [t, level, along, size, since, peak, settled, top]
     along, size = along + way * c, size + way
     if size > 0 and t - since >= max(since, 8) / 4:
         q = along / size
         peak = max(peak, q)
         if peak > 0:
-            up = min(max(q / (0.05 * peak) - 1, 0), 1) * s * s
-            down = min(max(-q / (0.05 * peak) - 1, 0), 1)
+            up = min(max(2 * q / peak - 0.1, 0), 1) * s * s
+            down = min(max(-2 * q / peak - 0.1, 0), 1)
             level *= 2 ** ((up - down * left**4) * 4 / max(t, 8))
     if t - since >= max(since, 8):
         return [t, level, 0.0, 0.0, t, peak, settled, top]

@@ -20,11 +20,12 @@ VOTE_HISTORY = 8
 # Of the automatic level; see ``steer``.
 CONVENTION = 0.1  # from here on a learning rate is no start, but means "1"
 HIGHEST_START = 1e-5
-GROWTH, FIRST_GROWTH = 1.2, 2.0  # per step of the take-off; below ``START``
+GROWTH, FIRST_GROWTH = 1.2, 4.0  # per step of the take-off; below ``HIGHEST_START``
 KEEP = 0.7  # of the mean correlation, per step of the take-off
 BLIND = 8  # steps that grow whatever they see, and the shortest look back
 BACK = 1.4  # the take-off is noticed so late
 DEAD = 0.05  # share of the highest correlation that counts as none
+FULL = 0.5  # so much more moves the level at full speed
 SPEED = 4.0  # doublings while the number of steps grows e-fold
 LOOKS = 4  # once it has taken off it looks at every fourth step
 LIFT = 6.0  # what a schedule that falls may add, as it falls
@@ -166,11 +167,13 @@ def steer(old: Tensor, evidence: Tensor, schedule: Tensor) -> Tensor:
     level at which it is near 0 was within a factor of two of the best constant rate on every task looked at,
     whatever the noise, which only scales c: hence the comparison with its own peak.
 
-    * Take-off: p_a are the first weights, w fades by .7 a step; the level grows 1.2-fold per step (2-fold
-      below 1e-6) until r <= .05, and goes back 1.4-fold, and by the schedule where that is still rising.
+    * Take-off: p_a are the first weights, w fades by .7 a step; the level grows 1.2-fold per step (4-fold
+      below 1e-5) until r <= .05, and goes back 1.4-fold, and by the schedule where that is still rising.
     * Then, with w the distance and p_a renewed at each doubling of the number of steps:
-      :math:`\log_2\lambda \mathrel{+}= 4/t \cdot ([20r - 1]_0^1 \min(s, 1)^2 - [-20r - 1]_0^1 (s/\hat s)^4)`.
-      So it can grow and fall, each doubling of the steps less often; a schedule s that is low for its own
+      :math:`\log_2\lambda \mathrel{+}= 4/t \cdot ([2r - .1]_0^1 \min(s, 1)^2 - [-2r - .1]_0^1 (s/\hat s)^4)`.
+      So it can grow and fall, each doubling of the steps less often, and the less the nearer c is to 0: a
+      window is as long as all steps before it, and with full speed at every r the level swung about
+      its place. A schedule s that is low for its own
       reasons, and for that lets c grow, does not make it grow; one that has fallen from its top
       :math:`\hat s` is going to do what a lower level would.
 
@@ -203,8 +206,8 @@ def steer(old: Tensor, evidence: Tensor, schedule: Tensor) -> Tensor:
     ratio = mean / peak.clamp(min=1e-30)
     grows = (steps <= BLIND) | (ratio > DEAD)
     lands = flying & seen & ~grows
-    climb = torch.where(value < START, FIRST_GROWTH, GROWTH)
-    rises, falls = (ratio / DEAD - 1).clamp(0.0, 1.0), (-ratio / DEAD - 1).clamp(0.0, 1.0)
+    climb = torch.where(value < HIGHEST_START, FIRST_GROWTH, GROWTH)
+    rises, falls = ((ratio - DEAD) / FULL).clamp(0.0, 1.0), ((-ratio - DEAD) / FULL).clamp(0.0, 1.0)
     drift = rises * part.square() - falls * fallen(schedule, top).square().square()
     factor = torch.where(
         flying, torch.where(seen, climb, 1.0), (drift * SPEED / steps.clamp(min=BLIND)).exp2()
