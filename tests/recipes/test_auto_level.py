@@ -42,15 +42,16 @@ def slowly(old, n, gg, vv, s):
         if peak > 0:
             up = min(max(2 * q / peak - 0.1, 0), 1) * s * s
             down = min(max(-2 * q / peak - 0.1, 0), 1)
-            level *= 2 ** ((up - down * left**4) * 4 / max(t, 8))
+            level *= 2 ** ((up - down * left**4) * 4 / max(t, 8) * min(1, 1000 / t))
     if t - since >= max(since, 8):
         return [t, level, 0.0, 0.0, t, peak, settled, top]
     return [t, level, along, size, since, peak, settled, top]
 
 
+@pytest.mark.parametrize("begun", [0.0, 3000.0])
 @pytest.mark.parametrize("lean", [0.3, 0.0, -0.3])
-def test_the_rule_is_the_one_that_it_says(lean):
-    old = [0.0, 3e-7, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+def test_the_rule_is_the_one_that_it_says(lean, begun):
+    old = [begun, 3e-7, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     fast = torch.tensor(old)
     landed = 0
     for t in range(300):
@@ -65,6 +66,17 @@ def test_the_rule_is_the_one_that_it_says(lean):
         landed += bool(old[6])
     assert 100 < landed < 300
     assert old[1] != pytest.approx(3e-7)
+
+
+def test_what_a_long_run_can_still_move_is_bounded():
+    far = torch.tensor([5000.0, 1e-3, 0.0, 0.0, 2500.0, 0.1, 1.0, 1.0])
+    level = far
+    for _ in range(5000):
+        level = T.steer(level, torch.tensor([1.0, 1.0, 1.0]), torch.tensor(1.0))
+    moved = math.log2(float(level[1]) / 1e-3)
+    assert 0.2 < moved < 0.4, (
+        "at most 4000 / 5000 doublings less those after 10,000, and a window is blind at first"
+    )
 
 
 def test_a_look_back_sees_whether_the_gradient_points_along_the_way():

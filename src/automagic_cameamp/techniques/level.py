@@ -27,6 +27,7 @@ BACK = 1.4  # the take-off is noticed so late
 DEAD = 0.05  # share of the highest correlation that counts as none
 FULL = 0.5  # so much more moves the level at full speed
 SPEED = 4.0  # doublings while the number of steps grows e-fold
+REST = 1000.0  # from this step on less and less, so that a long run's level comes to rest
 LOOKS = 4  # once it has taken off it looks at every fourth step
 LIFT = 6.0  # what a schedule that falls may add, as it falls
 LARGEST = 1e30  # of a sum: what is larger is as good as that
@@ -170,10 +171,10 @@ def steer(old: Tensor, evidence: Tensor, schedule: Tensor) -> Tensor:
     * Take-off: p_a are the first weights, w fades by .7 a step; the level grows 1.2-fold per step (4-fold
       below 1e-5) until r <= .05, and goes back 1.4-fold, and by the schedule where that is still rising.
     * Then, with w the distance and p_a renewed at each doubling of the number of steps:
-      :math:`\log_2\lambda \mathrel{+}= 4/t \cdot ([2r - .1]_0^1 \min(s, 1)^2 - [-2r - .1]_0^1 (s/\hat s)^4)`.
+      :math:`\log_2\lambda \mathrel{+}= 4/t \cdot \min(1, 1000/t) \cdot ([2r - .1]_0^1 \min(s, 1)^2 - [-2r - .1]_0^1 (s/\hat s)^4)`.
       So it can grow and fall, each doubling of the steps less often, and the less the nearer c is to 0: a
       window is as long as all steps before it, and with full speed at every r the level swung about
-      its place. A schedule s that is low for its own
+      its place. All that it can still move after t > 1000 steps is 4000/t doublings. A schedule s that is low for its own
       reasons, and for that lets c grow, does not make it grow; one that has fallen from its top
       :math:`\hat s` is going to do what a lower level would.
 
@@ -209,9 +210,8 @@ def steer(old: Tensor, evidence: Tensor, schedule: Tensor) -> Tensor:
     climb = torch.where(value < HIGHEST_START, FIRST_GROWTH, GROWTH)
     rises, falls = ((ratio - DEAD) / FULL).clamp(0.0, 1.0), ((-ratio - DEAD) / FULL).clamp(0.0, 1.0)
     drift = rises * part.square() - falls * fallen(schedule, top).square().square()
-    factor = torch.where(
-        flying, torch.where(seen, climb, 1.0), (drift * SPEED / steps.clamp(min=BLIND)).exp2()
-    )
+    speed = SPEED / steps.clamp(min=BLIND) * (REST / steps.clamp(min=REST))
+    factor = torch.where(flying, torch.where(seen, climb, 1.0), (drift * speed).exp2())
     value = value * torch.where(lands, part / BACK, factor)
     renews = lands | (~flying & (age >= span))
     zero = torch.zeros_like(along)
