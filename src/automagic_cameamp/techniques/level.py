@@ -171,11 +171,12 @@ def steer(old: Tensor, evidence: Tensor, schedule: Tensor) -> Tensor:
     * Take-off: p_a are the first weights, w fades by .7 a step; the level grows 1.2-fold per step (4-fold
       below 1e-5) until r <= .05, and goes back 1.4-fold, and by the schedule where that is still rising.
     * Then, with w the distance and p_a renewed at each doubling of the number of steps:
-      :math:`\log_2\lambda \mathrel{+}= 4/t \cdot \min(1, 1000/t) \cdot ([2r - .1]_0^1 \min(s, 1)^2 - [-2r - .1]_0^1 (s/\hat s)^4)`.
+      :math:`\log_2\lambda \mathrel{+}= v_t ([2r - .1]_0^1 \min(s, 1)^2 - [-2r - .1]_0^1 (s/\hat s)^4)`,
+      :math:`v_t = 4/t \cdot \min(1, 1000/t)`.
       So it can grow and fall, each doubling of the steps less often, and the less the nearer c is to 0: a
       window is as long as all steps before it, and with full speed at every r the level swung about
-      its place. All that it can still move after t > 1000 steps is 4000/t doublings. A schedule s that is low for its own
-      reasons, and for that lets c grow, does not make it grow; one that has fallen from its top
+      its place. After t > 1000 steps no more than 4000/t doublings are left. A schedule s that is low for
+      its own reasons, and for that lets c grow, does not make it grow; one that has fallen from its top
       :math:`\hat s` is going to do what a lower level would.
 
     Args:
