@@ -10,6 +10,7 @@ with the smallest mean over seeds. If it lies at the edge of the grid, the grid 
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import multiprocessing
@@ -153,7 +154,19 @@ def source_digest(task: str, optimizer: str) -> str:
         files += sorted(f for path in ours for f in (path.rglob("*.py") if path.is_dir() else [path]))
     if task in ("cat_lora", "unet-full"):
         files += sorted((ROOT / "trainer" / "src" / "automagic_trainer").rglob("*.py"))
-    return sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+    return sha256("".join(_statements(path) for path in files).encode()).hexdigest()[:12]
+
+
+def _statements(path: Path) -> str:
+    """What a file does: its code without comments and docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and ast.get_docstring(node) is not None
+        ):
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 def run_job(job: Job) -> dict[str, Any]:
