@@ -1,7 +1,8 @@
 """Does a rate have to be set? Ours without one, ours at fixed rates, and what people use today, task by task.
 
     python -m benchmarks.auto_rate --tasks flow lm-lora --only baseline     # one piece
-    python -m benchmarks.auto_rate --jobs 16                                # all pieces
+    python -m benchmarks.auto_rate --jobs 16                                # all pieces but the next two
+    python -m benchmarks.auto_rate --tasks flow lm-lora --only classes techniques
     python -m benchmarks.auto_rate --table
     python -m benchmarks.auto_rate --picture docs/images/rate.png
 
@@ -15,7 +16,16 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks.common import RESULTS, argument_parser, available, label, markdown, parse_candidate, read_rows
+from benchmarks.common import (
+    FAMILY,
+    RESULTS,
+    argument_parser,
+    available,
+    label,
+    markdown,
+    parse_candidate,
+    read_rows,
+)
 from benchmarks.compare import Job, run_jobs
 from benchmarks.quality import mean
 
@@ -27,6 +37,24 @@ FIXED = [3e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
 STARTS = [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2]
 OURS = "Automagic_CameAMP8bit"
 PEERS = ["prodigy", "prodigy-plus", "adv-prodigy"]
+
+# One technique changed, the rate found; CHANGES of `ablation.py` are at fixed rates.
+CHANGES = {
+    "use_lr_mask=False": "no learning-rate mask",
+    "lr_mask_granularity=row": "one mask value per row",
+    "use_tam=False": "no torque-aware momentum",
+    "use_grams=False": "no Grams mix",
+    "final_clip=inf": "no final clip",
+    "came=False": "AdaBelief instead of CAME",
+    "factored=False": "second moments in full size",
+    "weight_decay=0": "no weight decay",
+    "weight_decay_phase=always": "weight decay to the end",
+    "beta1_decay=1.0": "momentum and Grams mix do not decay",
+    "full_finetune=True": "no ALLoRA row gain",
+    "use_orthograd=True": "OrthoGrad on (off by default)",
+    "use_agr=True": "AGR on (off by default)",
+    "warmup_steps=100": "phases of 50 and 100 steps, not 250 and 500",
+}
 
 
 def pieces(ours: str) -> dict[str, list[tuple[str, float | None]]]:
@@ -40,7 +68,12 @@ def pieces(ours: str) -> dict[str, list[tuple[str, float | None]]]:
         "peers": [(name, 1.0) for name in PEERS],
         "peer-starts": [(f"{name}:d0={d0:g}", 1.0) for name in PEERS[:2] for d0 in STARTS if d0 != 1e-6],
         "came": [("came", lr) for lr in (1e-4, 2e-4, 5e-4, 1e-3)],
+        "classes": [(name, None) for name in FAMILY if name != OURS],
+        "techniques": [(split + change, None) for change in CHANGES],
     }
+
+
+STANDARD = ["baseline", "fixed", "auto", "starts", "peers", "peer-starts", "came"]
 
 
 def jobs(args) -> list[Job]:
@@ -76,8 +109,9 @@ def settings(rows: list[dict]) -> dict[tuple, dict[float | None, dict[int, float
 
 
 def best(losses: dict[float | None, dict[int, float]]) -> tuple[float | None, float]:
-    """The rate with the lowest mean over seeds, and that mean."""
-    means = {x: mean(seeds.values()) for x, seeds in losses.items()}
+    """The rate with the lowest mean, among those that ran with the most seeds, and that mean."""
+    most = max(map(len, losses.values()))
+    means = {x: mean(seeds.values()) for x, seeds in losses.items() if len(seeds) == most}
     x = min(means, key=lambda x: means[x])
     return x, means[x]
 
@@ -137,7 +171,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--tasks", nargs="+", default=[*CHOSEN, *CONFIRMED])
     parser.add_argument("--schedules", nargs="+", default=SCHEDULES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", default=list(pieces(OURS)), choices=list(pieces(OURS)))
+    parser.add_argument("--only", nargs="+", default=STANDARD, choices=list(pieces(OURS)))
     parser.add_argument("--rates", nargs="+", type=float, default=[], help="of the rates only these")
     parser.add_argument("--ours", default=OURS, help="the class, with options: Name:key=value;key=value")
     parser.add_argument("--steps", type=int, default=0, help="0: the task's own number")

@@ -22,12 +22,13 @@ from benchmarks import (
     launches,
     long_runs,
     native_tables,
+    rate_tables,
 )
 from benchmarks.common import RESULTS, ROOT, argument_parser
 from benchmarks.rows import Rows
 
 PAGES = ["docs/guide.md", "docs/guide.zh-TW.md", "docs/executors.md", "docs/recipes.md"]
-PAGES += [f"docs/evidence/{name}.md" for name in ("claims", "ablation", "testing")]
+PAGES += [f"docs/evidence/{name}.md" for name in ("claims", "ablation", "rate", "testing")]
 REGION = re.compile(r"(<!-- rows: (?P<name>[\w ]+) -->\n).*?(<!-- end of rows -->)", re.S)
 
 REGIONS: dict[str, Callable[[Rows, str], str]] = {
@@ -53,6 +54,10 @@ REGIONS: dict[str, Callable[[Rows, str], str]] = {
         f"recipe {name}": partial(lambda rows, language, name: fit_recipes.region(rows, name), name=name)
         for name in fit_recipes.RECIPES
     },
+    "rate": lambda rows, language: rate_tables.summary(rows),
+    "rate of classes": lambda rows, language: rate_tables.classes(rows),
+    "rate of ranks": lambda rows, language: rate_tables.ranks(rows),
+    "rate and techniques": lambda rows, language: rate_tables.ablation(rows),
     "native speed": native_tables.speed,
     "native thread": native_tables.thread,
 }

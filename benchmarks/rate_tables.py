@@ -1,0 +1,116 @@
+"""Tables of `docs/evidence/rate.md`, from the rows of `auto_rate.py` and `auto_ranks.py`.
+
+A ratio is of mean held-out losses over the seeds that both have run with; tuned means the rate with the
+lowest mean among those that have run with the most seeds.
+"""
+
+from __future__ import annotations
+
+from benchmarks import auto_ranks
+from benchmarks.auto_rate import CHANGES, CHOSEN, CONFIRMED, OURS, PEERS, best, settings
+from benchmarks.common import FAMILY, markdown
+from benchmarks.quality import mean
+from benchmarks.rows import Rows
+
+NAMES = {
+    "flow": "noisy flow matching",
+    "lm-lora": "LoRA of a byte transformer",
+    "lm-full": "all of it",
+    "charlm-tiny": "byte transformer from scratch",
+    "convnet": "convnet from scratch",
+    "cat_lora": "the demo's LoRA",
+    "unet-full": "the demo's whole U-Net",
+    "charlm-small": "larger byte transformer",
+}
+CHEAP = ["flow", "lm-lora", "lm-full", "charlm-tiny"]
+
+
+def over(value: dict[int, float], reference: dict[int, float]) -> tuple[float, int] | None:
+    """Ratio of the means over the seeds that both have, and how many those are."""
+    seeds = value.keys() & reference.keys()
+    if not seeds:
+        return None
+    return mean(value[s] for s in seeds) / mean(reference[s] for s in seeds), len(seeds)
+
+
+def shown(found: tuple[float, int] | None) -> str:
+    return "-" if found is None else f"{found[0]:.3f} ({found[1]})"
+
+
+def summary(rows: Rows) -> str:
+    """Without a rate, against tuned AdamW, our own tuned rate and the peers; how far the start matters."""
+    found, body = settings(rows.all("auto_rate")), []
+    for group, tasks in (("chosen on", CHOSEN), ("confirmed on", CONFIRMED)):
+        for task in tasks:
+            for schedule, steps in sorted({(s, n) for t, s, n, _ in found if t == task}):
+                here = {
+                    kind: losses
+                    for (t, s, n, kind), losses in found.items()
+                    if (t, s, n) == (task, schedule, steps)
+                }
+                if OURS not in here or "adamw" not in here:
+                    continue
+                value, rate = here[OURS][None], best(here["adamw"])[0]
+                cells = [f"{NAMES[task]} ({group})", f"{schedule}, {steps}", f"{rate:g}"]
+                cells.append(shown(over(value, here["adamw"][rate])))
+                own = here.get(f"{OURS}:lr_level=fixed")
+                cells.append(shown(over(value, own[best(own)[0]])) if own else "-")
+                starts = here.get(f"{OURS}:lr_level=auto", {})
+                ratios = [over(losses, here["adamw"][rate]) for losses in starts.values()]
+                spread = [r[0] for r in ratios if r is not None]
+                cells.append(f"{min(spread):.3f} to {max(spread):.3f}" if spread else "-")
+                for peer in PEERS[:2]:
+                    started = here.get(peer, {})
+                    cells.append(shown(over(started[1e-6], here["adamw"][rate])) if 1e-6 in started else "-")
+                body.append(cells)
+    header = [
+        "task",
+        "schedule, steps",
+        "AdamW's best rate",
+        "no rate / AdamW (seeds)",
+        "no rate / our best rate",
+    ]
+    return markdown([*header, "starts 1e-8 to 1e-2 / AdamW", "Prodigy / AdamW", "ProdigyPlus / AdamW"], body)
+
+
+def classes(rows: Rows) -> str:
+    """Every class and profile at its defaults, against the 8-bit base class."""
+    found, body = settings(rows.all("auto_rate")), []
+    for name in FAMILY:
+        kind = name
+        for schedule in ("constant", "cosine"):
+            cells = [_against_base(found, task, schedule, kind) for task in CHEAP]
+            if any(cell != "-" for cell in cells) and name != OURS:
+                body.append([f"`{name}`", schedule, *cells])
+    return markdown(["class", "schedule", *CHEAP], body)
+
+
+def ablation(rows: Rows) -> str:
+    """One technique changed, the rate found: change of the loss in per cent, and its range over the seeds."""
+    found, body = settings(rows.all("auto_rate")), []
+    for option, words in CHANGES.items():
+        cells = []
+        for task in CHEAP:
+            changed = found.get((task, "constant", 300, f"{OURS}:{option}"), {}).get(None, {})
+            base = found.get((task, "constant", 300, OURS), {}).get(None, {})
+            cells.append(_percent(changed, base))
+        if any(cell != "-" for cell in cells):
+            body.append([f"`{option}`", words, *cells])
+    return markdown(["change", "meaning", *(f"{task}, %" for task in CHEAP)], body)
+
+
+def ranks(rows: Rows) -> str:
+    return auto_ranks.table(rows.all("auto_rate"))
+
+
+def _against_base(found: dict, task: str, schedule: str, kind: str) -> str:
+    value = found.get((task, schedule, 300, kind), {}).get(None, {})
+    base = found.get((task, schedule, 300, OURS), {}).get(None, {})
+    return shown(over(value, base))
+
+
+def _percent(changed: dict[int, float], base: dict[int, float]) -> str:
+    percents = [100 * (changed[s] / base[s] - 1) for s in changed.keys() & base.keys()]
+    if not percents:
+        return "-"
+    return f"{mean(percents):+.1f} ({min(percents):+.1f} to {max(percents):+.1f})"
