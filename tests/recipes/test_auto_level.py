@@ -40,8 +40,8 @@ def slowly(old, n, gg, vv, s):
         q = along / size
         peak = max(peak, q)
         if peak > 0:
-            up = min(max(2 * q / peak - 0.1, 0), 1) * s * s
-            down = min(max(-2 * q / peak - 0.1, 0), 1)
+            up = min(max(2 * q / peak, 0), 1) * s * s
+            down = min(max(-2 * q / peak, 0), 1)
             level *= 2 ** ((up - down * left**4) * 4 / max(t, 8) * min(1, 1000 / t))
     if t - since >= max(since, 8):
         return [t, level, 0.0, 0.0, t, peak, settled, top]

@@ -24,8 +24,8 @@ GROWTH, FIRST_GROWTH = 1.2, 4.0  # per step of the take-off; below ``HIGHEST_STA
 KEEP = 0.7  # of the mean correlation, per step of the take-off
 BLIND = 8  # steps that grow whatever they see, and the shortest look back
 BACK = 1.4  # the take-off is noticed so late
-DEAD = 0.05  # share of the highest correlation that counts as none
-FULL = 0.5  # so much more moves the level at full speed
+DEAD = 0.05  # share of the highest correlation that ends the take-off
+FULL = 0.5  # share of it that moves the level at full speed afterwards
 SPEED = 4.0  # doublings while the number of steps grows e-fold
 REST = 1000.0  # from this step on less and less, so that a long run's level comes to rest
 LOOKS = 4  # once it has taken off it looks at every fourth step
@@ -171,7 +171,7 @@ def steer(old: Tensor, evidence: Tensor, schedule: Tensor) -> Tensor:
     * Take-off: p_a are the first weights, w fades by .7 a step; the level grows 1.2-fold per step (4-fold
       below 1e-5) until r <= .05, and goes back 1.4-fold, and by the schedule where that is still rising.
     * Then, with w the distance and p_a renewed at each doubling of the number of steps:
-      :math:`\log_2\lambda \mathrel{+}= v_t ([2r - .1]_0^1 \min(s, 1)^2 - [-2r - .1]_0^1 (s/\hat s)^4)`,
+      :math:`\log_2\lambda \mathrel{+}= v_t ([2r]_0^1 \min(s, 1)^2 - [-2r]_0^1 (s/\hat s)^4)`,
       :math:`v_t = 4/t \cdot \min(1, 1000/t)`.
       So it can grow and fall, each doubling of the steps less often, and the less the nearer c is to 0: a
       window is as long as all steps before it, and with full speed at every r the level swung about
@@ -209,7 +209,7 @@ def steer(old: Tensor, evidence: Tensor, schedule: Tensor) -> Tensor:
     grows = (steps <= BLIND) | (ratio > DEAD)
     lands = flying & seen & ~grows
     climb = torch.where(value < HIGHEST_START, FIRST_GROWTH, GROWTH)
-    rises, falls = ((ratio - DEAD) / FULL).clamp(0.0, 1.0), ((-ratio - DEAD) / FULL).clamp(0.0, 1.0)
+    rises, falls = (ratio / FULL).clamp(0.0, 1.0), (-ratio / FULL).clamp(0.0, 1.0)
     drift = rises * part.square() - falls * fallen(schedule, top).square().square()
     speed = SPEED / steps.clamp(min=BLIND) * (REST / steps.clamp(min=REST))
     factor = torch.where(flying, torch.where(seen, climb, 1.0), (drift * speed).exp2())
