@@ -27,7 +27,7 @@ BACK = 1.4  # the take-off is noticed so late
 DEAD = 0.05  # share of the highest correlation that ends the take-off
 FULL = 0.5  # share of it that moves the level at full speed afterwards
 SPEED = 4.0  # doublings while the number of steps grows e-fold
-REST = 1000.0  # from this step on less and less, so that a long run's level comes to rest
+REST = 300.0  # from this step on less and less, so that a long run's level comes to rest
 LOOKS = 4  # once it has taken off it looks at every fourth step
 LIFT = 6.0  # what a schedule that falls may add, as it falls
 LARGEST = 1e30  # of a sum: what is larger is as good as that
@@ -172,10 +172,10 @@ def steer(old: Tensor, evidence: Tensor, schedule: Tensor) -> Tensor:
       below 1e-5) until r <= .05, and goes back 1.4-fold, and by the schedule where that is still rising.
     * Then, with w the distance and p_a renewed at each doubling of the number of steps:
       :math:`\log_2\lambda \mathrel{+}= v_t ([2r]_0^1 \min(s, 1)^2 - [-2r]_0^1 (s/\hat s)^4)`,
-      :math:`v_t = 4/t \cdot \min(1, 1000/t)`.
+      :math:`v_t = 4/t \cdot \min(1, 300/t)`.
       So it can grow and fall, each doubling of the steps less often, and the less the nearer c is to 0: a
       window is as long as all steps before it, and with full speed at every r the level swung about
-      its place. After t > 1000 steps no more than 4000/t doublings are left. A schedule s that is low for
+      its place. After t > 300 steps no more than 1200/t doublings are left. A schedule s that is low for
       its own reasons, and for that lets c grow, does not make it grow; one that has fallen from its top
       :math:`\hat s` is going to do what a lower level would.
 
