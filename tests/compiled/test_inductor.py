@@ -9,10 +9,16 @@ import torch
 
 import automagic_cameamp
 from automagic_cameamp.executors import compiled
+from automagic_cameamp.state import counts
+from automagic_cameamp.types import Phase
+from compiled.test_matrix import BEFORE, CLASSES, OPTIONS
+from compiled.test_matrix import SHAPES as ROW_SHAPES
 from native import lockstep
 
 pytestmark = pytest.mark.timeout(600)  # a compiler runs
 SHAPES: list[tuple[int, ...]] = [(33, 65), (33, 65), (7,)]
+# Inductor may add the 960 elements of a tensor one after the other: n eps of their sum at most.
+IN_ORDER = 960 * 2.0**-24
 
 
 @pytest.mark.parametrize(
@@ -27,13 +33,47 @@ SHAPES: list[tuple[int, ...]] = [(33, 65), (33, 65), (7,)]
     ],
 )
 def test_one_step_from_the_same_state(name: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
-    runs = lockstep.twin(name, SHAPES, dtype, 3, "compiled", **options)
+    step(name, SHAPES, dtype, options)
+
+
+def step(
+    name: str,
+    shapes: list[tuple[int, ...]],
+    dtype: torch.dtype,
+    options: dict[str, Any],
+    line: float = lockstep.LINE,
+) -> None:
+    """One step from the same state, by the reference and compiled."""
+    runs = lockstep.twin(name, shapes, dtype, BEFORE, "compiled", **options)
     old = [p.detach().clone() for p in runs[0][1]]
     for optimizer, params in runs:
-        lockstep.take(optimizer, params, 3)
-    assert all(graph.call is not None for graph in compiled.COMPILED.graphs.values())
+        lockstep.take(optimizer, params, BEFORE)
     assert not compiled.COMPILED.broken
-    lockstep.compare(runs, old)
+    assert all(graph.call is not None for graph in compiled.COMPILED.graphs.values())
+    lockstep.compare(runs, old, line=line)
+
+
+# Of each recipe the row that changes most; all rows with ``pytest -m slow``, which takes half an hour.
+QUICK = ("tam_granularity", "rank_keep", "momentum_scales")
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [row for row in OPTIONS if any(row[1].get(key) for key in QUICK)],
+    ids=lambda x: str(x)[:60],
+)
+def test_options_off_their_default(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counts.Phases, "of", lambda self, states, warmup: Phase.MIXED)
+    step(name, ROW_SHAPES[:2], torch.float32, {"warmup_steps": 6, **options}, IN_ORDER)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, options", [*CLASSES.values(), *OPTIONS], ids=lambda x: str(x)[:60])
+def test_every_row(name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts.Phases, "of", lambda self, states, warmup: Phase.MIXED)
+    step(name, ROW_SHAPES, torch.float32, {"warmup_steps": 6, **options}, IN_ORDER)
 
 
 def test_rates_steps_and_the_set_of_gradients_compile_nothing_anew() -> None:

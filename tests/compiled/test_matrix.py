@@ -1,7 +1,7 @@
 """Every class, code, type and option through the tracer: one graph per stack, and the reference's very bits.
 
-The graph is run by torch as it was traced (backend "eager"), so nothing may differ at all; what a compiler
-makes of it is looked at in test_inductor.py. Options leave their default one by one.
+The graph is run as it was traced, so nothing may differ at all; what a compiler makes of it is looked at in
+test_inductor.py, of every row here with ``pytest -m slow``.
 """
 
 from __future__ import annotations
@@ -27,31 +27,80 @@ BASE, IMPROVED, CONTEXTUAL = (
     "Automagic_CameAMP_COptim",
 )
 AFFINE = "Automagic_CameAMP_8Bit"
+# Several in one row, where none of them hides another: a trace costs seconds.
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    (BASE, {"came": False}),
-    (BASE, {"factored": False, "confidence_1d": True}),
-    (BASE, {"use_agr": True, "use_orthograd": True}),
-    (BASE, {"use_tam": False, "use_grams": False, "use_lr_mask": False, "full_finetune": True}),
-    (BASE, {"tam_granularity": "row"}),
-    (BASE, {"weight_decay_phase": "always", "weight_decay": 0.3, "hard_min_lr": True}),
+    (BASE, {"came": False, "use_agr": True, "lr_level": "vote"}),
+    (
+        BASE,
+        {
+            "factored": False,
+            "confidence_1d": True,
+            "tam_granularity": "row",
+            "use_orthograd": True,
+            "lr_mask_granularity": "row",
+        },
+    ),
+    (
+        BASE,
+        {
+            "use_tam": False,
+            "use_grams": False,
+            "use_lr_mask": False,
+            "full_finetune": True,
+            "lr_level": "distance",
+        },
+    ),
     # In fp32 as in Python: a rate is a tensor in a graph, and the bounds are divided by it.
-    (BASE, {"lr": 2.0**-10, "min_lr": 15 * 2.0**-14, "max_lr": 17 * 2.0**-14}),
-    (BASE, {"lr_mask_rule": "additive", "lr_bump": 1e-4}),
-    (BASE, {"lr_mask_granularity": "row"}),
-    (BASE, {"lr_mask_granularity": "tensor"}),
-    (BASE, {"lr_mask_granularity": "group"}),
-    (BASE, {"lr_level": "distance"}),
-    (BASE, {"lr_level": "vote"}),
+    (
+        BASE,
+        {
+            "lr": 2.0**-10,
+            "min_lr": 15 * 2.0**-14,
+            "max_lr": 17 * 2.0**-14,
+            "lr_mask_granularity": "tensor",
+            "betas": (0.5, 0.9, 0.95),
+            "beta1_decay": 0.9,
+        },
+    ),
+    (
+        BASE,
+        {
+            "weight_decay_phase": "always",
+            "weight_decay": 0.3,
+            "hard_min_lr": True,
+            "clip_threshold": float("inf"),
+            "final_clip": 0.1,
+            "eps": (1e-20, 1e-10, 1e-4),
+            "eta": 1.0,
+        },
+    ),
+    (BASE, {"lr_mask_rule": "additive", "lr_bump": 1e-4, "lr_mask_granularity": "group"}),
     (BASE, {"lr_level": "auto"}),
-    (BASE, {"clip_threshold": float("inf"), "final_clip": 0.1, "eps": (1e-20, 1e-10, 1e-4), "eta": 1.0}),
-    (BASE, {"betas": (0.5, 0.9, 0.95), "beta1_decay": 0.9}),
     (CONTEXTUAL, {"momentum_scales": None}),
     (CONTEXTUAL, {"momentum_scales": [2, 7], "came": False}),
-    (IMPROVED, {"use_cautious": False, "use_spd": False, "edge_suppression": False}),
-    (IMPROVED, {"spatial_mode": "conv", "background_regularization": False, "d_coef": 1}),
-    (IMPROVED, {"spatial_awareness": False, "frequency_penalty": 0.0, "lora_rank_penalty": False}),
-    (IMPROVED, {"edge_penalty": 0.5, "edge_threshold": 0.3, "detail_preservation": 0.3, "rank_keep": 3}),
-    (IMPROVED, {"rank_penalty_strength": 0.1, "low_rank_emphasis": 2.0, "weight_decay": 0.5}),
+    (IMPROVED, {"use_cautious": False, "use_spd": False, "spatial_mode": "conv", "d_coef": 1}),
+    (
+        IMPROVED,
+        {
+            "edge_suppression": False,
+            "background_regularization": False,
+            "spatial_awareness": False,
+            "frequency_penalty": 0.0,
+            "lora_rank_penalty": False,
+        },
+    ),
+    (
+        IMPROVED,
+        {
+            "edge_penalty": 0.5,
+            "edge_threshold": 0.3,
+            "detail_preservation": 0.3,
+            "rank_keep": 3,
+            "rank_penalty_strength": 0.1,
+            "low_rank_emphasis": 2.0,
+            "weight_decay": 0.5,
+        },
+    ),
     (AFFINE, {"adaptive_block_size": True, "min_block_size": 512, "max_block_size": 2048}),
     (AFFINE, {"quantization_strategy": Strategy()}),
     (AFFINE, {"block_size": 64, "quantize_states": False}),
@@ -82,7 +131,7 @@ def traced(
     phase: Phase | None,
 ) -> None:
     """One step from the same state, by the reference and by the traced graph: the same bits."""
-    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    monkeypatch.setattr(torch, "compile", lambda traced, **_: traced)
     if phase is not None:
         monkeypatch.setattr(counts.Phases, "of", lambda self, states, warmup: phase)
     (reference, params), (other, others) = lockstep.twin(name, SHAPES, dtype, BEFORE, "compiled", **options)

@@ -78,14 +78,18 @@ def compiler() -> str | None:
     return next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
 
 
-def build(folder: Path, flavour: str) -> Codecs:
+def build(folder: Path, flavour: str) -> None:
     """Compile the codecs for one instruction set."""
     target = folder / f"{flavour}.so"
     command = [compiler() or "c++", *FLAGS, *FLAVOURS[flavour], f"-DAUTOMAGIC_ISA={flavour}"]
     subprocess.run(
         [*command, f"-I{SOURCES}", str(Path(__file__).with_name("codecs.cpp")), "-o", str(target)], check=True
     )
-    return Codecs(ctypes.CDLL(str(target)), flavour)
+
+
+def load(folder: Path, flavour: str) -> Codecs:
+    """What ``build`` has made."""
+    return Codecs(ctypes.CDLL(str(folder / f"{flavour}.so")), flavour)
 
 
 def address(x: Tensor | None) -> ctypes.c_void_p:

@@ -84,7 +84,9 @@ def off_by(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) if a.numel() else 0.0
 
 
-def compare_state(optimizer: Any, p: Any, other: Any, q: Any, fields: Any, renewed: bool = False) -> None:
+def compare_state(
+    optimizer: Any, p: Any, other: Any, q: Any, fields: Any, renewed: bool = False, line: float = LINE
+) -> None:
     layout = Layout.of(tuple(p.shape))
     mine, theirs = optimizer.state[p], other.state[q]
     assert list(mine) == list(theirs)
@@ -101,7 +103,7 @@ def compare_state(optimizer: Any, p: Any, other: Any, q: Any, fields: Any, renew
             if spec.name in EXACT:
                 assert torch.equal(a, b), where
                 continue
-            limit = RESIDUAL if "res" in spec.name or spec.name == "s" else LINE
+            limit = RESIDUAL if "res" in spec.name or spec.name == "s" else line
             assert off_by(a, b) <= limit, (where, off_by(a, b))
             continue
         planes = [
@@ -127,13 +129,15 @@ def compare_state(optimizer: Any, p: Any, other: Any, q: Any, fields: Any, renew
         assert float((apart > 0).float().mean()) <= max(RARE, 1.5 / apart.numel()), where
 
 
-def compare(runs: list[tuple[Any, list[Any]]], before: list[Tensor], renewed: bool = False) -> None:
-    """Whether the kernels ended where the reference did, parameter by parameter."""
+def compare(
+    runs: list[tuple[Any, list[Any]]], before: list[Tensor], renewed: bool = False, line: float = LINE
+) -> None:
+    """Whether the other executor ended where the reference did, parameter by parameter."""
     (reference, params), (native, others) = runs
     model = reference.model
     fields = {id(p): model.fields(g, c) for g, c in model.chunks() for p in c.params}
     for p, q, old in zip(params, others, before, strict=True):
-        compare_state(reference, p, native, q, fields[id(p)], renewed)
+        compare_state(reference, p, native, q, fields[id(p)], renewed, line)
         a, b = p.detach().double(), q.detach().double()
         move = (a - old.double()).abs()
         if p.dtype == torch.float32:
