@@ -13,6 +13,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,36 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def argument_parser(text: str | None) -> argparse.ArgumentParser:
     """Parser whose help is the module's own text."""
     return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def model_parser(
+    text: str | None, optimizers: list[str], layers: int, width: int, bench: str
+) -> argparse.ArgumentParser:
+    """Parser of a benchmark that looks at candidates on a model of so many layers."""
+    parser = argument_parser(text)
+    parser.add_argument("--optimizers", nargs="+", default=optimizers, help=CANDIDATE_HELP)
+    parser.add_argument("--layers", type=int, default=layers)
+    parser.add_argument("--width", type=int, default=width)
+    parser.add_argument("--quick", action="store_true", help="a tiny model: does it run?")
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{bench}.jsonl")
+    parser.set_defaults(bench=bench)
+    return parser
+
+
+def candidate_rows(
+    arguments: argparse.Namespace,
+    measure: Callable[[str, dict[str, Any]], Iterable[dict[str, Any]]],
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """What is measured of every candidate; a row is written as soon as it is there."""
+    rows: list[dict[str, Any]] = []
+    for candidate in arguments.optimizers:
+        name, options = parse_candidate(candidate)
+        for found in measure(name, options):
+            row = {"bench": arguments.bench, "optimizer": name, "options": options}
+            rows.append({**row, **settings, **found, **environment()})
+            append_row(arguments.out, rows[-1])
+    return rows
 
 
 # --- numbers and tables -------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,17 +27,7 @@ from automagic_cameamp.executors.native.call import Table
 from automagic_cameamp.executors.work import Folded
 from automagic_cameamp.kernels import layout
 from automagic_cameamp.training import offload
-from benchmarks.common import (
-    CANDIDATE_HELP,
-    RESULTS,
-    append_row,
-    argument_parser,
-    build,
-    environment,
-    label,
-    markdown,
-    parse_candidate,
-)
+from benchmarks.common import build, candidate_rows, label, markdown, model_parser
 from benchmarks.meters import Neighbours
 
 OPTIMIZERS = ["Automagic_CameAMP8bit", "Automagic_CameAMP_COptim8bit", "Automagic_CameAMP_Improved_8Bit"]
@@ -217,17 +206,12 @@ def table(rows: list[dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS, help=CANDIDATE_HELP)
-    parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--width", type=int, default=2048)
+    parser = model_parser(__doc__, OPTIMIZERS, 24, 2048, "host_overlap")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--bandwidth", type=float, default=12.0, help="of the bus, GB/s each way")
     parser.add_argument(
         "--ns", type=float, default=0.0, help="of a parameter in emulated kernels; 0: real ones"
     )
-    parser.add_argument("--quick", action="store_true", help="a tiny model: does it run?")
-    parser.add_argument("--out", type=Path, default=RESULTS / "host_overlap.jsonl")
     arguments = parser.parse_args(argv)
     layers, width, repeats = arguments.layers, arguments.width, arguments.repeats
     if arguments.quick:
@@ -235,25 +219,20 @@ def main(argv: list[str] | None = None) -> list[dict]:
     kernels = Table._run
     if arguments.ns:
         setattr(Table, "_run", asleep(arguments.ns))  # noqa: B010
-    rows = []
-    for candidate in arguments.optimizers:
-        name, options = parse_candidate(candidate)
+
+    def shares(name: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for found in measure(name, options, layers, width, repeats, 1e9 * arguments.bandwidth):
-            row = {
-                "bench": "host_overlap",
-                "optimizer": name,
-                "options": options,
-                "layers": layers,
-                "width": width,
-                "bandwidth": arguments.bandwidth,
-                "ns": arguments.ns,
-                "threads": torch.get_num_threads(),
-                "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-                **found,
-                **environment(),
-            }
-            append_row(arguments.out, row)
-            rows.append(row)
+            yield {"load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None, **found}
+
+    rows = candidate_rows(
+        arguments,
+        shares,
+        layers=layers,
+        width=width,
+        bandwidth=arguments.bandwidth,
+        ns=arguments.ns,
+        threads=torch.get_num_threads(),
+    )
     setattr(Table, "_run", kernels)  # noqa: B010
     print(table(rows))
     return rows

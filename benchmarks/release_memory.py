@@ -9,23 +9,13 @@ and state are held before; what is measured is what backward and step add: gradi
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import (
-    CANDIDATE_HELP,
-    RESULTS,
-    append_row,
-    argument_parser,
-    build,
-    environment,
-    label,
-    markdown,
-    parse_candidate,
-)
+from benchmarks.common import build, candidate_rows, label, markdown, model_parser
 from benchmarks.meters import OpMeter, state_bytes
 
 OPTIMIZERS = ["Automagic_CameAMP", "Automagic_CameAMP8bit", "Automagic_CameAMP_Improved_8Bit"]
@@ -96,31 +86,14 @@ def table(rows: list[dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS, help=CANDIDATE_HELP)
-    parser.add_argument("--layers", type=int, default=256)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--quick", action="store_true", help="a tiny model: does it run?")
-    parser.add_argument("--out", type=Path, default=RESULTS / "release_memory.jsonl")
-    arguments = parser.parse_args(argv)
-    layers = 16 if arguments.quick else arguments.layers
-    rows = []
-    for candidate in arguments.optimizers:
-        name, options = parse_candidate(candidate)
+    arguments = model_parser(__doc__, OPTIMIZERS, 256, 128, "release_memory").parse_args(argv)
+    layers, width = 16 if arguments.quick else arguments.layers, arguments.width
+
+    def both(name: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for release in (False, True):
-            found = measure(name, options, layers, arguments.width, release)
-            row = {
-                "bench": "release_memory",
-                "optimizer": name,
-                "options": options,
-                "release": release,
-                "layers": layers,
-                "width": arguments.width,
-                **found,
-                **environment(),
-            }
-            append_row(arguments.out, row)
-            rows.append(row)
+            yield {"release": release, **measure(name, options, layers, width, release)}
+
+    rows = candidate_rows(arguments, both, layers=layers, width=width)
     print(table(rows))
     return rows
 

@@ -38,7 +38,7 @@ def check(name: str, engine: str, pattern: list[tuple[int, ...]], dtype: torch.d
 
 @EVERY
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@settings(max_examples=8)
+@settings(max_examples=4)
 @example(ALTERNATING)
 @example(RARE)
 @example(BAD_WHEN_DUE)
@@ -48,7 +48,7 @@ def test_together_and_alone(name: str, engine: str, pattern: list[tuple[int, ...
 
 
 @EVERY
-@settings(max_examples=8)
+@settings(max_examples=4)
 @example(ALTERNATING)
 @example(BAD_WHEN_DUE)
 @given(patterns)

@@ -13,14 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 from automagic_cameamp.optimizers import OPTIMIZERS
 from distributed.models import build, digest
 
-STEPS, BAD_STEP = 100, 40
+STEPS, WARMUP, BAD_STEP = 40, 24, 16
 
 
 def _train(name: str, dtype: torch.dtype, engine: str = "auto") -> dict[str, Any]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, 40), nn.Tanh(), nn.LayerNorm(40), nn.Linear(40, 9)).to(dtype)
     replica = DistributedDataParallel(model)
-    optimizer = build(name, model.named_parameters(), warmup_steps=60, engine=engine)
+    optimizer = build(name, model.named_parameters(), warmup_steps=WARMUP, engine=engine)
     start = digest_of_weights(model)
     generator = torch.Generator().manual_seed(10 + dist.get_rank())  # every process has its own data
     for t in range(STEPS):

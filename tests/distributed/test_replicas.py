@@ -17,7 +17,7 @@ CASES = [
 
 @pytest.mark.parametrize("world", ["two", "four"])
 @pytest.mark.parametrize("case", CASES)
-def test_replicas_are_equal_after_a_hundred_steps(case, world, request):
+def test_replicas_are_equal_after_forty_steps(case, world, request):
     seen = [rank["replicas"][case] for rank in request.getfixturevalue(world)]
     assert all(rank == seen[0] for rank in seen)
     assert seen[0]["moved"] and seen[0]["finite"]

@@ -99,7 +99,12 @@ def test_one_and_two_threads_give_the_same_bits():
     tests, source = Path(drive.__file__).parents[1], Path(automagic_cameamp.__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", THREADS],
-        env={**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join([str(source), str(tests)])},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "2",
+            "OMP_WAIT_POLICY": "PASSIVE",  # beside other processes, threads that spin cost seconds
+            "PYTHONPATH": os.pathsep.join([str(source), str(tests)]),
+        },
         capture_output=True,
         text=True,
         check=False,
