@@ -43,7 +43,7 @@ def tasks() -> list[str]:
 
 
 def jobs(args) -> list[Job]:
-    runs = [({}, None), *(({"lr_level": "fixed"}, lr) for lr in RATES)]
+    runs = [({}, None), *(({"lr_level": "fixed"}, lr) for lr in args.rates)]
     return [
         Job(task, OURS, options, lr, seed, args.steps, args.schedule, plain=True)
         for task in tasks()
@@ -78,6 +78,7 @@ def table(rows: list[dict]) -> str:
 def main(argv: list[str] | None = None) -> list[dict]:
     parser = argument_parser(__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--schedule", default="constant")
     parser.add_argument("--steps", type=int, default=0, help="0: the task's own number")
     parser.add_argument("--jobs", type=int, default=1, help="parallel processes, one thread each")
