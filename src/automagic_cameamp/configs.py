@@ -323,7 +323,7 @@ class ContextualConfig(OptimizerConfig):
         (0.5, 2.0), _multiplier_bounds, "controller: lowest and highest multiplier of the rates"
     )
     momentum_scales: list[int] | None = option(
-        [1, 5, 10, 25], _scales, "lengths of momentum in steps, weighted 1/length; None: beta1's alone"
+        [1, 5, 10, 25], _scales, "lengths of momentum in steps, averaged; None: beta1's alone"
     )
 
     @property

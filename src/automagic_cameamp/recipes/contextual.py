@@ -1,8 +1,8 @@
 """Automagic CameAMP COptim: the base recipe with momentum of several lengths and a controller.
 
-What is added to ``base``: the running mean of step 3 becomes a weighted mean of several (short ones
-weigh most), and every rate is multiplied by the number that ``control.ContextualController`` found
-from the steps before. What the controller needs to know leaves ``update`` as ``Signals``.
+What is added to ``base``: the running mean of step 3 becomes the mean of several lengths, and every
+rate is multiplied by the number that ``control.ContextualController`` found from the steps before.
+What the controller needs to know leaves ``update`` as ``Signals``.
 """
 
 from __future__ import annotations

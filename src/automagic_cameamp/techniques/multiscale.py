@@ -46,21 +46,19 @@ def kept_scales(beta1: float, scales: Sequence[int] | None) -> tuple[int, ...]:
 
 
 def scale_weights(beta1: float, scales: Sequence[int]) -> tuple[float, float, tuple[float, ...]]:
-    r"""Shares :math:`w_s / \sum w` with :math:`w_s = 1/s`: of ``exp_avg``, of the update, of the others."""
-    total = sum(1 / s for s in set(scales))
-    own = own_scale(beta1, scales)
-    update = 1 / total if 1 in scales and own != 1 else 0.0
-    return 1 / own / total, update, tuple(1 / s / total for s in kept_scales(beta1, scales))
+    """Shares of ``exp_avg``, of the update (0 where no scale of 1 stands beside it), of the others: equal."""
+    share = 1 / len(set(scales))
+    update = share if 1 in scales and own_scale(beta1, scales) != 1 else 0.0
+    return share, update, (share,) * len(kept_scales(beta1, scales))
 
 
 @local(Locality.ELEMENT)
 def multiscale(
     own: Tensor, u: Tensor, kept: Sequence[Tensor], beta1: float, scales: Sequence[int] | None
 ) -> Tensor:
-    r"""Momentum over several lengths of time, the short ones weighing most.
+    r"""Momentum over several lengths of time, each counting the same.
 
-    .. math:: m = \frac{\sum_s w_s\, m_s}{\sum_s w_s}, \qquad w_s = 1/s, \qquad
-              m_s \leftarrow (1 - 1/s)\, m_s + u / s
+    .. math:: m = \frac1n \sum_s m_s, \qquad m_s \leftarrow (1 - 1/s)\, m_s + u / s
 
     Args:
         own: [B,K,m,n] ``exp_avg``, the mean whose length is that of beta1, u included.
@@ -74,7 +72,9 @@ def multiscale(
 
     Source: the public original of this optimizer family.
     Deviations: that one averages *raw* gradients, only every s-th step, mixes them with normalised
-    updates, and keeps fp32 copies beside the 8-bit ones.
+    updates, and keeps fp32 copies beside the 8-bit ones. Weights of 1/s, which it has, make three quarters
+    of the mixture of this very update: 1 to 3% behind one mean of length 5, where equal ones are level
+    with it (``docs/evidence/rate.md``).
     Options: momentum_scales. In the contextual classes.
     Measured: a constant update is a fixed point; the formula against a plain second writing; the weights;
     ``[5]`` with a still controller is ``Automagic_CameAMP``, bit for bit.
@@ -93,7 +93,7 @@ def multiscale(
 def multiscale_gain(product: Tensor, t: Tensor, beta1: float, scales: Sequence[int] | None) -> Tensor:
     r"""How much of a constant update the mixture holds after t steps from zero.
 
-    .. math:: \frac{\sum_s w_s (1 - \beta_s^t)}{\sum_s w_s}
+    .. math:: \frac1n \sum_s (1 - \beta_s^t)
 
     Args:
         product: [B,1,1,1] product of the coefficients that ``exp_avg`` had so far.
