@@ -6,7 +6,7 @@
     python -m benchmarks.auto_rate --table
     python -m benchmarks.auto_rate --picture docs/images/rate.png
 
-Opponents: AdamW at seven rates; Prodigy and ProdigyPlusScheduleFree from seven starts, adv_optm's Prodigy;
+Opponents: AdamW at eight rates; Prodigy and ProdigyPlusScheduleFree from seven starts, adv_optm's Prodigy;
 CAME and our own class at fixed rates; ours with nothing given, and from seven starts. Nothing else is set.
 Every run is a row of `results/auto_rate.jsonl` as soon as it ends; a second start runs only what is missing.
 """
@@ -131,7 +131,7 @@ def table(rows: list[dict]) -> str:
     return markdown(["task", "schedule, steps", "candidate", "loss", "seeds", "at each rate or start"], body)
 
 
-SHOWN = {"flow": "noisy flow matching", "lm-lora": "LoRA of a byte transformer", "lm-full": "all of it"}
+SHOWN = {"flow": "noisy flow matching", "lm-lora": "LoRA of a byte transformer", "lm-full": "the whole byte transformer"}
 CURVES = {
     "adamw": ("AdamW: rate", "#888888"),
     "prodigy": ("Prodigy: d0", "#d1902b"),
@@ -157,7 +157,7 @@ def picture(rows: list[dict], path: Path) -> None:
             points = sorted((x, mean(seeds.values()) / unit) for x, seeds in here.get(name, {}).items() if x)
             xs, ys = [x for x, _ in points], [min(y, WORST) for _, y in points]
             axis.plot(xs, ys, "o-", color=colour, label=words, linewidth=2, markersize=4)
-        axis.set(xscale="log", title=title, ylim=(0.95, WORST + 0.01), xlim=(6e-9, 3e-2))
+        axis.set(xscale="log", title=title, ylim=(0.95, WORST + 0.01), xlim=(6e-9, 5e-2))
         axis.axhline(1, color="#cccccc", linewidth=0.8, zorder=0)
     axes[0].set_ylabel("held-out loss / AdamW at its best rate")
     axes[1].set_xlabel("where it was started")

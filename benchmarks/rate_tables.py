@@ -15,7 +15,7 @@ from benchmarks.rows import Rows
 NAMES = {
     "flow": "noisy flow matching",
     "lm-lora": "LoRA of a byte transformer",
-    "lm-full": "all of it",
+    "lm-full": "the whole byte transformer",
     "charlm-tiny": "byte transformer from scratch",
     "convnet": "convnet from scratch",
     "cat_lora": "the demo's LoRA",
