@@ -53,6 +53,7 @@ def mutation(rows: Rows, language: str) -> str:
             row["date"][:10],
             f"`{row['commit']}`",
             row["seed"],
+            ", ".join(f"`{name}/`" for name in row.get("of_modules") or ()) or "all",
             f"{row['mutants']} of {row['of']:,}",
             row["noticed"] + row["late"],
             row["survived"],
@@ -60,7 +61,7 @@ def mutation(rows: Rows, language: str) -> str:
         ]
         for row in rows.all("mutation")
     ]
-    header = ["date", "commit", "seed", "mutants", "noticed", "survived", "noticed, share"]
+    header = ["date", "commit", "seed", "of", "mutants", "noticed", "survived", "noticed, share"]
     return markdown(header, _plain(lines))
 
 

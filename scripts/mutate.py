@@ -268,7 +268,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--count", type=int, default=150, help="how many mutants")
     parser.add_argument("--seed", type=int, default=0, help="decides which")
     parser.add_argument("--minutes", type=float, default=24 * 60, help="stop then, with what was seen")
-    parser.add_argument("--modules", nargs="+", help="of mutate_map.py; all by default")
+    parser.add_argument("--modules", nargs="+", help="or folders, of mutate_map.py; all by default")
     parser.add_argument("--only", nargs="+", help="these mutants (module:line:number); no row is written")
     parser.add_argument("--again", action="store_true", help="what survived the last run of this seed")
     parser.add_argument("--tests", nargs="+", help="instead of those of mutate_map.py; no row is written")
@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     import torch  # noqa: F401
     from mutate_map import COVERED
 
-    covered = {m: t for m, t in COVERED.items() if args.modules is None or m in args.modules}
+    covered = {m: t for m, t in COVERED.items() if args.modules is None or m.startswith(tuple(args.modules))}
     if args.tests:
         covered = {module: args.tests for module in covered}
     last = _last(args.out, args.seed) if args.again else None
@@ -301,6 +301,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "mutants": len(chosen),
         "of": total,
         "modules": len({m.module for m in chosen}),
+        "of_modules": args.modules,
         "noticed": len(found[FAILED]),
         "late": len(found[LATE]),
         "survived": len(found[PASSED]),
@@ -313,7 +314,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         row.update({key: last[key] for key in ("mutants", "of", "modules", "kinds")})
         row.update(noticed=last["noticed"] + len(found[FAILED]), late=last["late"] + len(found[LATE]))
         row["again"] = len(chosen)
-    if not (args.only or args.tests or args.modules):
+    if not (args.only or args.tests):
         with open(args.out, "a") as file:
             file.write(json.dumps(row) + "\n")
     for line in row["survivors"]:

@@ -29,10 +29,36 @@ SAVED = ["tests/distributed/test_saved.py", "-k", "not four"]
 SHARDED = ["tests/distributed/test_sharded.py", "tests/distributed/test_saved.py", "-k", "not four"]
 LOOP, BLOCKS = "tests/storage/test_in_the_loop.py", "tests/storage/test_blocks.py"
 
-# Not covered: the engines of whole steps (native*), whose tests hold them in lock-step with these.
+LOCKSTEP, PLAN = "tests/native/test_lockstep.py", "tests/native/test_plan.py"
+NATIVE = [
+    PLAN,
+    "tests/native/test_abi.py",
+    f"{LOCKSTEP}::test_one_step_from_the_same_state",
+    f"{LOCKSTEP}::test_low_precision_weights",
+    f"{LOCKSTEP}::test_the_automatic_level",
+    f"{LOCKSTEP}::test_momentum_scales",
+    f"{LOCKSTEP}::test_a_step_that_searches_directions",
+    "tests/matrix/test_options.py::test_an_option_acts_alike_in_reference_and_kernels",
+]
+
 COVERED: dict[str, list[str]] = {
     "state/adapters.py": ["tests/engine/test_adapters.py"],
     "executors/compiled.py": ["tests/compiled/test_failures.py", "tests/compiled/test_matrix.py"],
+    "executors/native/call.py": [*NATIVE, "tests/contextual/test_optimizer.py"],
+    "executors/native/plan.py": [
+        PLAN,
+        "tests/layout/test_versions.py",
+        "tests/counts/test_caches.py",
+        *NATIVE[1:],
+    ],
+    "executors/native/table.py": [*NATIVE, "tests/layout/test_engine_report.py"],
+    "kernels/build.py": ["tests/test_packaging.py::test_the_optimizers_wheel_is_small"],
+    "kernels/layout.py": NATIVE,
+    "kernels/native.py": [
+        *NATIVE[:2],
+        f"{LOCKSTEP}::test_a_step_is_told_the_limit",
+        "tests/layout/test_engine_report.py",
+    ],
     "executors/native/copies.py": ["tests/layout/test_strides.py"],
     "eager.py": ["tests/layout/test_compile.py"],
     "state/kinds.py": ["tests/tensors/test_kinds.py", "tests/tensors/test_twice.py"],

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from automagic_cameamp.kernels import build
+from once import once
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -59,6 +60,10 @@ def built(root: Path, folder: Path, **settings: str) -> zipfile.ZipFile:
     settings = {**os.environ, **settings}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=settings)
     assert done.returncode == 0, done.stderr
+    return opened(folder)
+
+
+def opened(folder: Path) -> zipfile.ZipFile:
     (wheel,) = folder.glob("*.whl")
     return zipfile.ZipFile(wheel)
 
@@ -66,13 +71,13 @@ def built(root: Path, folder: Path, **settings: str) -> zipfile.ZipFile:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The optimizers."""
-    return built(ROOT, tmp_path_factory.mktemp("wheel"))
+    return opened(once(tmp_path_factory, "wheel", lambda folder: built(ROOT, folder)))
 
 
 @pytest.fixture(scope="module")
 def trainer_wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The trainer and the demo."""
-    return built(TRAINER, tmp_path_factory.mktemp("trainer"))
+    return opened(once(tmp_path_factory, "trainer-wheel", lambda folder: built(TRAINER, folder)))
 
 
 def sources(package: Path) -> set[str]:

@@ -52,7 +52,7 @@ LATE = [({0}, False)] * 5 + [({0, 1}, True)] * 3 + [({2}, False)] * 2
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=5, phases=NO_SHRINKING)
+@settings(max_examples=3, phases=NO_SHRINKING)
 @example(PROGRAM)
 @example(LATE)
 @given(st.lists(passes, min_size=4, max_size=14))

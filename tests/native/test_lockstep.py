@@ -77,8 +77,7 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("kind", ["base", "base dynamic", "balanced", "affine", "contextual 8bit"])
-@pytest.mark.parametrize("before", [0, 3, 14])
-@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize(("before", "dtype"), [(0, FP32), (3, FP32), (14, FP32), (3, BF16)])
 def test_the_automatic_level(kind: str, before: int, dtype: torch.dtype) -> None:
     name, options = CLASSES[kind]
     lockstep.check(name, dtype, before, warmup_steps=100, lr_level="auto", **options)
@@ -88,33 +87,22 @@ def test_nearest_rounding() -> None:
     lockstep.check("Automagic_CameAMP", BF16, BEFORE, stochastic_rounding=False)
 
 
+# What tests/matrix does not set: it takes every option off its default, in every phase.
 BASE = [
-    {"use_tam": False}, {"use_grams": False}, {"lr_mask_rule": "none"}, {"use_lr_mask": False},
-    {"lr_mask_granularity": "row"}, {"lr_mask_granularity": "tensor"}, {"weight_decay": 0.0},
-    {"weight_decay_phase": "always"}, {"full_finetune": True}, {"final_clip": float("inf")},
-    {"final_clip": 0.3}, {"clip_threshold": float("inf")}, {"clip_threshold": 0.2}, {"confidence_1d": True},
-    {"hard_min_lr": True, "min_lr": 5e-4}, {"betas": (0.3, 0.9, 0.95)}, {"beta1_decay": 0.5},
-    {"max_lr": 1.2e-3, "min_lr": 9e-4}, {"eta": 0.5}, {"eps": (1e-8, 1e-8, 1e-3)},
+    {"lr_mask_rule": "none"}, {"lr_mask_granularity": "tensor"}, {"weight_decay": 0.0},
+    {"final_clip": float("inf")}, {"clip_threshold": float("inf")},
 ]  # fmt: skip
-IMPROVED = [
-    {"use_cautious": False}, {"use_spd": False}, {"edge_suppression": False}, {"frequency_penalty": 0.0},
-    {"frequency_penalty": 1.0}, {"background_regularization": False}, {"spatial_awareness": False},
-    {"lora_rank_penalty": False}, {"low_rank_emphasis": 3.0}, {"rank_keep": 2}, {"d_coef": 1},
-    {"d_coef": 5}, {"spatial_mode": "conv"}, {"weight_decay": 0.3}, {"edge_penalty": 1.0},
-    {"detail_preservation": 0.1}, {"lr_mask_granularity": "row"}, {"use_grams": False},
-]  # fmt: skip
+IMPROVED = [{"frequency_penalty": 0.0}, {"frequency_penalty": 1.0}, {"d_coef": 1}, {"rank_keep": 2}]
 
 
 @pytest.mark.parametrize("option", BASE, ids=str)
 def test_options_of_every_recipe(option: dict[str, Any]) -> None:
-    late = option.get("weight_decay_phase") == "always" or "beta1_decay" in option
-    lockstep.check("Automagic_CameAMP8bit", FP32, BEFORE, warmup_steps=2 if late else 100, **option)
+    lockstep.check("Automagic_CameAMP8bit", FP32, BEFORE, warmup_steps=100, **option)
 
 
 @pytest.mark.parametrize("option", IMPROVED, ids=str)
 def test_options_of_the_improved_recipe(option: dict[str, Any]) -> None:
-    warmup = 2 if "use_cautious" in option else 100
-    lockstep.check("Automagic_CameAMP_Improved", FP32, BEFORE, warmup_steps=warmup, **option)
+    lockstep.check("Automagic_CameAMP_Improved", FP32, BEFORE, warmup_steps=100, **option)
 
 
 @pytest.mark.parametrize("scales", [None, [1], [5], [2, 7], [1, 5, 10, 25, 50, 100]], ids=str)

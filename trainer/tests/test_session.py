@@ -23,6 +23,7 @@ from automagic_trainer.errors import UserError
 from automagic_trainer.gallery import Drawing, Gallery, draw, write_grid, write_sheet
 from automagic_trainer.model import add_lora, load_adapter, load_base, save_adapter
 from automagic_trainer.presets import DEMO_OPTIMIZERS, QUICK_OPTIMIZERS
+from once import once
 
 PROMPT = "cat face with sunglasses"
 
@@ -35,13 +36,16 @@ def picture_in(file: Path) -> np.ndarray:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished demo of three steps, through the command line."""
-    out = tmp_path_factory.mktemp("demo") / "run"
-    torch.manual_seed(0)
-    code = cli.main(
-        ["demo", "--quick", "--steps", "3", "--out", str(out), "--prompt", PROMPT, "--threads", "1"]
-    )
-    assert code == 0
-    return out
+
+    def run(folder: Path) -> None:
+        torch.manual_seed(0)
+        out = str(folder / "run")
+        code = cli.main(
+            ["demo", "--quick", "--steps", "3", "--out", out, "--prompt", PROMPT, "--threads", "1"]
+        )
+        assert code == 0
+
+    return once(tmp_path_factory, "demo", run) / "run"
 
 
 def test_the_demo_writes_everything(demo: Path) -> None:
