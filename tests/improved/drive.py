@@ -104,7 +104,7 @@ def fresh(p: Tensor, hp: improved.Hyper, layout: Layout) -> improved.State:
     """First state of a stack."""
     state = {}
     for spec in improved.specs(layout, hp):
-        value = improved.initial(spec.name, list(p), layout)
+        value = recipes.initial(spec.name, list(p), layout)
         if value is None:
             shape = (p.shape[0], *spec.stack_shape(layout))
             value = torch.full(shape, spec.initial, dtype=spec.dtype or p.dtype)

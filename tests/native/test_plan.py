@@ -211,6 +211,35 @@ def test_what_the_kernels_cannot_do_is_done_by_the_reference(option: dict[str, A
     same(*results)
 
 
+def test_more_momentum_scales_than_the_kernels_hold_are_stepped_by_the_reference() -> None:
+    """Their table has room for six means besides ``exp_avg`` and the update itself."""
+    for scales, engine in ((range(1, 8), "native"), (range(1, 9), "reference")):
+        optimizer, params = lockstep.make(
+            "Automagic_CameAMP_COptim", [(30, 40)], torch.float32, "auto", momentum_scales=[10, *scales]
+        )
+        for step in range(3):
+            lockstep.take(optimizer, params, step)
+        [row] = optimizer.engine_report().rows
+        assert row.engine == engine, row
+        assert ("more than 8 momentum_scales" in row.reason) is (engine == "reference")
+
+
+def test_the_level_of_several_groups_is_found_inside_a_plan() -> None:
+    results = []
+    for engine in ("reference", "native"):
+        _, params = lockstep.make("Automagic_CameAMP", SHAPES, torch.float32, engine)
+        groups = [{"params": params[:2]}, {"params": params[2:3], "lr": 3e-4}, {"params": params[3:]}]
+        optimizer = Automagic_CameAMP(groups, lr=1e-3, lr_level="auto", warmup_steps=8, engine=engine)
+        levels = []
+        for step in range(12):
+            lockstep.take(optimizer, params, step)
+            levels.append([float(group["d"]) for group in optimizer.param_groups])
+        assert (optimizer.stepper.plans.current is not None) is (engine == "native")
+        results.append(torch.tensor(levels))
+    assert len({tuple(level) for level in results[0].tolist()}) > 4, "it moves"
+    torch.testing.assert_close(*results, rtol=1e-3, atol=0)
+
+
 def test_engine_native_names_the_option_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(said_once, "SAID", set())
     optimizer, params = lockstep.make("Automagic_CameAMP", [(30, 40)], torch.float32, "native", came=False)

@@ -70,7 +70,7 @@ def fresh(p: Tensor, hp: base.Hyper, layout: Layout) -> base.State:
     """First state of a stack."""
     state, params = {}, [row.reshape(layout.shape) for row in p]
     for spec in base.specs(layout, hp):
-        value = base.initial(spec.name, params, layout)
+        value = recipes.initial(spec.name, params, layout)
         if value is None:
             shape = (p.shape[0], *spec.stack_shape(layout))
             value = torch.full(shape, spec.initial, dtype=spec.dtype or p.dtype)

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..recipes import Hyper, _carry
+from ..recipes import Hyper, _carry, initial
 from ..state import fits, memory, tensors
 from ..state.chunks import Chunk
 from ..state.counts import DIRECTIONS
@@ -314,9 +314,8 @@ class _Conversion:
         forms = _carry.readable(specs, layout, saved.packed)
         values = {n: v for n, form in forms.items() if (v := saved.value(form, before)) is not None}
         stack = stack_params([p], layout, compute)
-        recipe = self.model.recipe
         carried = _carry.carry(
-            specs, values, stack, layout, hp, before, self.mask_mean, lambda n: recipe.initial(n, [p], layout)
+            specs, values, stack, layout, hp, before, self.mask_mean, lambda n: initial(n, [p], layout)
         )
         if carried.missing:
             raise CheckpointError(

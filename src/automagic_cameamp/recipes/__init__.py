@@ -1,12 +1,13 @@
-"""One short text per algorithm: which techniques, in which order."""
+"""One short text per algorithm: which techniques, in which order. What all of them share is named here."""
 
 from ..techniques import Level, Steps, Sum, alone, together
 from ._data import SCALE, Hyper, Shared
-from ._level import level_under, steered
-from ._rate import has_mask
+from ._level import initial, level_under, steered
+from ._rate import LAGGED, has_mask, share
 from ._stages import Result, as_dict, make_state
 
 __all__ = [
+    "LAGGED",
     "Hyper",
     "Level",
     "Result",
@@ -17,8 +18,10 @@ __all__ = [
     "alone",
     "as_dict",
     "has_mask",
+    "initial",
     "level_under",
     "make_state",
+    "share",
     "steered",
     "together",
 ]

@@ -85,8 +85,8 @@ def level_under(steering: Tensor, start: float, lr: float | Tensor, base_lr: flo
     return T.lifted(found, lr / base_lr) / start
 
 
-def anchor(name: str, params: list[Tensor], layout: Layout) -> Tensor | None:
-    """Weights that a level rule looks back to, [B,*]; None for any other field."""
+def initial(name: str, params: list[Tensor], layout: Layout) -> Tensor | None:
+    """First values [B,*] of a field that depends on the weights; None for any other field."""
     if name not in ("level_anchor", "auto_anchor"):
         return None
     views = torch.stack([p.detach().reshape(layout.view) for p in params])

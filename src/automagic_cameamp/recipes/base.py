@@ -21,12 +21,10 @@ from .. import schedule
 from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Phase
-from . import _level, _rate
-from ._rate import LAGGED, Shared, share
+from . import _rate
+from ._data import Hyper, Shared, State
 from ._stages import (
-    Hyper,
     Result,
-    State,
     accumulate,
     belief,
     confidence,
@@ -37,27 +35,10 @@ from ._stages import (
     normalise,
 )
 
-__all__ = [
-    "LAGGED",
-    "Hyper",
-    "Result",
-    "Shared",
-    "State",
-    "initial",
-    "share",
-    "specs",
-    "update",
-]
-
 
 def specs(layout: Layout, hp: Hyper) -> tuple[StateSpec, ...]:
     """Fields that a parameter of this layout keeps under these options."""
     return (*moment_specs(layout, hp), *_rate.specs(layout, hp))
-
-
-def initial(name: str, params: list[Tensor], layout: Layout) -> Tensor | None:
-    """First values [B,*] of a field that depends on the weights; None for all others."""
-    return _level.anchor(name, params, layout)
 
 
 def update(

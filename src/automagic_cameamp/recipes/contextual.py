@@ -17,12 +17,9 @@ from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
 from . import _rate
-from ._data import SCALE
-from ._rate import LAGGED, Shared, share
+from ._data import SCALE, Hyper, Shared, State
 from ._stages import (
-    Hyper,
     Result,
-    State,
     accumulate,
     belief,
     confidence,
@@ -32,20 +29,6 @@ from ._stages import (
     moved,
     normalise,
 )
-from .base import initial
-
-__all__ = [
-    "LAGGED",
-    "Hyper",
-    "Result",
-    "Shared",
-    "Signals",
-    "State",
-    "initial",
-    "share",
-    "specs",
-    "update",
-]
 
 
 class Signals(NamedTuple):

@@ -15,12 +15,10 @@ from .. import schedule
 from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
-from . import _level, _rate
-from ._rate import LAGGED, Shared, share
+from . import _rate
+from ._data import Hyper, Shared, State
 from ._stages import (
-    Hyper,
     Result,
-    State,
     accumulate,
     belief,
     confidence,
@@ -28,18 +26,6 @@ from ._stages import (
     moment_specs,
     normalise,
 )
-
-__all__ = [
-    "LAGGED",
-    "Hyper",
-    "Result",
-    "Shared",
-    "State",
-    "initial",
-    "share",
-    "specs",
-    "update",
-]
 
 CLIP_HISTORY = 100
 TAIL_CODES = 127  # of a component of a unit vector
@@ -74,11 +60,6 @@ def has_picture(layout: Layout, hp: Hyper) -> bool:
 def _has_low_rank(layout: Layout, hp: Hyper) -> bool:
     active = hp.rank_penalty_strength > 0 or hp.low_rank_emphasis > 1
     return hp.lora_rank_penalty and active and hp.lora and T.has_tail(layout, hp.rank_keep)
-
-
-def initial(name: str, params: list[Tensor], layout: Layout) -> Tensor | None:
-    """First values [B,*] of a field that depends on the weights; None for all others."""
-    return _level.anchor(name, params, layout)
 
 
 def update(

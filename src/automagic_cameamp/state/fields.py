@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import storage
-from ..recipes import Hyper
+from ..recipes import Hyper, initial
 from ..types import Layout
 from . import stacks, tensors
 
@@ -76,7 +76,6 @@ def new_rows(
 def fill_state(
     held: dict[str, Tensor],
     params: list[Tensor],
-    recipe: ModuleType,
     fields: list[Field],
     layout: Layout,
 ) -> None:
@@ -86,7 +85,7 @@ def fill_state(
         spec, codec = field
         planes = field.planes(layout, compute)
         if codec is None:
-            value = recipe.initial(spec.name, params, layout)
+            value = initial(spec.name, params, layout)
             if value is None:
                 held[spec.name].fill_(spec.initial)
             else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..recipes import Hyper, Shared
+from ..recipes import LAGGED, Hyper, Shared, share
 from ..storage import CORRECTION, Policy
 from . import shards
 from .adapters import LoraReport
@@ -180,7 +180,7 @@ class Model:
                 self.kept.phases.begin([self.state[p] for p in params], group["warmup_steps"])
             for params, fields, chunk, planes in made:
                 layout = chunk.layout if chunk.shard is None else chunk.shard.layout
-                fill_state(planes, list(map(shards.local_of, params)), self.recipe, fields, layout)
+                fill_state(planes, list(map(shards.local_of, params)), fields, layout)
                 if chunk.shard is not None:
                     for p in params:
                         shards.wrap(self.state[p], fields, chunk.layout, compute_dtype(p.dtype), chunk.shard)
@@ -214,7 +214,7 @@ class Model:
             for p in group["params"]:
                 state = self.state.get(p)
                 if state:
-                    for name in self.recipe.LAGGED:
+                    for name in LAGGED:
                         if name in state and (name != "lr_mask" or "lr_mask_vote" in state):
                             found.setdefault(name, []).append((state[name], p.numel()))
             result.append(found)
@@ -254,7 +254,7 @@ class Model:
         every: dict[str, Tensor] = {}
         own: dict[str, Tensor] = {}
         masked = 0
-        for name in self.recipe.LAGGED:
+        for name in LAGGED:
             values = [v for found in lagged for v in found.get(name, [])]
             if values:
                 every[name] = as_vector(values, like)
@@ -263,7 +263,7 @@ class Model:
                 own[name] = as_vector(lagged[number][name], like)
         hp = self.hyper(group, lora=False)
         start, schedule = self.course(group)
-        shared = self.recipe.share(every, own, masked, group["clock"], hp, start, like, schedule)
+        shared = share(every, own, masked, group["clock"], hp, start, like, schedule)
         if hp.lr_level == "auto":
             group["d"] = shared.level
         if self.controller is not None:
