@@ -52,7 +52,6 @@ STEPS = {"cat_lora": 150, "unet-full": 150}  # of tasks that do not say
 # The absolute caps of the rate must not cut the grid of learning rates short; the mask has its own limits.
 OURS_BASE: dict[str, Any] = {"min_lr": 0.0, "max_lr": 1.0}
 
-
 # What decides the loss of a run of ours. Executors do not: the tests hold them to one result.
 MATHEMATICS = [
     "techniques",
