@@ -36,6 +36,7 @@ COMMON = (
     "-fno-math-errno",
     "-fno-trapping-math",
 )
+SHARED = ("dispatch.cpp", "look.cpp", "pool.cpp")  # compiled once, for all instruction sets
 V3 = ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
 FLAVOURS = {
     "isa_base": ("-msse4.2", "-mpopcnt"),
@@ -73,8 +74,7 @@ def commands(compiler_: str, folder: Path, extra: tuple[str, ...] = ()) -> tuple
     for source, flags in [
         # The longest first: they share the cores.
         *(("kernel.cpp", (f"-DAUTOMAGIC_ISA={name}", *flags)) for name, flags in reversed(flavours.items())),
-        ("dispatch.cpp", plain),
-        ("pool.cpp", plain),
+        *((name, plain) for name in SHARED),
     ]:
         objects.append(str(folder / f"{len(objects)}.o"))
         jobs.append([*base, *flags, "-c", str(SOURCES / source), "-o", objects[-1]])
@@ -141,7 +141,8 @@ def build(target: Path = LIBRARY, extra: tuple[str, ...] = (), say: Callable[[st
     with tempfile.TemporaryDirectory(dir=target.parent) as held:
         folder = Path(held)
         jobs, objects = commands(name, folder, extra)
-        flavours, used = len(jobs) - 2, min(len(jobs) - 2, cores())
+        flavours = len(jobs) - len(SHARED)
+        used = min(flavours, cores())
         count = f"{flavours} instruction sets" if flavours > 1 else "one instruction set"
         say(f"{name} compiles {count}, {used} at a time; together about a minute of one core")
         compile_all(jobs, say)

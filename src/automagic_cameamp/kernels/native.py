@@ -82,6 +82,16 @@ def library() -> Any:
     return found
 
 
+@lru_cache(maxsize=1)
+def holding_the_lock() -> Any:
+    """The open library, for its short functions: a call does not give Python's lock away.
+
+    Raises:
+        Unavailable: there is none.
+    """
+    return ctypes.PyDLL(library()._name)
+
+
 def why_not() -> str | None:
     """None where the library can be used, else the reason."""
     found = _opened()

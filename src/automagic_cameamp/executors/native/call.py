@@ -15,6 +15,7 @@ from ...kernels import native
 from ...recipes import Level
 from ..work import Folded, Outcome, Work
 from . import copies, table, versions
+from .given import Gradients
 
 
 class Table:
@@ -73,7 +74,7 @@ class Table:
             level = Level.of(steering)
             self.step.renews, self.step.looks = bool(level.renews), bool(level.looks)
 
-    def call(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> int:
+    def call(self, grads: Gradients, params: Sequence[Tensor]) -> int:
         """Run all works.
 
         Args:
@@ -87,18 +88,13 @@ class Table:
             MemoryError: a tensor was not updated, because there was no memory for it.
         """
         self.step.threads = torch.get_num_threads()
-        if all(map(Tensor.is_contiguous, grads)) and not any(map(Tensor.is_neg, grads)):
-            odd = self.strided
-        else:
-            odd = sorted({*self.strided, *(i for i, g in enumerate(grads) if not copies.plain(g))})
-        tasks = self.tasks
-        tasks["g"] = list(map(Tensor.data_ptr, grads))
-        if not odd:
-            folded = self._run(tasks)
-        else:
-            folded = self._run_in_parts(odd, grads, params)
+        # Before they are written: all were just looked at, and lie in the caches.
         versions.moved(params)
         versions.moved(self.counters)
+        tasks = self.tasks
+        tasks["g"], tasks["g_type"] = grads.places, grads.types
+        odd = sorted({*self.strided, *grads.odd()})
+        folded = self._run_in_parts(odd, grads.tensors, params) if odd else self._run(tasks)
         if folded.bad and (tasks["ok"] < 0).any():
             raise MemoryError("no memory for the scratch of a step: some tensors were not updated.")
         self.folded = folded if self.signals else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import Tensor
 
@@ -12,8 +11,8 @@ from ..said import say
 from ..work import Outcome, Work
 from . import table
 from .call import Table
+from .given import Gradients
 from .searches import Search
-from .table import TYPES
 
 WITHOUT = (
     "the CPU kernels of automagic_cameamp cannot be used ({}). Steps on CPU run in plain torch and "
@@ -73,8 +72,9 @@ class Native:
             # Rounded as the kernels and the reference do it, also beside weights of fp64.
             held.step.mask_mean = float(shared.mask_mean.float())
         params = [p for work in works for p in work.chunk.params]
-        grads: list[Any] = [p.grad for p in params]
-        held.tasks["g_type"] = [TYPES[g.dtype] for g in grads]
+        grads = Gradients(params)
+        taken = grads.take([p.grad for p in params])
+        assert taken, "what the kernels cannot read was not to come here"
         searches = [
             Search(work, work.chunk.params, held.tasks[part], work.scalars.refresh)
             for work, part in zip(works, held.slices, strict=True)

@@ -8,7 +8,7 @@ anything is another object, lies elsewhere or says something else.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
 from typing import Any
@@ -19,19 +19,17 @@ from torch import Tensor
 from ... import configs
 from ...recipes import level_under, steered
 from ...state.model import Model
-from ...state.names import is_ours
-from ...state.tensors import any_wrapper
 from ..reference import REFERENCE
 from ..work import Left, Outcome, Work
 from . import table
 from .call import Table
+from .given import Gradients, Weights
+from .held import Held
 from .rest import Rest
 from .searches import Schedule, Search
-from .table import TYPES
 
 PLANS = 4  # kept for programs that train some parameters at one step and others at the next
-_DTYPE, _SHAPE, _GRAD, _IS_CPU = (attrgetter(name) for name in ("dtype", "shape", "grad", "is_cpu"))
-_MARKS = attrgetter("__dict__")
+_GRAD, _MARKS = attrgetter("grad"), attrgetter("__dict__")
 _ALIVE = weakref.ReferenceType.__call__
 FLAGS = ("_is_lora_layer", "_is_embedding")  # another library's change the number of attributes
 _renewed = itemgetter(*table.RENEWED)
@@ -64,20 +62,9 @@ class Plan:
         place = {id(p): i for i, p in enumerate(params)}
         self.take = _taker([place[id(p)] for work in works for p in work.chunk.params])
         self.present = [p.grad is not None for p in params]
-        self.pointers = [p.data_ptr() for p in params]
-        self.dtypes, self.shapes = list(map(_DTYPE, params)), list(map(_SHAPE, params))
-        self.wanted = list(self.take(self.shapes))
-        self.strides = [p.stride() for p in params]
-        # Entries that the program keeps there itself may change as they like.
-        self.strange = not all(isinstance(key, Tensor) for key in model.state)
-        self.entries = self._entries(model.state)
-        names = {"c_optim", *chain.from_iterable(self.entries)}  # the controller's is new at every step
-        self.aside = {name for name in names if not is_ours(name)}
-        self.marked = [entry for entry in self.entries if not self.aside.isdisjoint(entry)]
-        self.plain = [entry for entry in self.entries if self.aside.isdisjoint(entry)]
-        self.held = list(self._values())
-        self.tensors = [t for t in self.held if isinstance(t, Tensor)]
-        self.places = list(map(Tensor.data_ptr, self.tensors))
+        self.weights = Weights(params)
+        self.gradients = Gradients(list(self.take(params)))
+        self.held = Held(model.state)
         numbers: dict[int, list[int]] = {}
         for number, work in enumerate(works):
             numbers.setdefault(work.chunk.key[0], []).append(number)
@@ -91,9 +78,7 @@ class Plan:
             ]
         )
         self.rest = Rest(model, left)
-        self.grads: Sequence[Tensor] = ()
         self.live: Sequence[Tensor] = ()  # all parameters, between ``fits`` and ``run``
-        self.types: list[torch.dtype] = []
         # Of the step that it is made in: what the works share then is without parameters that have had no
         # update yet.
         self.first: tuple[dict[int, Any], list[Work]] | None = (
@@ -105,17 +90,6 @@ class Plan:
         ]
         self.due = Schedule(works, self.table.slices, self.table.states, groups)
         self.due.renew()
-
-    def _entries(self, state: Mapping[Any, Any]) -> list[dict[str, Any]]:
-        """What is kept for parameters."""
-        return (
-            [v for k, v in state.items() if isinstance(k, Tensor)] if self.strange else list(state.values())
-        )
-
-    def _values(self) -> Iterator[Any]:
-        """All state that the kernels see."""
-        some = (value for entry in self.marked for name, value in entry.items() if name not in self.aside)
-        return chain(some, chain.from_iterable(map(dict.values, self.plain)))
 
     def fits(self, model: Model) -> bool:
         """Whether everything is as it was; takes the gradients of this step."""
@@ -136,44 +110,25 @@ class Plan:
             return False
         if not all(map(is_, params, map(_ALIVE, self.params))):
             return False
-        if list(map(Tensor.data_ptr, params)) != self.pointers or list(map(_DTYPE, params)) != self.dtypes:
+        # State first: it is the most memory, and what is looked at last is in the caches when it is used.
+        if not self.holds(model):
             return False
-        if list(map(_SHAPE, params)) != self.shapes or list(map(Tensor.stride, params)) != self.strides:
+        if not self.weights.same(params) or _flags(params) != self.flags:
             return False
-        if _flags(params) != self.flags or any(map(Tensor.is_neg, params)):
-            return False
-        return self.holds(model) and self.take_gradients(params, every)
+        return self.take_gradients(params, every)
 
     def holds(self, model: Model) -> bool:
         """Whether the state is the one that the plan knows."""
         try:
-            return self._state_fits(model)
+            return self.held.same(model.state)
         except (RuntimeError, AttributeError, TypeError):
             return False
 
-    def _state_fits(self, model: Model) -> bool:
-        entries = self._entries(model.state)
-        if len(entries) != len(self.entries) or not all(map(is_, entries, self.entries)):
-            return False
-        values = list(self._values())
-        if len(values) != len(self.held) or not all(map(is_, values, self.held)):
-            return False
-        return list(map(Tensor.data_ptr, self.tensors)) == self.places
-
     def take_gradients(self, params: list[Tensor], every: list[Tensor | None]) -> bool:
         """Note the gradients of all parameters, in order; False where the plan is not for them."""
-        if not self.rest.fits(every):
+        if not self.rest.fits(every) or not self.gradients.take(self.take(every)):
             return False
-        grads: Sequence[Any] = self.take(every)
-        if any_wrapper(grads) or not all(map(_IS_CPU, grads)) or list(map(_SHAPE, grads)) != self.wanted:
-            return False
-        if 0 in map(Tensor.data_ptr, grads):  # zeros without memory
-            return False
-        types = list(map(_DTYPE, grads))
-        if types != self.types:
-            self.table.tasks["g_type"] = [TYPES[t] for t in types]
-            self.types = types
-        self.grads, self.live = grads, params
+        self.live = params
         return True
 
     def _searches(self, params: Sequence[Tensor]) -> Iterator[Search]:
@@ -214,7 +169,7 @@ class Plan:
             now["lr"] = float(now["lr"])
             factor = multiplier * levels.get(number, 1.0)
             table.renew(self.table.options, rows, hp._replace(**now), model.recipe, factor)
-        params, grads = self.take(self.live), self.grads
+        params = self.take(self.live)
         step = self.table.step
         masks = step.mask_count
         if self.first is not None:
@@ -222,11 +177,12 @@ class Plan:
             step.mask_mean, step.mask_count = float(next(iter(shared.values())).mask_mean.float()), 0
         else:
             left = self.rest.now(model, self.live) if self.rest.works else []
-        self.grads, self.live, self.first = (), (), None
+        self.live, self.first = (), None
         searches = list(self._searches(params))
         try:
-            bad = self.table.call(grads, params)
+            bad = self.table.call(self.gradients, params)
         finally:
+            self.gradients.drop()
             self.due.count(self.table.tasks["ok"])
             step.mask_count = masks
         for search in searches:
@@ -278,21 +234,12 @@ class Plans:
 
     def make(self, model: Model, works: list[Work], left: list[Left]) -> Plan | None:
         """A plan for these works and what is left of them, or None where state has no address."""
-        if any(t.layout is not torch.strided for t in _tensors(model)):
-            return None
         plan = Plan(model, works, left)
         params = model.params()
-        if not plan.take_gradients(params, list(map(_GRAD, params))):
+        if not plan.held.usable or not plan.take_gradients(params, list(map(_GRAD, params))):
             return None
         # A plan of a state that is gone would keep it alive.
         known = {key: old for key, old in self._known.items() if old.holds(model)}
         self._known = {**dict(list(known.items())[1 - PLANS :]), bytes(plan.present): plan}
         self.current = plan
         return plan
-
-
-def _tensors(model: Model) -> Iterator[Tensor]:
-    """State of ours, without what the program keeps there."""
-    entries = (entry for key, entry in model.state.items() if isinstance(key, Tensor))
-    values = (value for entry in entries for name, value in entry.items() if is_ours(name))
-    return (value for value in values if isinstance(value, Tensor))

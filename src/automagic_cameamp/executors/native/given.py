@@ -1,0 +1,110 @@
+"""What a program gives to a step, weights and gradients, compared with what the tables were made for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...state.tensors import any_wrapper
+from . import copies, looks
+from .table import TYPES
+
+
+class Weights:
+    """Where parameters lie and what they are. It keeps none of them alive.
+
+    Args:
+        params: those of all groups.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self._handles = looks.handles(params)
+        shape = (len(params), looks.width(_dims(params)))
+        self._now, self._rows = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        self._known = looks.look(params, self._handles, self._rows)
+
+    def same(self, params: Sequence[Tensor]) -> bool:
+        """Whether the same parameters still lie there, in the same type, shape and order."""
+        if not self._known or not looks.look(params, self._handles, self._now):
+            return False
+        return bool((self._now == self._rows).all()) and not any(map(Tensor.is_neg, params))
+
+
+class Gradients:
+    """The gradients of a step, as the kernels want to know them.
+
+    Args:
+        params: whose they are.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self.tensors: Sequence[Tensor] = ()
+        room = _dims(params)
+        self._rows = np.zeros((len(params), looks.width(room)), dtype=np.int64)
+        self._wanted = np.zeros_like(self._rows)
+        for row, p in zip(self._wanted, params, strict=True):
+            row[looks.KIND : looks.BRIEF] = p.dim(), p.numel()
+            row[looks.BRIEF : looks.BRIEF + p.dim()] = p.shape
+            row[looks.BRIEF + room : looks.BRIEF + room + p.dim()] = _strides(p.shape)
+        self._shapes = slice(looks.NUMEL, looks.BRIEF + room)
+        self._strides = slice(looks.BRIEF + room, None)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, grads: Sequence[Any]) -> bool:
+        """Note these gradients until ``drop``; False where the kernels cannot read one of them."""
+        rows, wanted = self._rows, self._wanted
+        if any_wrapper(grads) or not looks.look(grads, looks.handles(grads), rows):
+            return False
+        kinds = rows[:, looks.KIND]
+        self.types = _types()[kinds % looks.DIMS]
+        fits = kinds // looks.DIMS == wanted[:, looks.KIND]
+        if not fits.all() or not (rows[:, self._shapes] == wanted[:, self._shapes]).all():
+            return False
+        if (self.types < 0).any() or (self.places == 0).any():  # zeros without memory
+            return False
+        self.tensors = grads
+        return True
+
+    def drop(self) -> None:
+        """The program may do with them what it likes."""
+        self.tensors = ()
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """Where they lie."""
+        return self._rows[:, looks.PLACE]
+
+    def odd(self) -> list[int]:
+        """Those that do not lie in the order of their indices, or are to be read with the other sign."""
+        strides = self._strides
+        unlike = (self._rows[:, strides] != self._wanted[:, strides]).any(axis=1)
+        if not unlike.any() and not any(map(Tensor.is_neg, self.tensors)):
+            return []
+        return [i for i, g in enumerate(self.tensors) if not copies.plain(g)]
+
+
+def _dims(tensors: Sequence[Tensor]) -> int:
+    """The most dimensions that one of them has."""
+    return max((t.dim() for t in tensors), default=0)
+
+
+def _strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Those of a tensor of this shape that lies in the order of its indices."""
+    return torch.empty(shape, device="meta").stride()
+
+
+@lru_cache(maxsize=1)
+def _types() -> NDArray[np.int32]:
+    """The kernels' number of each of torch's types, -1 where they do not know it."""
+    found = np.full(looks.DIMS, -1, dtype=np.int32)
+    for dtype, number in TYPES.items():
+        found[looks.kind(dtype, 0)] = number
+    return found
