@@ -33,6 +33,7 @@ BELOW = {
     "foreign",
     "control",
     "lora",
+    "marked",
     "aliases",
     "configs",
     "policies",
@@ -76,7 +77,8 @@ LAYERS: dict[str, set[str]] = {
     "minimal": {"presets"},
     "balanced": {"presets"},
     "quality_optimized": {"presets"},
-    "lora": set(),
+    "lora": {"marked"},
+    "marked": set(),
     # The tools are customers: they see what `import automagic_cameamp` shows, nothing more.
     "monitor": {"", "_version", "profiles"},
     "kohya": {"", "_version", "presets"},

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from . import marked
+
 LORA, EMBEDDING = "_is_lora_layer", "_is_embedding"
 # Set by OneTrainer and other users of Advanced Optimizers on the parameters of their adapters.
 FOREIGN = ("_is_lora_A", "_is_lora_B", "_is_dora_scale")
@@ -76,9 +78,10 @@ class LoraMarks:
 def mark_lora(model: nn.Module, *, by_shape: bool = False, max_rank: int = MAX_RANK) -> LoraMarks:
     """Mark the LoRA parameters and the embeddings of a model; a second call changes nothing.
 
-    Call it after the adapters were added and before the optimizer takes its first step. Known by name are
-    PEFT's LoRA, DoRA, LoHa and LoKr, kohya's and LyCORIS' (convolutions included), and diffusers' old
-    attention processors; embeddings are known by their module.
+    Call it after the adapters were added and before the optimizer takes its first step. Marks that get lost
+    before an optimizer is made (deepcopy, ``fully_shard``, ``load_state_dict(assign=True)``) are put back by
+    it. Known by name are PEFT's LoRA, DoRA, LoHa and LoKr, kohya's and LyCORIS' (convolutions included), and
+    diffusers' old attention processors; embeddings are known by their module.
 
     Args:
         model: any module: a PEFT model, a kohya network, a model with hand-written LoRA layers.
@@ -106,12 +109,14 @@ def mark_lora(model: nn.Module, *, by_shape: bool = False, max_rank: int = MAX_R
         marks.elements += by_name[name].numel()
     for name in marks.embeddings:
         setattr(by_name[name], EMBEDDING, True)
+    marked.remember(model, {LORA: marks.lora, EMBEDDING: marks.embeddings})
     return marks
 
 
 def unmark_lora(model: nn.Module) -> LoraMarks:
     """Remove both marks from every parameter of a model, whoever set them; returns what was removed."""
     removed = LoraMarks()
+    marked.forget(model)
     for name, p in model.named_parameters():
         if LORA in p.__dict__:
             removed.lora[name] = kind_of(name) or "LoRA by hand or by shape"

@@ -154,3 +154,28 @@ def test_a_users_own_step_is_left_to_python_too() -> None:
     torch.compile(optimizer.step, backend="eager")()
     assert optimizer.calls == 1
     assert not torch.equal(p, torch.ones(4, 4))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_backward_pass_that_is_compiled_releases_gradients_as_a_plain_one(name: str) -> None:
+    plain, compiled = (released_weights(name, compile_) for compile_ in (False, True))
+    assert all(map(torch.equal, plain, compiled))
+
+
+def released_weights(name: str, compiled: bool) -> list[Tensor]:
+    """Weights after steps inside backward; compiled autograd turns the whole pass into one graph."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.Linear(8, 4))
+    optimizer = OPTIMIZERS[name](model.parameters(), lr=1e-3)
+    optimizer.release_gradients(model)
+
+    def train(x: Tensor) -> None:
+        model(x).square().mean().backward()
+
+    with torch._dynamo.config.patch(compiled_autograd=compiled, error_on_recompile=False):
+        run_ = torch.compile(train, backend="eager") if compiled else train
+        for step in range(STEPS):
+            run_(torch.randn(16, 8, generator=torch.Generator().manual_seed(step)))
+            optimizer.step()
+            optimizer.zero_grad()
+    return [p.detach().clone() for p in model.parameters()]
