@@ -222,7 +222,7 @@ struct Local {
     float* sums[4];                           // column sums of some bands
     float* plane[PLANES];                     // tile scratch where the tensor is not resident
     float *pad, *smooth;                             // stencils
-    float *left, *right, *up, *down, *none;          // 1 where a neighbour exists
+    float *left, *right, *up, *down;                 // 1 where a neighbour exists
 
     bool prepare(const Job& j) {
         int64_t tile = rounded(smaller(j.tile_rows, larger(j.slab_rows, j.m)) * j.n), wide = rounded(larger(j.n, RUN));
@@ -230,7 +230,7 @@ struct Local {
         int planes = 0;
         for (int i = 0; i < PLANES; ++i) planes += !j.resident && uses(j, i);
         int64_t floats = 10 * rounded(RUN) + 4 * rounded(BAND) + 4 * wide + planes * tile;
-        if (j.picture) floats += 2 * halo + 5 * wide;
+        if (j.picture) floats += 2 * halo + 4 * wide;
         if (!arena.reserve(static_cast<size_t>(floats) * 4 + 64 * 64))
             return false;
         float** runs[] = {&raw, &other, &row, &inverse, &first, &second, &spread[0], &spread[1], &tiled[0], &tiled[1]};
@@ -241,7 +241,7 @@ struct Local {
         if (j.picture) {
             pad = arena.take<float>(halo);
             smooth = arena.take<float>(halo);
-            float** masks[] = {&left, &right, &up, &down, &none};
+            float** masks[] = {&left, &right, &up, &down};
             for (float** v : masks) *v = arena.take<float>(wide);
         }
         return true;

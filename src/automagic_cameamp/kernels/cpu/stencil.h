@@ -3,35 +3,26 @@
 // A picture is a whole matrix, or the kernel of a convolution, many of which lie in one row.
 #pragma once
 
+#include "edges.h"
 #include "neighbours.h"
-#include "picture512.h"
+#include "picture.h"
 
 namespace AUTOMAGIC_ISA {
 
-// Whether filter_tile needs no masks of neighbours: picture512.h takes whole matrices.
-AUTOMAGIC_INLINE bool maskless(const Job& j) {
-#if defined(AUTOMAGIC_TABLES512)
-    return whole_picture(j);
-#else
-    return false;
-#endif
-}
-
-// Where a neighbour exists: over one row of the matrix, or the whole rows of a run.
+// Where a neighbour exists in the kernels of a convolution: over one row of the matrix, or the whole rows of a run.
 inline void neighbours(const Job& j, Local& w) {
-    if (maskless(j)) return;
+    if (whole_picture(j)) return;
     int64_t width = j.t->width, height = j.t->height;
     for (int64_t i = 0, column = 0, row = 0; i < j.n; ++i) {
         w.left[i] = column > 0;
         w.right[i] = column < width - 1;
         w.up[i] = row > 0;
         w.down[i] = row < height - 1;
-        w.none[i] = 0.0f;
         if (++column < width) continue;
         column = 0;
         if (++row == height) row = 0;
     }
-    float* masks[] = {w.left, w.right, w.up, w.down, w.none};
+    float* masks[] = {w.left, w.right, w.up, w.down};
     for (float* v : masks)
         for (int64_t r = 1; r < j.group; ++r) copy_run(v, j.n, v + r * j.n);
 }
@@ -43,17 +34,9 @@ inline void smooth_row(const float* x, const float* AUTOMAGIC_RESTRICT left, con
 }
 
 // Vertical half of the filter, then the blend; v is the distance to the row below.
-inline void blend(const float* AUTOMAGIC_RESTRICT x, const float* h, int64_t v, float penalty, int64_t n,
+inline void blend(const float* AUTOMAGIC_RESTRICT x, const float* h, const float* AUTOMAGIC_RESTRICT up,
+                  const float* AUTOMAGIC_RESTRICT down, int64_t v, float penalty, int64_t n,
                   float* AUTOMAGIC_RESTRICT out) {
-    for (int64_t i = 0; i < n; ++i) {
-        float s = h[i] + 0.25f * ((h[i - v] - h[i]) + (h[i + v] - h[i]));
-        out[i] = lerp(x[i], s, penalty);
-    }
-}
-
-inline void blend_kernels(const float* AUTOMAGIC_RESTRICT x, const float* h, const float* AUTOMAGIC_RESTRICT up,
-                          const float* AUTOMAGIC_RESTRICT down, int64_t v, float penalty, int64_t n,
-                          float* AUTOMAGIC_RESTRICT out) {
     for (int64_t i = 0; i < n; ++i) {
         float s = h[i] + 0.25f * (up[i] * (h[i - v] - h[i]) + down[i] * (h[i + v] - h[i]));
         out[i] = lerp(x[i], s, penalty);
@@ -61,17 +44,8 @@ inline void blend_kernels(const float* AUTOMAGIC_RESTRICT x, const float* h, con
 }
 
 inline void laplacian(const float* x, const float* AUTOMAGIC_RESTRICT left, const float* AUTOMAGIC_RESTRICT right,
-                      int64_t v, int64_t n, float* AUTOMAGIC_RESTRICT out) {
-    for (int64_t i = 0; i < n; ++i) {
-        float across = left[i] * (x[i - 1] - x[i]) + right[i] * (x[i + 1] - x[i]);
-        out[i] = across + ((x[i - v] - x[i]) + (x[i + v] - x[i]));
-    }
-}
-
-inline void laplacian_kernels(const float* x, const float* AUTOMAGIC_RESTRICT left,
-                              const float* AUTOMAGIC_RESTRICT right, const float* AUTOMAGIC_RESTRICT up,
-                              const float* AUTOMAGIC_RESTRICT down, int64_t v, int64_t n,
-                              float* AUTOMAGIC_RESTRICT out) {
+                      const float* AUTOMAGIC_RESTRICT up, const float* AUTOMAGIC_RESTRICT down, int64_t v, int64_t n,
+                      float* AUTOMAGIC_RESTRICT out) {
     for (int64_t i = 0; i < n; ++i) {
         float across = left[i] * (x[i - 1] - x[i]) + right[i] * (x[i + 1] - x[i]);
         out[i] = across + (up[i] * (x[i - v] - x[i]) + down[i] * (x[i + v] - x[i]));
@@ -94,61 +68,34 @@ AUTOMAGIC_INLINE float* plane_of(const Job& j, const Local& w, int which) {
 
 // Filtered gradient and Laplacian of a tile into their planes; returns the sum of squares of the Laplacian.
 inline double filter_tile(const Job& j, const Tile& tile, Local& w) {
-    bool whole = whole_picture(j);
-    int32_t sides = whole ? j.sides[tile.k] : 0;
-#if defined(AUTOMAGIC_TABLES512)
-    if (whole) {
-        int64_t from = tile.start - tile.origin;
-        Picture p{j.t->g, tile.first, tile.end, tile.k * j.m, (tile.k + 1) * j.m, j.n, static_cast<float>(j.o->frequency),
-                  j.filtered ? plane_of(j, w, FILTERED) + from : nullptr,
-                  j.edges ? plane_of(j, w, LAPLACIAN) + from : nullptr, (sides & ACROSS) != 0};
+    const float penalty = static_cast<float>(j.o->frequency);
+    const int64_t at = tile.start - tile.origin;
+    float* filtered = j.filtered ? plane_of(j, w, FILTERED) + at : nullptr;
+    float* laplace = j.edges ? plane_of(j, w, LAPLACIAN) + at : nullptr;
+    if (whole_picture(j)) {
+        const int32_t sides = j.sides[tile.k];
+        Picture p{j.t->g, tile.first, tile.end, tile.k * j.m, (tile.k + 1) * j.m, j.n, penalty, filtered, laplace,
+                  (sides & ACROSS) != 0};
         return sides & DOWN ? picture_rows(p, j.t->g_type) : table_rows(p, j.t->g_type);
     }
-#endif
     double edges = 0;
-    // Without neighbours below and above, each row is its own.
-    int64_t v = !whole ? j.t->width : sides & DOWN ? j.n : 0, period = j.group ? j.group * j.n : j.n;
-    float* x = w.pad + 16 + v;
-    float* h = w.smooth + 16 + v;
+    const int64_t v = j.t->width, period = j.group ? j.group * j.n : j.n;
+    float *x = w.pad + 16 + v, *h = w.smooth + 16 + v;
     fetch(j, tile.start, tile.count, x);
-    fill(w.pad, 0.0f, 16 + (whole ? 0 : v));
-    fill(x + tile.count + (whole ? v : 0), 0.0f, 16 + (whole ? 0 : v));
-    const float* left = !whole || sides & ACROSS ? w.left : w.none;
-    const float* right = !whole || sides & ACROSS ? w.right : w.none;
-    if (whole && v > 0) {  // the border is repeated: its difference to itself is 0
-        bool top = tile.first == tile.k * j.m, bottom = tile.end == (tile.k + 1) * j.m;
-        fetch(j, top ? tile.start : tile.start - j.n, j.n, x - v);
-        fetch(j, tile.start + tile.count - (bottom ? j.n : 0), j.n, x + tile.count);
-    }
-    int64_t at = tile.start - tile.origin;
+    fill(w.pad, 0.0f, 16 + v);
+    fill(x + tile.count, 0.0f, 16 + v);
     if (j.filtered) {
-        float penalty = static_cast<float>(j.o->frequency);
-        float* out = plane_of(j, w, FILTERED) + at;
-        if (!whole) {
-            fill(h - v, 0.0f, v);
-            fill(h + tile.count, 0.0f, v);
-        }
-        int64_t begin = whole ? -v : 0, end = tile.count + (whole ? v : 0);
-        for (int64_t i = begin; i < end; i += period)
-            smooth_row(x + i, left, right, smaller(period, end - i), h + i);
-        for (int64_t i = 0; i < tile.count; i += period) {
-            int64_t n = smaller(period, tile.count - i);
-            if (whole)
-                blend(x + i, h + i, v, penalty, n, out + i);
-            else
-                blend_kernels(x + i, h + i, w.up, w.down, v, penalty, n, out + i);
-        }
+        fill(h - v, 0.0f, v);
+        fill(h + tile.count, 0.0f, v);
+        for (int64_t i = 0; i < tile.count; i += period)
+            smooth_row(x + i, w.left, w.right, smaller(period, tile.count - i), h + i);
+        for (int64_t i = 0; i < tile.count; i += period)
+            blend(x + i, h + i, w.up, w.down, v, penalty, smaller(period, tile.count - i), filtered + i);
     }
-    if (j.edges) {
-        float* out = plane_of(j, w, LAPLACIAN) + at;
-        for (int64_t i = 0; i < tile.count; i += period) {
-            int64_t n = smaller(period, tile.count - i);
-            if (whole)
-                laplacian(x + i, left, right, v, n, out + i);
-            else
-                laplacian_kernels(x + i, left, right, w.up, w.down, v, n, out + i);
-            edges += sum_squares(out + i, n);
-        }
+    for (int64_t i = 0; j.edges && i < tile.count; i += period) {
+        const int64_t n = smaller(period, tile.count - i);
+        laplacian(x + i, w.left, w.right, w.up, w.down, v, n, laplace + i);
+        edges += sum_squares(laplace + i, n);
     }
     return edges;
 }
@@ -176,10 +123,10 @@ inline void edge_gains(const float* AUTOMAGIC_RESTRICT laplace, const float* old
 // scratch of n elements. Runs of one slab come in order, so a byte that two of them share is read before it is lost.
 inline void move_edges(const Coded& c, const float* laplace, EdgeRule rule, int64_t first, int64_t n, int64_t numel,
                        uint32_t base, bool dry, float* held, float* factor) {
-#if defined(AUTOMAGIC_TABLES512)
+#if defined(AUTOMAGIC_EDGES)
     if (c.code == UNIT4 && (first & 1) == 0 && ((n & 1) == 0 || first + n == numel) && !dry) {
-        Edges512 edges(rule.scale, rule.threshold, rule.penalty, first, base);
-        return edges_512(static_cast<uint8_t*>(c.q), laplace, edges, first, n, factor);
+        Edges edges(rule.scale, rule.threshold, rule.penalty, first, base);
+        return move_nibbles(static_cast<uint8_t*>(c.q), laplace, edges, first, n, factor);
     }
 #endif
     const float* old = decode_run(c, first, n, held);

@@ -45,6 +45,19 @@ AUTOMAGIC_INLINE uint64_t lanes_of(Mask m) { return m.m; }
 // y 2^n for an integer n, |n| < 127.
 AUTOMAGIC_INLINE V times_power(V y, V n) { return {_mm512_scalef_ps(y.v, n.v)}; }
 
+AUTOMAGIC_INLINE Mask below(int64_t left) { return {lanes(left)}; }  // the first lanes
+// Lanes one further on, the first twice; one back, the last twice.
+AUTOMAGIC_INLINE V first_twice(V a) {
+    return {_mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14), a.v)};
+}
+AUTOMAGIC_INLINE V last_twice(V a) {
+    return {_mm512_permutexvar_ps(_mm512_setr_epi32(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 15), a.v)};
+}
+AUTOMAGIC_INLINE V from_halves(const uint16_t* p, bool bf16) {
+    __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {bf16 ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)) : _mm512_cvtph_ps(h)};
+}
+
 AUTOMAGIC_INLINE V from_bytes(const uint8_t* p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
@@ -108,6 +121,17 @@ AUTOMAGIC_INLINE float total(V a) {
 AUTOMAGIC_INLINE V times_power(V y, V n) {
     __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
     return {_mm256_mul_ps(y.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
+}
+AUTOMAGIC_INLINE Mask below(int64_t left) { return {_mm256_castsi256_ps(first_lanes(left))}; }
+AUTOMAGIC_INLINE V first_twice(V a) {
+    return {_mm256_permutevar8x32_ps(a.v, _mm256_setr_epi32(0, 0, 1, 2, 3, 4, 5, 6))};
+}
+AUTOMAGIC_INLINE V last_twice(V a) {
+    return {_mm256_permutevar8x32_ps(a.v, _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 7))};
+}
+AUTOMAGIC_INLINE V from_halves(const uint16_t* p, bool bf16) {
+    __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {bf16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)) : _mm256_cvtph_ps(h)};
 }
 AUTOMAGIC_INLINE V from_bytes(const uint8_t* p) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
@@ -175,6 +199,16 @@ AUTOMAGIC_INLINE V times_power(V y, V n) {
     FourInts exponent = reinterpret_cast<FourInts>(shifted.v) - 0x4B400000 + 127;
     return {y.v * reinterpret_cast<Four>(exponent << 23)};
 }
+AUTOMAGIC_INLINE Mask below(int64_t left) {
+    return {FourInts{-(left > 0), -(left > 1), -(left > 2), -(left > 3)}};
+}
+AUTOMAGIC_INLINE V first_twice(V a) { return {Four{a.v[0], a.v[0], a.v[1], a.v[2]}}; }
+AUTOMAGIC_INLINE V last_twice(V a) { return {Four{a.v[1], a.v[2], a.v[3], a.v[3]}}; }
+AUTOMAGIC_INLINE V from_halves(const uint16_t* p, bool bf16) {
+    V x = all(0.0f);
+    for (int i = 0; i < 4; ++i) x.v[i] = bf16 ? from_bf16(p[i]) : from_fp16_portable(p[i]);
+    return x;
+}
 AUTOMAGIC_INLINE V from_bytes(const uint8_t* p) {
     return {Four{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])}};
 }
@@ -212,6 +246,20 @@ AUTOMAGIC_INLINE V get_bytes(const uint8_t* p, int64_t left) {
     uint8_t held[W] = {0};
     for (int64_t i = 0; i < left; ++i) held[i] = p[i];
     return from_bytes(held);
+}
+
+// Elements of a tensor of any type in fp32.
+template <int TYPE>
+AUTOMAGIC_INLINE V load_typed(const void* p, int64_t at) {
+    if (TYPE == F32) return load(static_cast<const float*>(p) + at);
+    return from_halves(static_cast<const uint16_t*>(p) + at, TYPE == BF16);
+}
+template <int TYPE>
+AUTOMAGIC_INLINE V load_typed(const void* p, int64_t at, int64_t left) {
+    if (TYPE == F32) return load(static_cast<const float*>(p) + at, left);
+    uint16_t held[W] = {0};
+    for (int64_t i = 0; i < left; ++i) held[i] = static_cast<const uint16_t*>(p)[at + i];
+    return from_halves(held, TYPE == BF16);
 }
 
 // 1 / sqrt(x) of a normal x > 0, off by 2^-22 at most: one step of Newton's method on the processor's guess.
