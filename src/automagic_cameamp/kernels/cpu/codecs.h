@@ -11,6 +11,7 @@
 #include "dynamic_map.h"
 #include "elementary.h"
 #include "rounding.h"
+#include "tables256.h"
 #include "tables512.h"
 
 namespace AUTOMAGIC_ISA {
@@ -87,8 +88,9 @@ struct Divider {
 struct DynamicTables {
     alignas(64) float value[256];
     alignas(64) uint32_t cell[CELLS];
+    DecadeLines lines;
 #if defined(AUTOMAGIC_TABLES512)
-    alignas(64) float encoder[DynamicEncoder::tables + 1];
+    DynamicEncoder::Tables encoder;
     BytePlanes planes;
 #endif
 
@@ -112,8 +114,9 @@ struct DynamicTables {
             }
             cell[i] = entry;
         }
+        lines.fill(middle);
 #if defined(AUTOMAGIC_TABLES512)
-        DynamicEncoder::fill(middle, encoder);
+        encoder.fill(lines);
         planes.fill(value);
 #endif
     }
@@ -152,6 +155,8 @@ struct Dynamic8 {
                               float* scale) {
 #if defined(AUTOMAGIC_TABLES512)
         const DynamicEncoder encoder(dynamic_tables().encoder);
+#elif defined(AUTOMAGIC_TABLES256)
+        const DynamicEncoder encoder(dynamic_tables().lines);
 #else
         const Cells encoder;
 #endif

@@ -45,4 +45,33 @@ AUTOMAGIC_INLINE uint32_t dynamic_code(float v, const uint32_t* cell) {
     return static_cast<uint32_t>(127 + ((k ^ sign) - sign));
 }
 
+// Encoding by a line. In a decade of the map codes are equally spaced: a line gives the code and, in sixteen bits
+// below it, how far a number is from the midpoints around it. Numbers so close to one that the line's rounding
+// matters (one of 4,000) are looked up in the cells.
+struct DecadeLines {
+    static constexpr int32_t unit = 65536, decades = 7;
+    static constexpr int32_t unsure = 8;  // units; the line is off by three at most
+
+    alignas(32) float border[8], slope[8], start[8];  // a decade ends at its border
+    float steep_start;                                // of the line between the last midpoint and 1: half a code
+
+    // ``middle``: 128 midpoints; code k ends at number k.
+    void fill(const float* middle) {
+        double size = 1e-6;
+        for (int e = 0; e < 8; ++e, size *= 10) {
+            if (e >= decades) {
+                border[e] = slope[e] = start[e] = 0.0f;
+                continue;
+            }
+            double count = static_cast<double>(1 << e), rise = count / (0.9 * size);
+            // Code 2^e + i ends at (0.1 + 0.9 (i + 1) / 2^e) of the decade; below the first one lies 0.
+            double first = e == 0 ? 1 - rise * static_cast<double>(middle[0]) : count * 8 / 9;
+            border[e] = e < decades - 1 ? middle[(2 << e) - 1] : 3e38f;
+            slope[e] = static_cast<float>(rise * unit);
+            start[e] = static_cast<float>(first * unit + unsure);
+        }
+        steep_start = static_cast<float>((128 - 128 * static_cast<double>(middle[127])) * unit + unsure);
+    }
+};
+
 }  // namespace AUTOMAGIC_ISA

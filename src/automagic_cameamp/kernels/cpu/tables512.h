@@ -127,42 +127,33 @@ AUTOMAGIC_BYTES512 inline void byte_decode(const uint8_t* q, const BytePlanes& t
     }
 }
 
-// The dynamic encoder. A number's octave names its decade but for one comparison, and in a decade codes are equally
-// spaced: a line gives the code and, in sixteen bits below it, how far the number is from the midpoints around it.
-// Numbers so close to one that the line's rounding matters (one of 4,000) are looked up in the cells.
+// The dynamic encoder (DecadeLines): a number's octave names its decade but for one comparison.
 struct DynamicEncoder {
-    static constexpr int32_t first_octave = 104, unit = 65536;
-    static constexpr int32_t unsure = 8;  // units; the line is off by three at most
-    static constexpr int tables = 96;
+    static constexpr int32_t first_octave = 104, unit = DecadeLines::unit, unsure = DecadeLines::unsure;
+
+    struct Tables {
+        alignas(64) float border[32], slope[32], start[32];  // of the octaves: a lookup heeds five bits
+        float steep_start;
+
+        void fill(const DecadeLines& lines) {
+            for (int o = first_octave; o < first_octave + 32; ++o) {
+                int e = 0;
+                while (e < DecadeLines::decades - 1 && float_of(static_cast<uint32_t>(o) << 23) > lines.border[e]) ++e;
+                border[o & 31] = lines.border[e], slope[o & 31] = lines.slope[e], start[o & 31] = lines.start[e];
+            }
+            steep_start = lines.steep_start;
+        }
+    };
 
     __m512 border[2], slope[2], start[2], steep_start;
 
-    // ``tables``: borders, slopes and starts of 32 octaves, see fill, then the start of the steep line.
-    AUTOMAGIC_INLINE explicit DynamicEncoder(const float* from) {
+    AUTOMAGIC_INLINE explicit DynamicEncoder(const Tables& from) {
         for (int i = 0; i < 2; ++i) {
-            border[i] = _mm512_loadu_ps(from + 16 * i);
-            slope[i] = _mm512_loadu_ps(from + 32 + 16 * i);
-            start[i] = _mm512_loadu_ps(from + 64 + 16 * i);
+            border[i] = _mm512_load_ps(from.border + 16 * i);
+            slope[i] = _mm512_load_ps(from.slope + 16 * i);
+            start[i] = _mm512_load_ps(from.start + 16 * i);
         }
-        steep_start = _mm512_set1_ps(from[tables]);
-    }
-
-    // ``middle``: 128 midpoints; code k ends at number k.
-    static void fill(const float* middle, float* to) {
-        for (int o = first_octave; o < first_octave + 32; ++o) {
-            float low = float_of(static_cast<uint32_t>(o) << 23);
-            int e = 0, at = o & 31;  // a lookup heeds five bits
-            double size = 1e-6;
-            for (; e < 6 && low > middle[(2 << e) - 1]; ++e) size *= 10;
-            double count = static_cast<double>(1 << e), rise = count / (0.9 * size);
-            // Code 2^e + i ends at (0.1 + 0.9 (i + 1) / 2^e) of the decade; below the first one lies 0.
-            double first = e == 0 ? 1 - rise * static_cast<double>(middle[0]) : count * 8 / 9;
-            to[at] = e < 6 ? middle[(2 << e) - 1] : 3e38f;
-            to[32 + at] = static_cast<float>(rise * unit);
-            to[64 + at] = static_cast<float>(first * unit + unsure);
-        }
-        // Between the last midpoint and 1 lies half a code.
-        to[tables] = static_cast<float>((128 - 128 * static_cast<double>(middle[127])) * unit + unsure);
+        steep_start = _mm512_set1_ps(from.steep_start);
     }
 
     // Units (plus `unsure`) of |v|; a negative number takes the lower code on a tie, that of the larger |v|.
