@@ -123,11 +123,9 @@ struct Edges {
             __m256i q = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(held), places), low);
             c[k] = move(_mm256_loadu_ps(laplace + 8 * k), q, factor + 8 * k);
         }
-        __m256i all = _mm256_packus_epi16(_mm256_packus_epi32(c[0], c[1]), _mm256_packus_epi32(c[2], c[3]));
-        all = _mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-        all = _mm256_maddubs_epi16(all, _mm256_set1_epi16(0x1001));  // low + 16 high
-        all = _mm256_permute4x64_epi64(_mm256_packus_epi16(all, all), 0x08);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(byte), _mm256_castsi256_si128(all));
+        __m256i pairs = _mm256_maddubs_epi16(packed(c), _mm256_set1_epi16(0x1001));  // low + 16 high
+        pairs = _mm256_permute4x64_epi64(_mm256_packus_epi16(pairs, pairs), 0x08);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(byte), _mm256_castsi256_si128(pairs));
     }
 };
 

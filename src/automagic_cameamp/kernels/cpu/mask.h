@@ -36,10 +36,39 @@ inline int64_t move_words_512(const float* g, int64_t n, int32_t by, uint8_t* wo
 }
 #endif
 
+#if defined(AUTOMAGIC_TABLES256)
+// The same, thirty-two words in a register.
+inline int64_t move_words_256(const float* g, int64_t n, int32_t by, uint8_t* word) {
+    const __m256i step = _mm256_set1_epi8(static_cast<char>(smaller(by, MASK_HIGH - MASK_LOW)));
+    const __m256i highest = _mm256_set1_epi8(MASK_HIGH - MASK_LOW), one = _mm256_set1_epi8(1);
+    const __m256 zero = _mm256_setzero_ps();
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        __m256i below[4], above[4];
+        for (int k = 0; k < 4; ++k) {
+            __m256 x = _mm256_loadu_ps(g + i + 8 * k);
+            below[k] = _mm256_castps_si256(_mm256_cmp_ps(x, zero, _CMP_LT_OQ));
+            above[k] = _mm256_castps_si256(_mm256_cmp_ps(x, zero, _CMP_GT_OQ));
+        }
+        __m256i negative = packed_signs(below), moves = _mm256_or_si256(negative, packed_signs(above));
+        __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(word + i)), last = _mm256_and_si256(w, one);
+        __m256i other = _mm256_xor_si256(negative, _mm256_cmpeq_epi8(last, one)), by_now = _mm256_and_si256(moves, step);
+        __m256i k = _mm256_and_si256(_mm256_srli_epi16(w, 1), _mm256_set1_epi8(127));
+        k = _mm256_adds_epu8(k, _mm256_andnot_si256(other, by_now));
+        k = _mm256_min_epu8(_mm256_subs_epu8(k, _mm256_and_si256(other, by_now)), highest);
+        __m256i sign = _mm256_or_si256(_mm256_and_si256(negative, one), _mm256_andnot_si256(moves, last));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(word + i), _mm256_or_si256(_mm256_add_epi8(k, k), sign));
+    }
+    return i;
+}
+#endif
+
 inline void move_run(const float* AUTOMAGIC_RESTRICT g, int64_t n, int32_t by, uint8_t* AUTOMAGIC_RESTRICT word) {
     int64_t start = 0;
 #if defined(AUTOMAGIC_TABLES512)
     start = move_words_512(g, n, by, word);
+#elif defined(AUTOMAGIC_TABLES256)
+    start = move_words_256(g, n, by, word);
 #endif
     for (int64_t i = start; i < n; ++i) {
         int32_t negative = g[i] < 0.0f, moves = (g[i] > 0.0f) | negative, last = word[i] & 1;
@@ -47,20 +76,6 @@ inline void move_run(const float* AUTOMAGIC_RESTRICT g, int64_t n, int32_t by, u
         int32_t k = smaller(larger((word[i] >> 1) + bump, 0), MASK_HIGH - MASK_LOW);
         word[i] = static_cast<uint8_t>(2 * k + (moves ? negative : last));
     }
-}
-
-inline float sum_masks(const uint8_t* word, int64_t n) {
-    const MaskValues values;
-    V s = all(0.0f);
-    int64_t i = 0;
-    for (; i + W <= n; i += W) s = s + values.at(word + i, W);
-    return total(i < n ? fused(values.at(word + i, n - i), first_ones(n - i), s) : s);
-}
-
-inline void move_words(const Job& j, int64_t first, int64_t n, const float* g, Part& part) {
-    uint8_t* word = static_cast<uint8_t*>(j.t->mask) + first;
-    move_run(g, n, stride(j), word);
-    part.sum[MASK] += sum_masks(word, n);
 }
 
 // Signs of up to 64 elements, a bit each.

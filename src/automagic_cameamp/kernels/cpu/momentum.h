@@ -137,7 +137,8 @@ inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, C
     });
     if (j.warm && o.mask == 1)
         for_runs(j, tile, [&](int64_t first, int64_t n) {
-            move_words(j, first, n, load_run(j.t->g, j.t->g_type, first, n, w.raw), part);
+            const float* g = load_run(j.t->g, j.t->g_type, first, n, w.raw);
+            move_run(g, n, stride(j), static_cast<uint8_t*>(j.t->mask) + first);
         });
 }
 

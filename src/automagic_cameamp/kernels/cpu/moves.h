@@ -30,6 +30,32 @@ struct MaskValues {
         __m512 low = _mm512_permutexvar_ps(_mm512_srli_epi32(w, 1), fine);
         return {_mm512_mul_ps(low, _mm512_permutexvar_ps(_mm512_srli_epi32(w, 5), coarse))};
     }
+#elif defined(AUTOMAGIC_TABLES256)
+    __m256 fine, coarse, coarsest;
+
+    AUTOMAGIC_INLINE MaskValues() {
+        alignas(32) static const Tables tables;
+        fine = _mm256_load_ps(tables.fine);
+        coarse = _mm256_load_ps(tables.coarse), coarsest = _mm256_load_ps(tables.coarse + 8);
+    }
+
+    struct Tables {
+        float fine[8], coarse[16];
+        Tables() {
+            for (int i = 0; i < 8; ++i) fine[i] = exp2_small(static_cast<float>(i - 4) * MASK_STEP);
+            for (int i = 0; i < 16; ++i) coarse[i] = exp2_small(static_cast<float>(8 * i + 4 + MASK_LOW) * MASK_STEP);
+        }
+    };
+
+    AUTOMAGIC_INLINE V at(const uint8_t* word, int64_t left) const {
+        uint8_t held[W] = {0};
+        for (int64_t i = 0; left < W && i < left; ++i) held[i] = word[i];
+        __m256i w = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(left < W ? held : word)));
+        __m256i place = _mm256_srli_epi32(w, 4);  // a lookup heeds three bits
+        __m256 high = _mm256_castsi256_ps(_mm256_slli_epi32(w, 24));
+        high = _mm256_blendv_ps(_mm256_permutevar8x32_ps(coarse, place), _mm256_permutevar8x32_ps(coarsest, place), high);
+        return {_mm256_mul_ps(_mm256_permutevar8x32_ps(fine, _mm256_srli_epi32(w, 1)), high)};
+    }
 #else
     AUTOMAGIC_INLINE V at(const uint8_t* word, int64_t left) const {
         V k = fused(get_bytes(word, left), all(0.5f), all(-0.25f));  // the lowest bit is a sign
@@ -65,26 +91,30 @@ AUTOMAGIC_INLINE V first_ones(int64_t left) {
     return load(ones + 16 - smaller(left, int64_t(16)));
 }
 
-// Sum of the rates of the elements, where they have their own (WORDS); where nothing is written, sums of the
-// squares of the old weights and of the new ones.
+// Sums of the values of the words and of the rates of the elements, where they have their own (WORDS); where nothing is
+// written, sums of the squares of the old weights and of the new ones.
 struct Weighed {
-    float rates, before, after;
+    float masks, rates, before, after;
 };
 
-template <class S, bool STRICT, bool WORDS, bool EXTRA>
+// EXTRA: with a factor for each element, adaptive decay or a shrinking of the weights. DRY: nothing is written.
+template <class S, bool STRICT, bool WORDS, bool EXTRA, bool DRY>
 AUTOMAGIC_LOOP Weighed weigh_piece(S s, const Move& a) {
     const int64_t rows = s.rows(), columns = s.columns(), step = a.stride;
     const MaskValues values;
     const V low = all(larger(a.bounds.low, a.bounds.floor)), high = all(larger(a.bounds.high, a.bounds.floor));
     const V ratio = all(a.signs.against / a.signs.with), with = all(a.signs.with), shrink = all(a.shrink);
-    const Rows means = a.m, gradients = a.g, old = a.p;
+    const V average = all(a.average), slope = all(a.slope * 1.44269504f), decay = all(2.0f * a.decay);
+    const bool decays = a.decay != 0.0f;
+    const Rows means = a.m, gradients = a.g, old = a.p, factors = a.factor;
     const float *gains = a.gain, *rates = a.rate, *ds = a.ds;
     const uint8_t* words = a.word;
     float* out = a.to;
-    V sum = all(0.0f), before = sum, after = sum;
+    V masks = all(0.0f), sum = masks, before = masks, after = masks;
     for (int64_t r = 0; r < rows; ++r) {
         const auto gain = s.of_row(gains, r), own = s.of_row(rates, r);
         const float *m = means.p + r * means.stride, *g = gradients.p + r * gradients.stride, *p = old.p + r * old.stride;
+        const float* factor = factors.p != nullptr ? factors.p + r * factors.stride : nullptr;
         const uint8_t* word = WORDS ? words + r * step : nullptr;
         float* to = out + r * old.stride;
         for (int64_t c = 0; c < columns; c += W) {
@@ -94,20 +124,21 @@ AUTOMAGIC_LOOP Weighed weigh_piece(S s, const Move& a) {
             V x = get<S::whole>(m + c, left), y = get<S::whole>(g + c, left), rate = own.at(c, left);
             V move = signed_by<STRICT>(x * get<S::whole>(ds + c, left) * (gain.at(c, left) * with), x * y, ratio);
             if (WORDS) {
-                rate = smaller(larger(values.at(word + c, left) * rate, low), high);
-                sum = S::whole || left >= W ? sum + rate : fused(rate, first_ones(left), sum);
+                const V mask = values.at(word + c, left);
+                rate = smaller(larger(mask * rate, low), high);
+                const bool whole = S::whole || left >= W;
+                masks = whole ? masks + mask : fused(mask, first_ones(left), masks);
+                sum = whole ? sum + rate : fused(rate, first_ones(left), sum);
             }
             V w = get<S::whole>(p + c, left);
-            if (EXTRA && a.dry) before = fused(w, w, before);
-            if (EXTRA && a.factor.p != nullptr) move = move * get<S::whole>(a.factor.p + r * a.factor.stride + c, left);
-            if (EXTRA && a.decay != 0.0f) {
-                V z = (magnitude(y) - all(a.average)) * all(a.slope);
-                z = smaller(larger(z, all(-87.0f)), all(87.0f)) * all(1.44269504f);
-                V sigmoid = inverse(all(1.0f) + exp2_small(z));
-                w = fused_minus(w, sigmoid * rate * all(2.0f * a.decay), w);
+            if (DRY) before = fused(w, w, before);
+            if (EXTRA && factor != nullptr) move = move * get<S::whole>(factor + c, left);
+            if (EXTRA && decays) {
+                V z = smaller(larger((magnitude(y) - average) * slope, all(-125.0f)), all(125.0f));
+                w = fused_minus(w, inverse(all(1.0f) + exp2_small(z)) * rate * decay, w);
             }
             w = fused_minus(move, rate, w);
-            if (EXTRA && a.dry) {
+            if (DRY) {
                 after = fused(w, w, after);
                 continue;
             }
@@ -115,8 +146,7 @@ AUTOMAGIC_LOOP Weighed weigh_piece(S s, const Move& a) {
             put<S::whole>(w, to + c, left);
         }
     }
-    if (EXTRA && a.dry) return {0.0f, total(before), total(after)};
-    return {total(sum), 0.0f, 0.0f};
+    return {total(masks), total(sum), total(before), total(after)};
 }
 
 }  // namespace AUTOMAGIC_ISA

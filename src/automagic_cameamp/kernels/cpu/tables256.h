@@ -1,4 +1,4 @@
-// The dynamic encoder in AVX2: lookups in a table of 256 numbers would go through memory one by one.
+// Bytes and the dynamic encoder in AVX2, where lookups in a table of 256 numbers go through memory one by one.
 #pragma once
 
 #if defined(__AVX2__) && defined(__FMA__) && !(defined(__AVX512F__) && defined(__AVX512BW__))
@@ -8,6 +8,17 @@
 #include "rounding.h"
 
 namespace AUTOMAGIC_ISA {
+
+// Thirty-two numbers in four registers, a byte each.
+AUTOMAGIC_INLINE __m256i in_order(__m256i bytes) {
+    return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+AUTOMAGIC_INLINE __m256i packed(const __m256i* k) {
+    return in_order(_mm256_packus_epi16(_mm256_packus_epi32(k[0], k[1]), _mm256_packus_epi32(k[2], k[3])));
+}
+AUTOMAGIC_INLINE __m256i packed_signs(const __m256i* k) {
+    return in_order(_mm256_packs_epi16(_mm256_packs_epi32(k[0], k[1]), _mm256_packs_epi32(k[2], k[3])));
+}
 
 // DecadeLines in registers: a number's bits, read as an integer, are a logarithm that is off by 0.026 decades at
 // most, so its decade is known but for one comparison.
@@ -46,17 +57,6 @@ struct DynamicEncoder {
     static AUTOMAGIC_INLINE __m256i doubtful(__m256i y) {
         constexpr int32_t sure = DecadeLines::unit - 2 * DecadeLines::unsure;
         return _mm256_cmpeq_epi32(_mm256_and_si256(y, _mm256_set1_epi32(sure)), _mm256_setzero_si256());
-    }
-
-    // Thirty-two numbers four registers wide, a byte each, in order.
-    static AUTOMAGIC_INLINE __m256i in_order(__m256i bytes) {
-        return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    }
-    static AUTOMAGIC_INLINE __m256i packed(const __m256i* k) {
-        return in_order(_mm256_packus_epi16(_mm256_packus_epi32(k[0], k[1]), _mm256_packus_epi32(k[2], k[3])));
-    }
-    static AUTOMAGIC_INLINE __m256i packed_signs(const __m256i* k) {
-        return in_order(_mm256_packs_epi16(_mm256_packs_epi32(k[0], k[1]), _mm256_packs_epi32(k[2], k[3])));
     }
 
     AUTOMAGIC_INLINE void block(const float* x, __m256 inverse, uint8_t* q, const uint32_t* cell) const {

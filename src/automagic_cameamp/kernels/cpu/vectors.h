@@ -42,8 +42,11 @@ AUTOMAGIC_INLINE V root(V a) { return {_mm512_sqrt_ps(a.v)}; }
 AUTOMAGIC_INLINE V guess_root(V a) { return {_mm512_rsqrt14_ps(a.v)}; }
 AUTOMAGIC_INLINE V guess_inverse(V a) { return {_mm512_rcp14_ps(a.v)}; }
 AUTOMAGIC_INLINE uint64_t lanes_of(Mask m) { return m.m; }
-// y 2^n for an integer n, |n| < 127.
-AUTOMAGIC_INLINE V times_power(V y, V n) { return {_mm512_scalef_ps(y.v, n.v)}; }
+// y 2^n, where y is about 1 and `shifted` = n + ROUNDER, |n| < 126: its lowest bits are n.
+AUTOMAGIC_INLINE V times_power(V y, V shifted) {
+    __m512i power = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
+    return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y.v), power))};
+}
 
 AUTOMAGIC_INLINE Mask below(int64_t left) { return {lanes(left)}; }  // the first lanes
 // Lanes one further on, the first twice; one back, the last twice.
@@ -118,9 +121,9 @@ AUTOMAGIC_INLINE float total(V a) {
     h = _mm_add_ps(h, _mm_movehl_ps(h, h));
     return _mm_cvtss_f32(_mm_add_ss(h, _mm_movehdup_ps(h)));
 }
-AUTOMAGIC_INLINE V times_power(V y, V n) {
-    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
-    return {_mm256_mul_ps(y.v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
+AUTOMAGIC_INLINE V times_power(V y, V shifted) {
+    __m256i power = _mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23);
+    return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y.v), power))};
 }
 AUTOMAGIC_INLINE Mask below(int64_t left) { return {_mm256_castsi256_ps(first_lanes(left))}; }
 AUTOMAGIC_INLINE V first_twice(V a) {
@@ -194,10 +197,9 @@ AUTOMAGIC_INLINE V larger(V a, V b) { return choose(b < a, a, b); }
 AUTOMAGIC_INLINE V smaller(V a, V b) { return choose(a < b, a, b); }
 AUTOMAGIC_INLINE V magnitude(V a) { return {reinterpret_cast<Four>(reinterpret_cast<FourInts>(a.v) & 0x7FFFFFFF)}; }
 AUTOMAGIC_INLINE float total(V a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
-AUTOMAGIC_INLINE V times_power(V y, V n) {
-    V shifted = n + all(ROUNDER);
-    FourInts exponent = reinterpret_cast<FourInts>(shifted.v) - 0x4B400000 + 127;
-    return {y.v * reinterpret_cast<Four>(exponent << 23)};
+AUTOMAGIC_INLINE V times_power(V y, V shifted) {
+    FourInts power = reinterpret_cast<FourInts>(shifted.v) << 23;
+    return {reinterpret_cast<Four>(reinterpret_cast<FourInts>(y.v) + power)};
 }
 AUTOMAGIC_INLINE Mask below(int64_t left) {
     return {FourInts{-(left > 0), -(left > 1), -(left > 2), -(left > 3)}};
@@ -276,7 +278,7 @@ AUTOMAGIC_INLINE V inverse(V x) {
 
 // 2^x for |x| < 126, as in lanes.h.
 AUTOMAGIC_INLINE V exp2_small(V x) {
-    V n = (x + all(ROUNDER)) - all(ROUNDER), f = x - n;
+    V shifted = x + all(ROUNDER), f = x - (shifted - all(ROUNDER));
     V y = all(1.5252734e-5f);
     y = fused(y, f, all(1.5403530e-4f));
     y = fused(y, f, all(1.3333558e-3f));
@@ -285,7 +287,7 @@ AUTOMAGIC_INLINE V exp2_small(V x) {
     y = fused(y, f, all(2.4022651e-1f));
     y = fused(y, f, all(6.9314718e-1f));
     y = fused(y, f, all(1.0f));
-    return times_power(y, n);
+    return times_power(y, shifted);
 }
 
 }  // namespace AUTOMAGIC_ISA

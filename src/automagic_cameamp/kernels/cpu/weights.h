@@ -78,15 +78,14 @@ inline void finish_momentum(Job& j) {
     if (has(t.spatial))
         encode_vector(t.spatial, j.per_row ? j.row_var : j.col_var, j.K * (j.per_row ? j.m : j.n),
                       j.noise(t.spatial.salt));
-    if (!j.warm || o.mask == 0) return;
+    if (!j.warm || o.mask < 2) return;
     if (o.mask == 3) {
         int8_t* counter = static_cast<int8_t*>(t.mask);
         double votes = j.total(VOTES);
         *counter = moved(*counter, stride(j) * ((votes > 0) - (votes < 0)));
         *t.mask_sum = exp2_small(static_cast<float>(*counter) * MASK_STEP) * static_cast<float>(j.numel);
     } else {
-        double each = o.mask == 1 ? 1.0 : static_cast<double>(j.n);
-        *t.mask_sum = static_cast<float>(j.total(MASK) * each);
+        *t.mask_sum = static_cast<float>(j.total(MASK) * static_cast<double>(j.n));
     }
 }
 
@@ -141,16 +140,18 @@ AUTOMAGIC_LOOP double row_rates(const Job& j, const Bounds& b, int64_t r, int64_
     return o.mask == 1 ? 0 : static_cast<double>(total(sum)) * static_cast<double>(j.n);
 }
 
-template <class S, bool STRICT, bool EXTRA>
+template <class S, bool EXTRA, bool DRY>
 AUTOMAGIC_INLINE Weighed weigh_signed(S s, const Move& a) {
-    return a.word != nullptr ? weigh_piece<S, STRICT, true, EXTRA>(s, a) : weigh_piece<S, STRICT, false, EXTRA>(s, a);
+    if (strict(a.signs))
+        return a.word != nullptr ? weigh_piece<S, true, true, EXTRA, DRY>(s, a) : weigh_piece<S, true, false, EXTRA, DRY>(s, a);
+    return a.word != nullptr ? weigh_piece<S, false, true, EXTRA, DRY>(s, a) : weigh_piece<S, false, false, EXTRA, DRY>(s, a);
 }
 
 // Pass C over the bands of a tile.
 inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w) {
     const Task& t = *j.t;
     bool allora = j.o->allora && j.matrix;
-    bool extra = j.edges || j.decays || a.shrink != 1.0f || a.dry;
+    bool extra = j.edges || j.decays || a.shrink != 1.0f;
     uint32_t base = j.noise(0), edge_base = j.noise(t.edge.salt);
     const EdgeRule edges = edge_rule(j);
     a.stride = j.n;
@@ -186,13 +187,14 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
             }
             by_row(j, b, [&](auto s) {
                 using S = decltype(s);
-                bool clear = strict(a.signs);
-                Weighed sums;
-                if (extra)
-                    sums = clear ? weigh_signed<S, true, true>(s, a) : weigh_signed<S, false, true>(s, a);
-                else
-                    sums = clear ? weigh_signed<S, true, false>(s, a) : weigh_signed<S, false, false>(s, a);
-                part.sum[RATE] += sums.rates, part.sum[WEIGHT2] += sums.before, part.sum[NEW2] += sums.after;
+                if (a.dry) {
+                    Weighed sums = weigh_signed<S, true, true>(s, a);
+                    part.sum[WEIGHT2] += sums.before, part.sum[NEW2] += sums.after;
+                    return;
+                }
+                Weighed sums = extra ? weigh_signed<S, true, false>(s, a) : weigh_signed<S, false, false>(s, a);
+                part.sum[RATE] += sums.rates;
+                if (a.word != nullptr) part.sum[MASK] += sums.masks;
             });
             if (t.p_type == F32 || a.dry) return;
             for_lines(j, b, [&](int64_t from, int64_t n, int64_t at) {
@@ -206,7 +208,7 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
 inline void pass_weights(Job& j, int64_t slab, Local& w, bool dry) {
     Part& part = j.parts[slab];
     const Move factors = factors_of(j, dry);
-    if (!dry) part.sum[RATE] = part.sum[WAY] = part.sum[SEEN2] = part.sum[WAY2] = 0;
+    if (!dry) part.sum[MASK] = part.sum[RATE] = part.sum[WAY] = part.sum[SEEN2] = part.sum[WAY2] = 0;
     part.sum[NEW2] = part.sum[WEIGHT2] = 0;
     int64_t done = slab * j.slab_rows * j.n;
     for_tiles(j, slab, [&](const Tile& tile) {
@@ -229,6 +231,7 @@ inline void finish_weights(Job& j) {
     Task& t = *j.t;
     float mean = static_cast<float>(j.total(RATE) / static_cast<double>(j.numel)) * static_cast<float>(j.o->lr);
     *t.avg_lr = mean;
+    if (j.warm && j.o->mask == 1) *t.mask_sum = static_cast<float>(j.total(MASK));
     if (t.level != nullptr) finish_look(j);
     *t.step += 1.0f;
     if (t.lowrank_rate != nullptr) *t.lowrank_rate += mean * static_cast<float>(j.o->rank_strength);
