@@ -1,7 +1,8 @@
 // Bands: a few rows of a tensor that a pass takes together, piece by piece, with every value in a register.
 //
-// Short rows come W at a time, so that the sums over them end in the lanes of one register; of longer rows
-// four share each load and store of a column's sums. Rows below one register come packed, a run of them as one row:
+// Short rows are summed W at a time, so that the sums over them end in the lanes of one register, and a band holds some
+// such groups, so that what is done once a band weighs little; of longer rows four share each load and store of a
+// column's sums. Rows below one register come packed, a run of them as one row:
 // the loops are the same, and only what a row has one of (a factor, a sum) is found in another way.
 #pragma once
 
@@ -10,7 +11,8 @@
 
 namespace AUTOMAGIC_ISA {
 
-constexpr int64_t SHORT = 128;  // longest row of which W make a band
+constexpr int64_t SHORT = 128;  // longest row of which W make a group
+constexpr int64_t GROUPS = 1024; // elements of a band of short rows, unless one group has more
 constexpr int64_t AHEAD = 256;                // elements; a processor's own prefetch stops at the end of a page
 constexpr int64_t FLUSH = 256;               // rows whose column sums are added in fp32
 
@@ -25,6 +27,8 @@ struct Band {
 struct Rows {
     const float* p;
     int64_t stride;
+
+    AUTOMAGIC_INLINE Rows from(int64_t r) const { return {p + r * stride, stride}; }
 };
 
 // A value of each row, as the loops over a piece find it: the same for the whole row, or one for each element.
@@ -110,24 +114,46 @@ struct RowSums<Packed> {
 
 #define AUTOMAGIC_EACH [&](int64_t r) __attribute__((always_inline))
 
-// f of the shape of a piece, for loops that take all its rows at once.
+// The rows of a piece, as many at a time as end in one register of sums: f(rows, the first of them).
 template <class F>
-AUTOMAGIC_INLINE void shaped(const Job& j, const Band& b, F f) {
-    int64_t rows = b.rows, n = b.count;
-    bool whole = n % W == 0;
-    if (packed(j))
-        f(Packed{rows, n});
-    else if (rows == W)
-        j.n == W ? f(Shape<W, true, true>{rows, n}) : whole ? f(Shape<W, true>{rows, n}) : f(Shape<W, false>{rows, n});
-    else if (W != 4 && rows == 4)
-        whole ? f(Shape<4, true>{rows, n}) : f(Shape<4, false>{rows, n});
-    else if (rows == 1)
-        f(Shape<1, false>{rows, n});
-    else
-        f(Shape<0, false>{rows, n});
+AUTOMAGIC_INLINE void for_groups(const Band& b, F f) {
+    for (int64_t r = 0; r < b.rows; r += W) f(smaller(W, b.rows - r), r);
 }
 
-// The same for loops that take one row after the other, which need no copy for each number of rows.
+// f(shape of some rows of a piece, the first of them), for loops that take all of these at once.
+template <class F>
+AUTOMAGIC_INLINE void shaped(const Job& j, const Band& b, F f) {
+    const int64_t n = b.count;
+    const bool whole = n % W == 0;
+    if (packed(j)) return f(Packed{b.rows, n}, int64_t(0));
+    for_groups(b, [&](int64_t rows, int64_t r) __attribute__((always_inline)) {
+        if (rows == W)
+            j.n == W ? f(Shape<W, true, true>{rows, n}, r) : whole ? f(Shape<W, true>{rows, n}, r) : f(Shape<W, false>{rows, n}, r);
+        else if (W != 4 && rows == 4)
+            whole ? f(Shape<4, true>{rows, n}, r) : f(Shape<4, false>{rows, n}, r);
+        else if (rows == 1)
+            f(Shape<1, false>{rows, n}, r);
+        else
+            f(Shape<0, false>{rows, n}, r);
+    });
+}
+
+// The same for loops that take one row after the other, which need no copy for each number of rows, but sum them.
+template <class F>
+AUTOMAGIC_INLINE void summed(const Job& j, const Band& b, F f) {
+    const int64_t n = b.count;
+    if (packed(j)) return f(Packed{b.rows, n}, int64_t(0));
+    for_groups(b, [&](int64_t rows, int64_t r) __attribute__((always_inline)) {
+        if (j.n == W)
+            f(Shape<0, true, true>{rows, n}, r);
+        else if (n % W == 0)
+            f(Shape<0, true>{rows, n}, r);
+        else
+            f(Shape<0, false>{rows, n}, r);
+    });
+}
+
+// f(shape), for loops over any number of rows that do not.
 template <class F>
 AUTOMAGIC_INLINE void by_row(const Job& j, const Band& b, F f) {
     if (packed(j))
@@ -156,7 +182,7 @@ AUTOMAGIC_INLINE const float* of_columns(const Job& j, const Tile& tile, const f
 
 template <class F>
 inline void for_bands(const Job& j, const Tile& tile, F f) {
-    int64_t most = packed(j) ? j.group : j.n <= SHORT ? W : 4;
+    int64_t most = packed(j) ? j.group : j.n <= SHORT ? W * larger(int64_t(1), GROUPS / (W * j.n)) : 4;
     for (int64_t r = tile.first; r < tile.end;) {
         int64_t left = tile.end - r, rows = smaller(most, left);
         if (j.n > SHORT && left < most) rows = 1;

@@ -75,7 +75,7 @@ inline void gradient_bands(Job& j, const Tile& tile, int64_t slab, Part& part, b
             clear_rows(band, w.row);
             for_pieces(j, band, [&](const Band& b) {
                 Rows x = gradient_piece(j, tile, b, w);
-                shaped(j, b, [&](auto s) { add_row_squares(s, x, w.row); });
+                shaped(j, b, [&](auto s, int64_t r) { add_row_squares(s, x.from(r), w.row + r); });
             });
             move_row_means(w.row, static_cast<float>(j.n), eps, weight, band.rows, j.R + band.row, w.inverse);
         } else {
@@ -87,10 +87,12 @@ inline void gradient_bands(Job& j, const Tile& tile, int64_t slab, Part& part, b
         for_pieces(j, band, [&](const Band& b) {
             Rows x = gradient_piece(j, tile, b, w);
             float *first = w.sums[0] + b.column, *second = w.sums[1] + b.column, *third = w.sums[2] + b.column;
-            shaped(j, b, [&](auto s) { add_column_squares(s, x, inverse, first, second); });
+            shaped(j, b, [&](auto s, int64_t r) { add_column_squares(s, x.from(r), inverse + r, first, second); });
             if (!torque) return;
             Rows m = decoded_piece(j.t->exp_avg, j, b, w.band[1]);
-            shaped(j, b, [&](auto s) { part.sum[MEAN2] += add_column_products(s, x, m, root, third); });
+            shaped(j, b, [&](auto s, int64_t r) {
+                part.sum[MEAN2] += add_column_products(s, x.from(r), m.from(r), root + r, third);
+            });
         });
         columns.after(j, tile, slab, band, w);
     });

@@ -5,7 +5,7 @@
 //   tensor  [K, m, n]: K matrices of m rows and n columns; a vector has one row
 //   slab    consecutive rows, the unit of work of a thread
 //   tile    rows of a slab, of one matrix, whose scratch stays in the cache
-//   band    the few rows of a tile that a pass takes together (for_bands)
+//   band    the few rows of a tile that a pass takes together (for_bands); its sums are formed a group of rows at a time
 //   piece   a band's rows in some of its columns, at most RUN: what the loops in registers walk (for_pieces)
 //   line    what of a piece lies contiguously in memory (for_lines): all of it, or a part of one row
 //   run     at most RUN contiguous elements, whatever rows they are in

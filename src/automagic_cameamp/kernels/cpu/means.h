@@ -14,6 +14,12 @@ struct Means {
     float damping, weight;
     float* m;              // new momentum
     int64_t stride;        // of its rows
+
+    AUTOMAGIC_INLINE Means from(int64_t r) const {
+        Means a = *this;
+        a.x = x.from(r), a.old = old.from(r), a.rf += r, a.m += r * stride;
+        return a;
+    }
 };
 
 // The unit update u, everywhere this product in this order: see(row, column, elements left, u), between `open` and
@@ -91,6 +97,13 @@ struct Mixture {
     float* mean[MAX_SCALES];    // rows `stride` apart, like the mixture
     float* mixture;
     int64_t stride;
+
+    Mixture from(int64_t r) const {
+        Mixture x = *this;
+        for (int k = 0; k < scales; ++k) x.old[k] = old[k].from(r), x.mean[k] += r * stride;
+        x.mixture += r * stride;
+        return x;
+    }
 };
 
 // The same as move_surprised with the mixture in place of the momentum; `column` may be null.

@@ -79,9 +79,11 @@ AUTOMAGIC_INLINE int used_plane(const Job& j) { return j.o->mixed ? MIXTURE : MO
 AUTOMAGIC_INLINE void move_piece(const Job& j, const Tile& tile, const Band& b, const Means& a, float* column, Local& w) {
     if (j.o->mixed) {
         const Mixture x = mixture_of(j, tile, b, w);
-        by_row(j, b, [&](auto s) { move_mixed(s, a, x, column, w.row); });
+        summed(j, b, [&](auto s, int64_t r) { move_mixed(s, a.from(r), x.from(r), column, w.row + r); });
     } else {
-        shaped(j, b, [&](auto s) { column != nullptr ? move_surprised(s, a, column, w.row) : move_means(s, a); });
+        shaped(j, b, [&](auto s, int64_t r) {
+            column != nullptr ? move_surprised(s, a.from(r), column, w.row + r) : move_means(s, a.from(r));
+        });
     }
 }
 
@@ -109,7 +111,9 @@ inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, C
             }
             if (variance) {  // few have one, and sums in two directions fill no fewer registers by being unrolled
                 float *p = down ? w.sums[2] + b.column : nullptr, *q = w.sums[3] + b.column;
-                by_row(j, b, [&](auto s) { add_moments(s, a, p, q, across ? w.first : nullptr, w.second); });
+                summed(j, b, [&](auto s, int64_t r) {
+                    add_moments(s, a.from(r), p, q, across ? w.first + r : nullptr, w.second + r);
+                });
             }
             move_piece(j, tile, b, a, j.confidence ? column : nullptr, w);
         });
@@ -123,12 +127,12 @@ inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, C
             Rows g = piece_of(j.t->g, j.t->g_type, j, b, w.band[0]);
             Rows m{plane_piece(j, tile, b, w, used_plane(j)), j.n};
             float* column = w.sums[1] + b.column;
-            shaped(j, b, [&](auto s) {
+            shaped(j, b, [&](auto s, int64_t r) {
                 using S = decltype(s);
                 if (counted)
-                    part.sum[AGREE] += add_directions<S, true, true>(s, m, g, inverse, signs, column);
+                    part.sum[AGREE] += add_directions<S, true, true>(s, m.from(r), g.from(r), inverse + r, signs, column);
                 else
-                    add_directions<S, false, false>(s, m, g, inverse, signs, column);
+                    add_directions<S, false, false>(s, m.from(r), g.from(r), inverse + r, signs, column);
             });
         });
         columns.after(j, tile, slab, band, w);
