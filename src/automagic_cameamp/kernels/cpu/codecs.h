@@ -195,19 +195,30 @@ struct Affine8 {
         for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(static_cast<int32_t>(q[i]) - zero) * scale;
     }
 
+    // How a block is coded; ``zero`` is a whole number.
+    struct Rule {
+        float scale, zero;
+        Divider by;
+    };
+
+    static AUTOMAGIC_INLINE Rule rule(const float* x, int64_t n) {
+        Range r = range_with_zero(x, n);
+        float scale = (r.high - r.low) / 255.0f;
+        Divider by(scale);
+        return {scale, nearest(-r.low / by.d), by};
+    }
+
     static inline void encode(const float* x, int64_t first, int64_t count, int64_t block, uint8_t* q,
                               float* scale, uint8_t* zero) {
         for_blocks(first, count, block, [=](int64_t b, int64_t at, int64_t n) {
-            Range r = range_with_zero(x + at, n);
-            scale[b] = (r.high - r.low) / 255.0f;
-            Divider by(scale[b]);
-            float z = nearest(-r.low / by.d);
-            zero[b] = static_cast<uint8_t>(static_cast<int32_t>(z));
-            if (by.fused)
-                encode_block<true>(x + at, by, z, n, q + first + at);
-            else
-                encode_block<false>(x + at, by, z, n, q + first + at);
+            const Rule found = rule(x + at, n);
+            scale[b] = found.scale, zero[b] = static_cast<uint8_t>(static_cast<int32_t>(found.zero));
+            encode_block(x + at, found, n, q + first + at);
         });
+    }
+
+    static AUTOMAGIC_INLINE void encode_block(const float* x, const Rule& r, int64_t n, uint8_t* q) {
+        r.by.fused ? encode_block<true>(x, r.by, r.zero, n, q) : encode_block<false>(x, r.by, r.zero, n, q);
     }
 
     template <bool FUSED>

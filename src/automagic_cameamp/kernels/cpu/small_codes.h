@@ -2,6 +2,7 @@
 #pragma once
 
 #include "codecs.h"
+#include "corrected.h"
 
 namespace AUTOMAGIC_ISA {
 
@@ -92,9 +93,14 @@ struct Residual {
             for (int64_t i = 0; i < n; ++i) out[i] += fraction(r[i]) * (width[q[i]] * unit);
     }
 
+    static AUTOMAGIC_INLINE float affine_unit(float scale) {
+        float width = scale / 2.0f;
+        return width > 0.0f ? (1.0f / width) * levels : 0.0f;
+    }
+
     static inline void affine_codes(const float* AUTOMAGIC_RESTRICT x, const uint8_t* AUTOMAGIC_RESTRICT q,
                                     float scale, int32_t zero, int64_t n, uint8_t* AUTOMAGIC_RESTRICT r) {
-        float width = scale / 2.0f, unit = width > 0.0f ? (1.0f / width) * levels : 0.0f;
+        const float unit = affine_unit(scale);
         for (int64_t i = 0; i < n; ++i)
             r[i] = code(x[i] - static_cast<float>(static_cast<int32_t>(q[i]) - zero) * scale, unit);
     }
@@ -122,8 +128,17 @@ struct CorrectedAffine8 {
         alignas(64) uint8_t held[PART];
         uint8_t* buffer = held;
         for_blocks(first, count, block, [=](int64_t b, int64_t at, int64_t n) {
-            for (int64_t i = at; i < at + n; i += PART) {
-                int64_t size = smaller(PART, at + n - i);
+            int64_t i = at, end = at + n;
+#if defined(AUTOMAGIC_CORRECTED)
+            if (BITS == 4 && ((first + at) & 1) == 0) {
+                float rests[16];
+                for (int r = 0; r < 16; ++r) rests[r] = R::fraction(static_cast<uint8_t>(r)) * (scale[b] / 2.0f);
+                const uint8_t* nibbles = residual + ((first + at) >> 1);
+                i += corrected_decode(q + first + at, nibbles, scale[b], zero[b], rests, n, out + at);
+            }
+#endif
+            for (; i < end; i += PART) {
+                int64_t size = smaller(PART, end - i);
                 Affine8::decode_block(q + first + i, scale[b], zero[b], size, out + i);
                 const uint8_t* r = R::read(residual, first + i, size, buffer);
                 R::add(r, q + first + i, nullptr, scale[b] / 2.0f, size, out + i);
@@ -133,10 +148,20 @@ struct CorrectedAffine8 {
 
     static inline void encode(const float* x, int64_t first, int64_t count, int64_t block, int64_t numel,
                               uint8_t* q, float* scale, uint8_t* zero, uint8_t* residual) {
-        Affine8::encode(x, first, count, block, q, scale, zero);
         for_blocks(first, count, block, [=](int64_t b, int64_t at, int64_t n) {
-            R::write(first + at, n, numel, residual, [=](int64_t i, int64_t size, uint8_t* to) {
-                R::affine_codes(x + at + i, q + first + at + i, scale[b], zero[b], size, to);
+            const Affine8::Rule rule = Affine8::rule(x + at, n);
+            scale[b] = rule.scale, zero[b] = static_cast<uint8_t>(static_cast<int32_t>(rule.zero));
+            int64_t done = 0;
+#if defined(AUTOMAGIC_CORRECTED)
+            if (BITS == 4 && rule.by.fused && ((first + at) & 1) == 0)
+                done = corrected_encode(x + at, rule.by, rule.scale, rule.zero, R::affine_unit(rule.scale), n,
+                                        q + first + at, residual + ((first + at) >> 1));
+#endif
+            const int64_t start = at + done;
+            if (done == n) return;
+            Affine8::encode_block(x + start, rule, n - done, q + first + start);
+            R::write(first + start, n - done, numel, residual, [=](int64_t i, int64_t size, uint8_t* to) {
+                R::affine_codes(x + start + i, q + first + start + i, rule.scale, zero[b], size, to);
             });
         });
     }

@@ -4,7 +4,10 @@
 // every step between two loops costs a store and a load.
 #pragma once
 
-#include "lanes.h"
+#include "abi.h"
+#include "rounding.h"
+#include "tables256.h"
+#include "tables512.h"
 
 namespace AUTOMAGIC_ISA {
 
