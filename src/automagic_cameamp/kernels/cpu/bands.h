@@ -191,10 +191,13 @@ inline void for_bands(const Job& j, const Tile& tile, F f) {
     }
 }
 
+// `along`: pieces of one row after the other, in the order in which they lie in memory.
 template <class F>
-inline void for_pieces(const Job& j, const Band& b, F f) {
+inline void for_pieces(const Job& j, const Band& b, F f, bool along = false) {
     if (j.n <= RUN) return f(b);
-    for (int64_t c = 0; c < j.n; c += j.piece) f(Band{b.row, b.rows, c, smaller(j.piece, j.n - c)});
+    const int64_t rows = along ? 1 : b.rows, most = along ? BAND : j.piece;
+    for (int64_t r = 0; r < b.rows; r += rows)
+        for (int64_t c = 0; c < j.n; c += most) f(Band{b.row + r, rows, c, smaller(most, j.n - c)});
 }
 
 // Calls f(first element, elements, place in a buffer) for what of a piece is contiguous.

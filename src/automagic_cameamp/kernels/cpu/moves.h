@@ -121,6 +121,7 @@ AUTOMAGIC_LOOP Weighed weigh_piece(S s, const Move& a) {
             const int64_t left = columns - c;
             AUTOMAGIC_PREFETCH(m + c + AHEAD);
             AUTOMAGIC_PREFETCH(g + c + AHEAD);
+            AUTOMAGIC_PREFETCH(p + c + AHEAD);
             V x = get<S::whole>(m + c, left), y = get<S::whole>(g + c, left), rate = own.at(c, left);
             V move = signed_by<STRICT>(x * get<S::whole>(ds + c, left) * (gain.at(c, left) * with), x * y, ratio);
             if (WORDS) {

@@ -152,6 +152,8 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
     const Task& t = *j.t;
     bool allora = j.o->allora && j.matrix;
     bool extra = j.edges || j.decays || a.shrink != 1.0f;
+    // Where nothing goes through a buffer: memory is read fastest along a row.
+    bool along = j.resident && !j.edges && t.p_type == F32 && t.g_type == F32;
     uint32_t base = j.noise(0), edge_base = j.noise(t.edge.salt);
     const EdgeRule edges = edge_rule(j);
     a.stride = j.n;
@@ -174,7 +176,8 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
             a.m = {plane_piece(j, tile, b, w, used_plane(j)), j.n};
             a.p = piece_of(t.p, t.p_type, j, b, w.band[2]);
             a.to = const_cast<float*>(a.p.p);
-            a.gain = of_rows(j, b, w.inverse, w.spread[0]), a.rate = of_rows(j, b, w.row, w.spread[1]);
+            const int64_t r = b.row - band.row;
+            a.gain = of_rows(j, b, w.inverse + r, w.spread[0]), a.rate = of_rows(j, b, w.row + r, w.spread[1]);
             a.ds = w.ds + b.column;
             if (j.o->mask == 1) a.word = static_cast<const uint8_t*>(t.mask) + first;
             if (j.edges) {
@@ -200,7 +203,7 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
             for_lines(j, b, [&](int64_t from, int64_t n, int64_t at) {
                 store_run(a.to + at, t.p, t.p_type, from, n, t.rounds, base);
             });
-        });
+        }, along);
     });
 }
 
