@@ -233,18 +233,23 @@ inline Rows gradient_piece(const Job& j, const Tile& tile, const Band& b, Local&
 
 // ---- sums over rows ----------------------------------------------------------------------------
 
-template <class S>
-AUTOMAGIC_LOOP void add_row_squares(S s, Rows x, float* out) {
+// Returns the sum of magnitudes, where SIZES.
+template <bool SIZES, class S>
+AUTOMAGIC_LOOP float add_row_squares(S s, Rows x, float* out) {
     const int64_t columns = s.columns(), stride = s.stride(x.stride);
     RowSums<S> sums(s);
+    V sizes[2] = {all(0.0f), all(0.0f)};
     for (int64_t c = 0; c < columns; c += W) {
         const float* from = x.p + c;
         s.each(AUTOMAGIC_EACH {
             AUTOMAGIC_PREFETCH(from + r * stride + AHEAD);
-            sums.add_square(r, c, get<S::whole>(from + r * stride, columns - c));
+            V v = get<S::whole>(from + r * stride, columns - c);
+            sums.add_square(r, c, v);
+            if (SIZES) sizes[r & 1] = sizes[r & 1] + magnitude(v);
         });
     }
     sums.into(s, out);
+    return SIZES ? total(sizes[0] + sizes[1]) : 0.0f;
 }
 
 AUTOMAGIC_INLINE V lerp(V a, V b, float w) {

@@ -66,8 +66,10 @@ struct Columns {
 // Pass A over the bands of a tile.
 inline void gradient_bands(Job& j, const Tile& tile, int64_t slab, Part& part, bool torque, Columns& columns, Local& w) {
     float weight = static_cast<float>(1 - j.o->beta[1]), eps = static_cast<float>(j.o->eps[0]);
+    // The sums over a gradient that nothing filtered come with those of its rows.
+    const bool aside = j.sums_needed && (j.filtered || j.along || !j.matrix), beside = j.sums_needed && !aside;
     for_bands(j, tile, [&](const Band& band) {
-        if (j.sums_needed)
+        if (aside)
             for_lines(j, band, [&](int64_t first, int64_t n, int64_t) {
                 for (int64_t i = 0; i < n; i += RUN) add_raw_sums(j, first + i, smaller(RUN, n - i), part, w);
             });
@@ -75,8 +77,14 @@ inline void gradient_bands(Job& j, const Tile& tile, int64_t slab, Part& part, b
             clear_rows(band, w.row);
             for_pieces(j, band, [&](const Band& b) {
                 Rows x = gradient_piece(j, tile, b, w);
-                shaped(j, b, [&](auto s, int64_t r) { add_row_squares(s, x.from(r), w.row + r); });
+                shaped(j, b, [&](auto s, int64_t r) {
+                    if (beside)
+                        part.sum[ABS] += static_cast<double>(add_row_squares<true>(s, x.from(r), w.row + r));
+                    else
+                        add_row_squares<false>(s, x.from(r), w.row + r);
+                });
             });
+            for (int64_t i = 0; beside && i < band.rows; ++i) part.sum[SQUARE] += static_cast<double>(w.row[i]);
             move_row_means(w.row, static_cast<float>(j.n), eps, weight, band.rows, j.R + band.row, w.inverse);
         } else {
             fill(w.inverse, 1.0f, band.rows);

@@ -25,8 +25,9 @@ struct MaskValues {
         }
     };
 
+    template <bool FULL>
     AUTOMAGIC_INLINE V at(const uint8_t* word, int64_t left) const {
-        __m512i w = bytes(word, lanes(left));
+        __m512i w = bytes(word, FULL ? lanes(W) : lanes(left));
         __m512 low = _mm512_permutexvar_ps(_mm512_srli_epi32(w, 1), fine);
         return {_mm512_mul_ps(low, _mm512_permutexvar_ps(_mm512_srli_epi32(w, 5), coarse))};
     }
@@ -47,18 +48,20 @@ struct MaskValues {
         }
     };
 
+    template <bool FULL>
     AUTOMAGIC_INLINE V at(const uint8_t* word, int64_t left) const {
-        uint8_t held[W] = {0};
-        for (int64_t i = 0; left < W && i < left; ++i) held[i] = word[i];
-        __m256i w = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(left < W ? held : word)));
+        uint64_t held = 0;
+        std::memcpy(&held, word, FULL || left >= W ? 8 : static_cast<size_t>(left));
+        __m256i w = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(held)));
         __m256i place = _mm256_srli_epi32(w, 4);  // a lookup heeds three bits
         __m256 high = _mm256_castsi256_ps(_mm256_slli_epi32(w, 24));
         high = _mm256_blendv_ps(_mm256_permutevar8x32_ps(coarse, place), _mm256_permutevar8x32_ps(coarsest, place), high);
         return {_mm256_mul_ps(_mm256_permutevar8x32_ps(fine, _mm256_srli_epi32(w, 1)), high)};
     }
 #else
+    template <bool FULL>
     AUTOMAGIC_INLINE V at(const uint8_t* word, int64_t left) const {
-        V k = fused(get_bytes(word, left), all(0.5f), all(-0.25f));  // the lowest bit is a sign
+        V k = fused(FULL ? from_bytes(word) : get_bytes(word, left), all(0.5f), all(-0.25f));  // the lowest bit is a sign
         k = (k + all(ROUNDER)) - all(ROUNDER);
         return exp2_small((k + all(static_cast<float>(MASK_LOW))) * all(MASK_STEP));
     }
@@ -125,7 +128,7 @@ AUTOMAGIC_LOOP Weighed weigh_piece(S s, const Move& a) {
             V x = get<S::whole>(m + c, left), y = get<S::whole>(g + c, left), rate = own.at(c, left);
             V move = signed_by<STRICT>(x * get<S::whole>(ds + c, left) * (gain.at(c, left) * with), x * y, ratio);
             if (WORDS) {
-                const V mask = values.at(word + c, left);
+                const V mask = values.template at<S::whole>(word + c, left);
                 rate = smaller(larger(mask * rate, low), high);
                 const bool whole = S::whole || left >= W;
                 masks = whole ? masks + mask : fused(mask, first_ones(left), masks);
@@ -136,7 +139,7 @@ AUTOMAGIC_LOOP Weighed weigh_piece(S s, const Move& a) {
             if (EXTRA && factor != nullptr) move = move * get<S::whole>(factor + c, left);
             if (EXTRA && decays) {
                 V z = smaller(larger((magnitude(y) - average) * slope, all(-125.0f)), all(125.0f));
-                w = fused_minus(w, inverse(all(1.0f) + exp2_small(z)) * rate * decay, w);
+                w = fused_minus(w, rate * decay / (all(1.0f) + exp2_quick(z)), w);
             }
             w = fused_minus(move, rate, w);
             if (DRY) {

@@ -293,4 +293,12 @@ AUTOMAGIC_INLINE V exp2_small(V x) {
     return times_power(y, shifted);
 }
 
+// The same, off by 1.1e-7 at most; its products do not wait for each other.
+AUTOMAGIC_INLINE V exp2_quick(V x) {
+    V shifted = x + all(ROUNDER), f = x - (shifted - all(ROUNDER)), square = f * f;
+    V low = fused(all(6.93147004e-1f), f, all(1.0f)), middle = fused(all(5.55073358e-2f), f, all(2.40222424e-1f));
+    V high = fused(all(1.32647273e-3f), f, all(9.67151299e-3f));
+    return times_power(fused(fused(high, square, middle), square, low), shifted);
+}
+
 }  // namespace AUTOMAGIC_ISA

@@ -164,7 +164,7 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
             clear_rows(band, w.row);
             for_pieces(j, band, [&](const Band& b) {
                 Rows p = piece_of(t.p, t.p_type, j, b, w.band[2]);
-                shaped(j, b, [&](auto s, int64_t r) { add_row_squares(s, p.from(r), w.row + r); });
+                shaped(j, b, [&](auto s, int64_t r) { add_row_squares<false>(s, p.from(r), w.row + r); });
             });
         }
         double rates = row_rates(j, a.bounds, band.row, band.rows, w);
