@@ -51,14 +51,15 @@ struct Edges {
     }
 };
 
-// edge_gains of stencil.h on a history of four bits, read and written here: `first` is even.
+// edge_gains of stencil.h on a history of four bits, read and, unless DRY, written here: `first` is even.
+template <bool DRY>
 inline void move_nibbles(uint8_t* plane, const float* laplace, Edges edges, int64_t first, int64_t n, float* factor) {
     uint8_t* byte = plane + (first >> 1);
     int64_t i = 0;
     for (; i + 16 <= n; i += 16, byte += 8) {
         __m128i held = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(byte));
         __m512 gain = edges.move(_mm512_loadu_ps(laplace + i), held);
-        _mm_storel_epi64(reinterpret_cast<__m128i*>(byte), held);
+        if (!DRY) _mm_storel_epi64(reinterpret_cast<__m128i*>(byte), held);
         _mm512_storeu_ps(factor + i, gain);
     }
     if (i == n) return;
@@ -71,7 +72,7 @@ inline void move_nibbles(uint8_t* plane, const float* laplace, Edges edges, int6
         last[(n - i) >> 1] &= 15;
         held = _mm_load_si128(reinterpret_cast<const __m128i*>(last));
     }
-    _mm_mask_storeu_epi8(byte, bytes_there, held);
+    if (!DRY) _mm_mask_storeu_epi8(byte, bytes_there, held);
     _mm512_mask_storeu_ps(factor + i, there, gain);
 }
 
@@ -114,6 +115,7 @@ struct Edges {
     }
 
     // Gains of thirty-two elements, and their sixteen bytes of history, which are replaced.
+    template <bool DRY>
     AUTOMAGIC_INLINE void move_block(const float* laplace, uint8_t* byte, float* factor) {
         const __m256i places = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28), low = _mm256_set1_epi32(15);
         __m256i c[4];
@@ -123,26 +125,28 @@ struct Edges {
             __m256i q = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(held), places), low);
             c[k] = move(_mm256_loadu_ps(laplace + 8 * k), q, factor + 8 * k);
         }
+        if (DRY) return;
         __m256i pairs = _mm256_maddubs_epi16(packed(c), _mm256_set1_epi16(0x1001));  // low + 16 high
         pairs = _mm256_permute4x64_epi64(_mm256_packus_epi16(pairs, pairs), 0x08);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(byte), _mm256_castsi256_si128(pairs));
     }
 };
 
-// edge_gains of stencil.h on a history of four bits, read and written here: `first` is even.
+// edge_gains of stencil.h on a history of four bits, read and, unless DRY, written here: `first` is even.
+template <bool DRY>
 inline void move_nibbles(uint8_t* plane, const float* laplace, Edges edges, int64_t first, int64_t n, float* factor) {
     uint8_t* byte = plane + (first >> 1);
     int64_t i = 0;
-    for (; i + 32 <= n; i += 32, byte += 16) edges.move_block(laplace + i, byte, factor + i);
+    for (; i + 32 <= n; i += 32, byte += 16) edges.template move_block<DRY>(laplace + i, byte, factor + i);
     if (i == n) return;
     alignas(32) float held[32] = {0}, gains[32];
     alignas(16) uint8_t bytes[16] = {0};
     const int64_t left = n - i, whole = (left + 1) >> 1;
     std::memcpy(held, laplace + i, static_cast<size_t>(left) * 4);
     std::memcpy(bytes, byte, static_cast<size_t>(whole));
-    edges.move_block(held, bytes, gains);
+    edges.template move_block<DRY>(held, bytes, gains);
     if (left & 1) bytes[whole - 1] &= 15;  // the end of the tensor: the half byte behind it is 0
-    std::memcpy(byte, bytes, static_cast<size_t>(whole));
+    if (!DRY) std::memcpy(byte, bytes, static_cast<size_t>(whole));
     std::memcpy(factor + i, gains, static_cast<size_t>(left) * 4);
 }
 

@@ -124,9 +124,11 @@ inline void edge_gains(const float* AUTOMAGIC_RESTRICT laplace, const float* old
 inline void move_edges(const Coded& c, const float* laplace, EdgeRule rule, int64_t first, int64_t n, int64_t numel,
                        uint32_t base, bool dry, float* held, float* factor) {
 #if defined(AUTOMAGIC_EDGES)
-    if (c.code == UNIT4 && (first & 1) == 0 && ((n & 1) == 0 || first + n == numel) && !dry) {
+    if (c.code == UNIT4 && (first & 1) == 0 && ((n & 1) == 0 || first + n == numel)) {
         Edges edges(rule.scale, rule.threshold, rule.penalty, first, base);
-        return move_nibbles(static_cast<uint8_t*>(c.q), laplace, edges, first, n, factor);
+        uint8_t* plane = static_cast<uint8_t*>(c.q);
+        return dry ? move_nibbles<true>(plane, laplace, edges, first, n, factor)
+                   : move_nibbles<false>(plane, laplace, edges, first, n, factor);
     }
 #endif
     const float* old = decode_run(c, first, n, held);
