@@ -93,6 +93,6 @@ AUTOMAGIC_EXPORT void AUTOMAGIC_JOIN(automagic_mask, AUTOMAGIC_ISA)(const float*
                                                                    uint8_t* word, float* value, uint8_t* negative) {
     const MaskValues values;
     move_run(g, count, by, word);
-    for (int64_t i = 0; i < count; i += W) put<false>(values.at(word + i, count - i), value + i, count - i);
+    for (int64_t i = 0; i < count; i += W) put<false>(values.at<false>(word + i, count - i), value + i, count - i);
     for (int64_t i = 0; i < count; i += 64) cast_votes(g + i, i, smaller(int64_t(64), count - i), negative);
 }
