@@ -154,7 +154,7 @@ class RegularizedConfig(SharedConfig):
     spatial_mode: str = technique(
         "all", choice("all", "conv"), "what counts as a picture: matrices too, or kernels"
     )
-    use_cautious: bool = technique(True, flag, "Cautious signs after the early phase")
+    use_cautious: bool = technique(True, flag, "Cautious signs once Grams has faded to a half")
     use_spd: bool = technique(True, flag, "Selective Projection Decay in the warm-up")
     sync_frequency: int = option(100, integer(1), "updates of a weight between two searches for directions")
 

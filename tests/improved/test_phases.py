@@ -39,8 +39,8 @@ BASE = {
 }
 IMPROVED = {
     **BASE,
-    "grams": EARLY,
-    "cautious": AFTER,
+    "grams": ALWAYS,
+    "cautious": AFTER,  # looked at; it counts once Grams has faded
     "adaptive_decay": NEVER,
     "spd": WARM,
     "frequency_filter": ALWAYS,

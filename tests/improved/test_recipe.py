@@ -149,13 +149,26 @@ def test_all_off_is_the_base_recipe(way):
     assert base_drive.equal(a, b)
 
 
-def test_all_off_with_grams_is_the_base_recipe_while_its_mix_is_one():
-    """a_t = beta1_decay ** t is 1, and the improved recipe's signs are Grams in the early phase."""
-    options = {"beta1_decay": 1.0, "warmup_steps": 12}
-    shapes = [(5, 7), (9,)]
-    first, second = (Automagic_CameAMP_Improved, {**drive.OFF, **options}), (Automagic_CameAMP, options)
-    assert base_drive.equal(*twins(shapes, 5, first, second))  # t < 6
-    assert not base_drive.equal(*twins(shapes, 7, first, second))
+@pytest.mark.parametrize("decay", [1.0, 0.9])
+def test_all_off_with_grams_is_the_base_recipe(decay):
+    first, second = (
+        (Automagic_CameAMP_Improved, {**drive.OFF, "beta1_decay": decay}),
+        (Automagic_CameAMP, {"beta1_decay": decay}),
+    )
+    assert base_drive.equal(*twins([(5, 7), (9,)], 12, first, second))
+
+
+def test_cautious_takes_over_where_grams_has_faded_to_a_half():
+    """Nothing shows until then, whatever the phase; beta1_decay ** 6 is above 1/2, ** 7 below."""
+    shapes, off = [(5, 7), (9,)], {**drive.OFF, "beta1_decay": 0.9, "warmup_steps": 4}
+    kinds = [(Automagic_CameAMP_Improved, {**off, "use_cautious": on}) for on in (True, False)]
+    assert base_drive.equal(*twins(shapes, 6, *kinds))
+    assert not base_drive.equal(*twins(shapes, 7, *kinds))
+    early = [(cls, {**options, "warmup_steps": 16}) for cls, options in kinds]
+    assert base_drive.equal(*twins(shapes, 7, *early)), "never in the early phase"
+    plain = [(cls, {**options, "use_grams": False}) for cls, options in kinds]
+    assert base_drive.equal(*twins(shapes, 1, *plain))
+    assert not base_drive.equal(*twins(shapes, 2, *plain)), "without Grams after the early phase"
 
 
 @pytest.mark.parametrize("code", ["softsign", "dynamic"])
@@ -177,6 +190,8 @@ def test_every_regulariser_changes_something(option):
     for value in (drive.OFF[option], drive.hyper(Layout.of((9, 11)))._asdict().get(option)):
         params = base_drive.parameters([(9, 11)], scale=1e-3)
         options = {**drive.OFF, "weight_decay": 0.5, "rank_keep": 2, option: value}
+        if option == "use_cautious":
+            options["beta1_decay"] = 0.5  # or Grams would stand before it
         optimizer = drive.train(params, 0, Automagic_CameAMP_Improved, **options)
         for t in range(1, 9):
             (g,) = base_drive.give_gradients(params, t)

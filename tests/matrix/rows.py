@@ -107,7 +107,7 @@ ROWS: dict[str, Row] = {
     "rank_keep": Row(3, sharded=NEIGHBOURS),
     "d_coef": Row(5),
     "spatial_mode": Row("conv", sharded=NEIGHBOURS),
-    "use_cautious": Row(False),
+    "use_cautious": Row(False, {"beta1_decay": 0.5}),
     "use_spd": Row(False, {"weight_decay": 0.9}),
     "sync_frequency": Row(2, sharded=NEIGHBOURS),
     "quantize_states": Row(False),

@@ -2,7 +2,7 @@
 
 What is added to ``base``: high frequencies of the gradient are damped before any statistics see
 them; the update leans to the strongest directions of the weights; edges, empty rows and plain
-rows move less; signs follow Grams in the early phase and Cautious after it; Selective Projection
+rows move less; signs follow Grams, and Cautious once that has faded; Selective Projection
 Decay takes the place of weight decay; and directions beyond the kept rank shrink slowly.
 """
 
@@ -29,6 +29,7 @@ from ._stages import (
 
 CLIP_HISTORY = 100
 TAIL_CODES = 127  # of a component of a unit vector
+HANDOVER = 0.500001  # mix of Grams below which Cautious chooses the signs; a hair above 1/2, whoever rounds
 
 
 def specs(layout: Layout, hp: Hyper) -> tuple[StateSpec, ...]:
@@ -127,12 +128,20 @@ def _clip_percentile(g: Tensor, state: State, k: Scalars, hp: Hyper) -> T.Steps[
 
 
 def _signs(out: Tensor, g: Tensor, k: Scalars, hp: Hyper, phase: Phase) -> T.Steps[Tensor]:
-    """Grams in the early phase, Cautious after it."""
-    early = T.grams(out, g, 1.0) if hp.use_grams and phase.may_be_early else out
-    if phase is Phase.EARLY:
-        return early
-    late = (yield from T.cautious.steps(out, g)) if hp.use_cautious else out
-    return late if phase is not Phase.MIXED else torch.where(k.early, early, late)
+    """Grams, and Cautious from where it has faded to one half: there both zero what disagrees.
+
+    Never Cautious in the early phase; without Grams, in all of the rest.
+    """
+    pulled = T.grams(out, g, k.grams_mix) if hp.use_grams else out
+    if not hp.use_cautious or phase is Phase.EARLY or (hp.use_grams and hp.beta1_decay == 1):
+        return pulled
+    kept = yield from T.cautious.steps(out, g)
+    if not hp.use_grams and phase is not Phase.MIXED:
+        return kept
+    chosen = ~k.early
+    if hp.use_grams:
+        chosen = chosen & (k.grams_mix <= HANDOVER)
+    return torch.where(chosen, kept, pulled)
 
 
 def _gains(

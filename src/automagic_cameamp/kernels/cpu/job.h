@@ -71,7 +71,7 @@ struct Job {
     int64_t unit;                  // rows after which blocks, nibbles and bits start anew
     int64_t slab_rows, slabs, tile_rows;
     bool resident, matrix, picture, filtered, edges, low_rank, per_row;  // per_row: side of the variance
-    bool confidence, early, warm, torque, decays, sums_needed;
+    bool confidence, early, warm, torque, decays, cautious, sums_needed;
     double now, mask_mean;
     float beta1, mix;
     uint32_t key;

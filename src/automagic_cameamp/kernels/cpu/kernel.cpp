@@ -21,6 +21,8 @@ void begin(Job& j, Task& t, const Step& s, double mask_mean) {
     j.early = j.now < o.warmup / 2, j.warm = j.now < o.warmup;
     float faded = expf(static_cast<float>(j.now * o.log_decay)), beta = static_cast<float>(o.beta[0]);
     j.mix = faded;
+    // Grams fades into Cautious (recipes/improved.py, HANDOVER).
+    j.cautious = o.improved && o.cautious && !j.early && (!o.grams || faded <= 0.500001f);
     j.beta1 = j.early ? beta : larger(faded * beta, smaller(0.4f, beta));
     j.key = static_cast<uint32_t>(t.key);
     j.mask_mean = o.mask ? mask_mean : 1.0;

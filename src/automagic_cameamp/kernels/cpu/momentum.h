@@ -20,9 +20,8 @@ inline int64_t encode_means(const Job& j, const Tile& tile, int64_t done, int64_
 }
 
 inline Signs signs_of(const Job& j) {
-    if (!j.o->improved) return j.o->grams ? Signs{1.0f - 2.0f * j.mix, 1.0f, 1.0f} : Signs{1.0f, 1.0f, 1.0f};
-    if (j.early) return j.o->grams ? Signs{-1.0f, 1.0f, 1.0f} : Signs{1.0f, 1.0f, 1.0f};
-    return j.o->cautious ? Signs{0.0f, 0.0f, 1.0f} : Signs{1.0f, 1.0f, 1.0f};
+    if (j.cautious) return Signs{0.0f, 0.0f, 1.0f};
+    return j.o->grams ? Signs{1.0f - 2.0f * j.mix, 1.0f, 1.0f} : Signs{1.0f, 1.0f, 1.0f};
 }
 
 // Running variance <- that of rows with these sums of elements and of squares.
@@ -92,7 +91,7 @@ inline void momentum_bands(Job& j, const Tile& tile, int64_t slab, Part& part, C
                            Local& w) {
     const Options& o = *j.o;
     bool variance = has(j.t->spatial), across = variance && j.per_row, down = variance && !j.per_row;
-    bool rows = j.confidence && j.matrix, counted = o.improved && o.cautious && !j.early;
+    bool rows = j.confidence && j.matrix, counted = j.cautious;
     float weight = static_cast<float>(1 - o.beta[2]), eps = static_cast<float>(o.eps[1]);
     Signs signs = signs_of(j);
     w.cf = of_columns(j, tile, j.cf + tile.k * j.n, w.tiled[0]);

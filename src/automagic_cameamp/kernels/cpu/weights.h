@@ -64,7 +64,7 @@ inline void finish_momentum(Job& j) {
         detail(variance, mean_v, static_cast<float>(o.detail), side, j.per_row ? j.rs + first_row : ds);
     }
     j.agree_gain = 1.0f;
-    if (o.improved && o.cautious && !j.early)
+    if (j.cautious)
         j.agree_gain = 1.0f / larger(static_cast<float>(j.total(AGREE) / count), 1e-3f);
     float rms = static_cast<float>(sqrt(out2 / count)) * j.agree_gain;
     j.gain = isinf(o.final_clip) ? 1.0f : 1.0f / larger(1.0f, rms / static_cast<float>(o.final_clip));
