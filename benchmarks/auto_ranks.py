@@ -46,7 +46,7 @@ def jobs(args) -> list[Job]:
     runs = [({}, None), *(({"lr_level": "fixed"}, lr) for lr in args.rates)]
     return [
         Job(task, OURS, options, lr, seed, args.steps, args.schedule, plain=True)
-        for task in tasks()
+        for task in args.only
         for seed in args.seeds
         for options, lr in runs
     ]
@@ -77,6 +77,7 @@ def table(rows: list[dict]) -> str:
 
 def main(argv: list[str] | None = None) -> list[dict]:
     parser = argument_parser(__doc__)
+    parser.add_argument("--only", nargs="+", default=tasks(), choices=tasks())
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--schedule", default="constant")
