@@ -131,7 +131,11 @@ def table(rows: list[dict]) -> str:
     return markdown(["task", "schedule, steps", "candidate", "loss", "seeds", "at each rate or start"], body)
 
 
-SHOWN = {"flow": "noisy flow matching", "lm-lora": "LoRA of a byte transformer", "lm-full": "the whole byte transformer"}
+SHOWN = {
+    "flow": "noisy flow matching",
+    "lm-lora": "LoRA of a byte transformer",
+    "lm-full": "the whole byte transformer",
+}
 CURVES = {
     "adamw": ("AdamW: rate", "#888888"),
     "prodigy": ("Prodigy: d0", "#d1902b"),
