@@ -7,7 +7,8 @@ copies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,24 @@ from ..update import Noise, write_params
 from ..work import Work
 
 STRAIGHT = torch.contiguous_format
+SMALL = 1 << 20  # elements
+
+
+@contextmanager
+def _alone(numel: int) -> Iterator[None]:
+    """Products of small matrices by one thread: two wait for each other thousands of times.
+
+    Beside a busy process the other thread may not run at all for a time slice, at every product anew.
+    """
+    threads = torch.get_num_threads()
+    if numel >= SMALL or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Schedule:
@@ -112,7 +131,8 @@ class Search:
         assert name is not None
         weights = stack_params([self.weights[i] for i in done], m.chunk.layout, torch.float32)
         owed = torch.stack([state["lowrank_rate"] for state in states]).view(-1, 1, 1, 1)
-        new, basis = improved.renew_directions(weights, owed, m.hp, tail=name == "lowrank_tail")
+        with _alone(m.chunk.layout.numel):
+            new, basis = improved.renew_directions(weights, owed, m.hp, tail=name == "lowrank_tail")
         held = [state[name] for state in states]
         torch._foreach_copy_(held, [b.view_as(h) for b, h in zip(basis.unbind(0), held, strict=True)])
         torch._foreach_zero_([state["lowrank_rate"] for state in states])
