@@ -152,8 +152,16 @@ def test_every_class_and_code(kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
     traced(name, torch.float32, {"warmup_steps": 6, **options}, monkeypatch, Phase.MIXED)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("name", [BASE, "Automagic_CameAMP8bit", "Automagic_CameAMP_8Bit"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((BASE, dtype) for dtype in (torch.bfloat16, torch.float16, torch.float64)),
+        ("Automagic_CameAMP8bit", torch.bfloat16),
+        ("Automagic_CameAMP8bit", torch.float64),
+        ("Automagic_CameAMP_8Bit", torch.bfloat16),
+        ("Automagic_CameAMP_8Bit", torch.float16),
+    ],
+)
 def test_every_type(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = {"master_weight_bits": 24} if dtype == torch.bfloat16 else {"stochastic_rounding": False}
     traced(name, dtype, {"warmup_steps": 2, **kept}, monkeypatch, None)

@@ -45,7 +45,6 @@ print(resident() - before - state)
     [
         ["Automagic_CameAMP"],
         ["Automagic_CameAMP_Improved"],
-        ["Automagic_CameAMP_8Bit"],
         ["Automagic_CameAMP_Improved_8Bit", "balanced"],
     ],
     ids=" ".join,

@@ -110,7 +110,7 @@ def agree(params: list[list[Any]], rate: float) -> None:
 @pytest.mark.parametrize("engine", ["auto", "reference"])
 @pytest.mark.parametrize("kind", SCHEDULES)
 @given(data=st.data())
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_what_is_asked_is_applied(kind: str, engine: str, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(OPTIMIZERS)))
     lr = data.draw(st.sampled_from(RATES))

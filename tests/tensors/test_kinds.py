@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from automagic_cameamp.optimizers import OPTIMIZERS
+from once import once
 from tensors.kinds import KINDS
 
 HERE = Path(__file__).resolve().parent
@@ -18,14 +19,20 @@ ROOT = HERE.parents[1]
 
 
 @pytest.fixture(scope="module")
-def lines() -> list[str]:
+def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = once(tmp_path_factory, "kinds", lambda folder: (folder / "lines").write_text(driven(), "utf-8"))
+    return (folder / "lines").read_text("utf-8").splitlines()
+
+
+def driven() -> str:
+    """What the driver prints; in a process of its own, for a crash would end all tests."""
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
     program = [sys.executable, str(HERE / "drive.py"), *OPTIMIZERS]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=280)
-    found = done.stdout.splitlines()
-    assert done.returncode == 0, f"{done.returncode} at {found[-1:]}\n{done.stderr[-2000:]}"
-    return found
+    last = done.stdout.splitlines()[-1:]
+    assert done.returncode == 0, f"{done.returncode} at {last}\n{done.stderr[-2000:]}"
+    return done.stdout
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
