@@ -105,7 +105,7 @@ COVERED: dict[str, list[str]] = {
     "checkpoints/importers.py": [IMPORT, AFTER],
     "checkpoints/rows.py": [LOADING, CONVERT, *RESUME],
     "state/memory.py": ["tests/contextual/test_checkpoint.py", VERIFY, CONVERT],
-    "executors/native/searches.py": ["tests/faults/test_directions.py"],
+    "executors/native/searches.py": ["tests/faults/test_directions.py", "tests/counts/test_caches.py"],
     "training/offload.py": [OFFLOAD],
     "training/ring.py": [OFFLOAD, "tests/offload/test_ring.py", "tests/offload/test_ring_faults.py", RELEASE],
     "state/crossing.py": ["tests/offload/test_ring.py", RELEASE],

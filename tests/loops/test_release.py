@@ -47,8 +47,14 @@ def both(name: str, where: str, steps: int = 8, **options: Any) -> None:
             assert same(optimizer, released) == [], f"step {t}"
 
 
-@pytest.mark.parametrize("form", FORMS)
-@EACH
+# On the host every class in every form; on the device the forms of state once per recipe.
+CASES = [(name, form, "cpu") for name in NAMES for form in FORMS]
+CASES += [(name, form, "none") for name in NAMES for form in ("fp32", "bf16")]
+CASES += [(name, form, "none") for name in NAMES if name.endswith("8bit") for form in FORMS if form != "bf16"]
+CASES += [("Automagic_CameAMP_Improved_8Bit", form, "none") for form in ("24 bits", "reference", "auto")]
+
+
+@pytest.mark.parametrize(("name", "form", "where"), dict.fromkeys(CASES), indirect=["where"])
 def test_equals_the_plain_step(name: str, form: str, where: str) -> None:
     dtype, options = FORMS[form]
     both(name, where, dtype=dtype, **options)

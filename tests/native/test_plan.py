@@ -18,6 +18,7 @@ import torch
 from automagic_cameamp import OPTIMIZERS, Automagic_CameAMP, Automagic_CameAMP8bit
 from automagic_cameamp.executors import said as said_once
 from automagic_cameamp.executors.native import plan as native
+from automagic_cameamp.kernels import build
 from automagic_cameamp.kernels import native as kernels
 from native import lockstep
 
@@ -263,6 +264,13 @@ def test_some_parameters_native_and_some_not() -> None:
         results[0][1], results[1][1], rtol=1e-6
     )
     assert torch.allclose(results[0][0], results[1][0], rtol=1e-4, atol=1e-8)
+
+
+def test_a_library_that_was_built_is_used() -> None:
+    """Or all tests of the kernels would be left out without a word."""
+    if not build.LIBRARY.is_file():
+        pytest.skip("no library was built")
+    assert kernels.why_not() is None
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
