@@ -52,6 +52,11 @@ class Rows:
     def steps(self) -> list[dict]:
         return self._read("step_cpu")
 
+    @property
+    def sets(self) -> list[dict]:
+        """Times of a step by instruction set."""
+        return self.all("step_cpu_isa")  # the newest of either set
+
     @cached_property
     def training(self) -> list[dict]:
         return self._read("training_step")

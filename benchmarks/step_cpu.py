@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from automagic_cameamp.kernels import native
 from benchmarks.common import (
     CANDIDATE_HELP,
     RESULTS,
@@ -236,7 +237,8 @@ def finish(candidate: Candidate, work, allocator: str) -> dict[str, Any]:
         "rounds": len(ms),
     }
     row.update(candidate.row)
-    return {**row, **environment()}
+    isa = native.flavour() if native.why_not() is None else None
+    return {**row, **environment(), "isa": isa}
 
 
 CHUNK_NAMES = {1: "one tensor", CHUNK_WORDS["all"]: "all of a shape"}

@@ -60,6 +60,7 @@ REGIONS: dict[str, Callable[[Rows, str], str]] = {
     "rate and techniques": lambda rows, language: rate_tables.ablation(rows),
     "native speed": native_tables.speed,
     "native thread": native_tables.thread,
+    "native sets": native_tables.sets,
 }
 
 
