@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from automagic_cameamp import OPTIMIZERS
 from automagic_cameamp.executors.native import looks
+from automagic_cameamp.executors.native.given import Gradients
 from native import lockstep
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.uint8, torch.bool]
@@ -153,3 +154,19 @@ def test_state_cannot_be_swapped_behind_a_plan() -> None:
     optimizer.stepper.forget()
     gc.collect()
     torch.utils.swap_tensors(value, torch.zeros_like(value))
+
+
+def test_gradients_that_were_refused_leave_those_of_before_as_they_were() -> None:
+    params = [torch.zeros(4, 6), torch.zeros(6, 4)]
+    grads = Gradients(params)
+    straight = [torch.ones_like(p) for p in params]
+    assert grads.take(straight) and grads.odd() == [] and grads.types.tolist() == [0, 0]
+    assert not grads.take([g.double() for g in straight])
+    assert not grads.take([g.t() for g in straight])
+    assert not grads.take([straight[0], torch._efficientzerotensor((6, 4))])  # type: ignore[attr-defined]
+    assert grads.take(straight) and grads.odd() == [] and grads.types.tolist() == [0, 0]
+    mixed = [torch.ones(6, 4).t(), straight[1].bfloat16()]
+    assert grads.take(mixed) and grads.odd() == [0] and grads.types.tolist() == [0, 1]
+    assert grads.places.tolist() == [g.data_ptr() for g in mixed]
+    negative = torch._neg_view(torch.ones(4, 6))  # type: ignore[attr-defined]
+    assert grads.take([negative, straight[1]]) and grads.odd() == [0]

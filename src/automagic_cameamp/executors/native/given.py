@@ -45,6 +45,8 @@ class Gradients:
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self.tensors: Sequence[Tensor] = ()
+        self._last: NDArray[np.int64] | None = None  # what else than places was found right the last time
+        self._odd: list[int] = []
         room = _dims(params)
         self._rows = np.zeros((len(params), looks.width(room)), dtype=np.int64)
         self._wanted = np.zeros_like(self._rows)
@@ -60,17 +62,29 @@ class Gradients:
 
     def take(self, grads: Sequence[Any]) -> bool:
         """Note these gradients until ``drop``; False where the kernels cannot read one of them."""
-        rows, wanted = self._rows, self._wanted
+        rows = self._rows
         if any_wrapper(grads) or not looks.look(grads, looks.handles(grads), rows):
             return False
-        kinds = rows[:, looks.KIND]
-        self.types = _types()[kinds % looks.DIMS]
-        fits = kinds // looks.DIMS == wanted[:, looks.KIND]
-        if not fits.all() or not (rows[:, self._shapes] == wanted[:, self._shapes]).all():
+        if not self.places.all():  # zeros without memory
             return False
-        if (self.types < 0).any() or (self.places == 0).any():  # zeros without memory
-            return False
+        if self._last is None or not (rows[:, looks.KIND :] == self._last).all():
+            if not self._fit():
+                return False
+            self._last = rows[:, looks.KIND :].copy()
         self.tensors = grads
+        return True
+
+    def _fit(self) -> bool:
+        """Whether types and shapes are those that the kernels read."""
+        rows, wanted, strides = self._rows, self._wanted, self._strides
+        kinds = rows[:, looks.KIND]
+        types = _types()[kinds % looks.DIMS]
+        if not (kinds // looks.DIMS == wanted[:, looks.KIND]).all() or (types < 0).any():
+            return False
+        if not (rows[:, self._shapes] == wanted[:, self._shapes]).all():
+            return False
+        self.types = types
+        self._odd = np.flatnonzero((rows[:, strides] != wanted[:, strides]).any(axis=1)).tolist()
         return True
 
     def drop(self) -> None:
@@ -84,9 +98,7 @@ class Gradients:
 
     def odd(self) -> list[int]:
         """Those that do not lie in the order of their indices, or are to be read with the other sign."""
-        strides = self._strides
-        unlike = (self._rows[:, strides] != self._wanted[:, strides]).any(axis=1)
-        if not unlike.any() and not any(map(Tensor.is_neg, self.tensors)):
+        if not self._odd and not any(map(Tensor.is_neg, self.tensors)):
             return []
         return [i for i, g in enumerate(self.tensors) if not copies.plain(g)]
 
