@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import marked
 
-LORA, EMBEDDING = "_is_lora_layer", "_is_embedding"
+MARKS = LORA, EMBEDDING = "_is_lora_layer", "_is_embedding"
 # Set by OneTrainer and other users of Advanced Optimizers on the parameters of their adapters.
 FOREIGN = ("_is_lora_A", "_is_lora_B", "_is_dora_scale")
 MAX_RANK = 128
@@ -109,7 +109,7 @@ def mark_lora(model: nn.Module, *, by_shape: bool = False, max_rank: int = MAX_R
         marks.elements += by_name[name].numel()
     for name in marks.embeddings:
         setattr(by_name[name], EMBEDDING, True)
-    marked.remember(model, {LORA: marks.lora, EMBEDDING: marks.embeddings})
+    marked.remember(model, MARKS)
     return marks
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from automagic_cameamp import Automagic_CameAMP, mark_lora, unmark_lora
-from automagic_cameamp.lora import EMBEDDING, LORA, is_embedding, mark_of
+from automagic_cameamp import Automagic_CameAMP, mark_lora, marked, unmark_lora
+from automagic_cameamp.lora import EMBEDDING, LORA, MARKS, is_embedding, mark_of
 from automagic_cameamp.marked import remember
 from engine.test_adapters import Adapted
 
@@ -59,7 +59,9 @@ def sharded(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("lose", [deep_copy, nested, assigned, sharded])
 def test_marks_that_get_lost_are_put_back_by_the_optimizer(lose: Any) -> None:
     model = Unnamed()
-    remember(model, {LORA: ["first", "second"], EMBEDDING: ["tokens"]})
+    for name, mark in (("first", LORA), ("second", LORA), ("tokens", EMBEDDING)):
+        setattr(dict(model.named_parameters())[name], mark, True)
+    remember(model, MARKS)
     model = lose(model)
     assert all(mark_of(p) is None for p in model.parameters())  # lost, all of them
     optimizer = Automagic_CameAMP(model.parameters(), lr=1e-4)
@@ -92,3 +94,45 @@ def test_what_is_remembered_keeps_no_model_alive_and_is_not_pickled() -> None:
     gc.collect()
     assert gone() is None
     Automagic_CameAMP(other.parameters(), lr=1e-4)
+
+
+def test_a_second_marking_keeps_what_the_first_one_found() -> None:
+    model = nn.Sequential(nn.Linear(64, 4, bias=False), nn.Linear(4, 64, bias=False), nn.Linear(64, 64))
+    assert len(mark_lora(model, by_shape=True).lora) == 2
+    mark_lora(model)
+    copied = copy.deepcopy(model)
+    optimizer = Automagic_CameAMP(copied.parameters(), lr=1e-4)
+    assert optimizer.lora_report().by_mark == 2
+
+
+def test_marks_and_noes_by_hand_are_remembered_with_the_others() -> None:
+    model = Adapted()
+    model.head.weight._is_lora_layer = True  # type: ignore[assignment]
+    model.head.bias._is_lora_layer = False  # type: ignore[assignment]
+    mark_lora(model)
+    copied = copy.deepcopy(model)
+    Automagic_CameAMP(copied.parameters(), lr=1e-4)
+    assert [mark_of(p) for p in copied.parameters()] == [True, True, True, False]
+
+
+def test_marks_taken_back_from_a_part_are_not_put_back_for_the_whole() -> None:
+    model = nn.ModuleDict({"a": Adapted(), "b": Adapted()})
+    mark_lora(model)
+    unmark_lora(model["a"])
+    for way in (model, copy.deepcopy(model)):
+        optimizer = Automagic_CameAMP(way.parameters(), lr=1e-4)
+        assert optimizer.lora_report().by_mark == 2
+        assert all(mark_of(p) is None for p in way["a"].parameters())
+
+
+def test_models_are_looked_through_only_where_a_mark_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Adapted()
+    mark_lora(model)
+    looks: list[Any] = []
+    original = marked.Marked.restore
+    monkeypatch.setattr(marked.Marked, "restore", lambda self: (looks.append(self), original(self))[1])
+    for p in (model.lora_A.weight, model.lora_B.weight):
+        Automagic_CameAMP([p], lr=1e-4)
+    assert not looks
+    Automagic_CameAMP([model.head.weight], lr=1e-4)
+    assert looks

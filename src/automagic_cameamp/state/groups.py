@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import aliases, configs, foreign, marked
+from ..lora import MARKS
 from ..types import Layout
 from ..validate import callers_depth, fail
 from . import kinds
@@ -45,7 +46,7 @@ def new_group(model: Model, param_group: dict[str, Any]) -> dict[str, Any]:
             group["lr_level"] = "fixed"
     group["params"] = [params] if isinstance(params, Tensor) else list(params)
     group["params"] = kinds.check_parameters(model, group["params"])
-    marked.restore(group["params"])
+    marked.restore(group["params"], MARKS)
     merged = {**model.owner.defaults, **group}
     configs.check_together(merged, "in the group")
     # What schedules are measured against; a scheduler may change lr and betas from the first step on.
