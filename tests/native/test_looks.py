@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automagic_cameamp import OPTIMIZERS
-from automagic_cameamp.executors.native import looks
+from automagic_cameamp.executors import said
+from automagic_cameamp.executors.native import given as given_
+from automagic_cameamp.executors.native import looks, searches
 from automagic_cameamp.executors.native.given import Gradients
 from native import lockstep
 
@@ -70,11 +72,10 @@ def test_without_the_interface_the_rows_are_the_same_but_for_the_numbers_of_type
 @pytest.mark.parametrize(
     "odd",
     [
-        torch.zeros(3, device="meta"),
         torch.zeros(3, 3).to_sparse(),
         torch.zeros((1,) * (DIMS + 1)),
     ],
-    ids=["meta", "sparse", "too many dimensions"],
+    ids=["sparse", "too many dimensions"],
 )
 def test_what_has_no_row_is_refused(odd: torch.Tensor) -> None:
     assert look([torch.zeros(2), odd, torch.zeros(2)]) is None
@@ -170,3 +171,97 @@ def test_gradients_that_were_refused_leave_those_of_before_as_they_were() -> Non
     assert grads.places.tolist() == [g.data_ptr() for g in mixed]
     negative = torch._neg_view(torch.ones(4, 6))  # type: ignore[attr-defined]
     assert grads.take([negative, straight[1]]) and grads.odd() == [0]
+
+
+def test_what_is_not_stepped_costs_no_plan() -> None:
+    """Frozen parameters may lie anywhere: a plan made anew at every step takes seven times as long."""
+    optimizer, params = lockstep.make("Automagic_CameAMP", [(16, 64)], torch.float32, "native")
+    frozen = torch.nn.Parameter(torch.zeros(3, 3, device="meta"), requires_grad=False)
+    optimizer.add_param_group({"params": [frozen]})
+    plans = []
+    for step in range(3):
+        lockstep.take(optimizer, params, step)
+        plans.append(optimizer.stepper.plans.current)
+    assert plans[0] is not None and plans[0] is plans[1] is plans[2]
+    rows = look([frozen, torch.zeros(3, 3)])
+    assert rows[0, looks.KIND] != rows[1, looks.KIND], "a device is part of the kind"
+    assert not Gradients([frozen]).take([torch.zeros(3, 3, device="meta")])
+
+
+def test_a_gradient_that_cannot_be_read_after_all_stops_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the question who steps a parameter and its update, in the middle of a backward pass."""
+    optimizer, params = lockstep.make("Automagic_CameAMP", [(16, 64)], torch.float32, "native")
+    before = params[0].detach().clone()
+    params[0].grad = torch.ones(16, 64)
+    monkeypatch.setattr(Gradients, "take", lambda self, grads: False)
+    with pytest.raises(RuntimeError, match="memory"):
+        optimizer.step_parameter(params[0])
+    assert torch.equal(before, params[0])
+
+
+@pytest.fixture
+def _anew() -> Iterator[None]:
+    for cached in (looks._interface, looks._code, given_._types):
+        cached.cache_clear()
+    yield
+    for cached in (looks._interface, looks._code, given_._types):
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("_anew")
+@pytest.mark.parametrize("wrong", ["missing", "another order"])
+def test_without_the_interface_steps_are_the_same_and_it_is_said_once(wrong: str, monkeypatch: Any) -> None:
+    def run() -> list[torch.Tensor]:
+        optimizer, params = lockstep.make("Automagic_CameAMP8bit", [(16, 64), (9,)], torch.float32, "native")
+        for step in range(4):
+            lockstep.take(optimizer, params, step)
+        assert optimizer.stepper.plans.current.holds(optimizer.model)
+        return params
+
+    usual = run()
+    looks._interface.cache_clear()
+    looks._code.cache_clear()
+    given_._types.cache_clear()
+    monkeypatch.setattr(said, "SAID", set())
+    if wrong == "missing":
+        monkeypatch.setattr(looks, "LIBRARIES", ("there_is_none.so",))
+    else:
+        swapped = tuple({"dim": "numel", "numel": "dim"}.get(name, name) for name in looks.ASKED)
+        monkeypatch.setattr(looks, "ASKED", swapped)
+    with pytest.warns(UserWarning, match="C interface") as warned:
+        others = run()
+    assert len(warned) == 1
+    assert all(map(torch.equal, usual, others))
+
+
+@pytest.mark.parametrize("numel", [searches.SMALL - 1, searches.SMALL])
+def test_small_products_are_made_by_one_thread_and_the_others_come_back(numel: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyError), searches._alone(numel):
+            assert torch.get_num_threads() == (1 if numel < searches.SMALL else 2)
+            raise KeyError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_search_is_the_same_on_two_threads() -> None:
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            optimizer, params = lockstep.make(
+                "Automagic_CameAMP_Improved", [(48, 600), (600, 48)], torch.float32, "native", rank_keep=8
+            )
+            for step in range(2):
+                lockstep.take(optimizer, params, step)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        state = [v for p in params for v in optimizer.state[p].values()]
+        assert any(name.startswith("lowrank") for name in optimizer.state[params[0]])
+        results.append([*params, *state])
+    assert all(map(torch.equal, *results))

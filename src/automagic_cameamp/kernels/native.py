@@ -89,7 +89,13 @@ def holding_the_lock() -> Any:
     Raises:
         Unavailable: there is none.
     """
-    return ctypes.PyDLL(library()._name)
+    found = ctypes.PyDLL(library()._name)
+    address, number = ctypes.c_void_p, ctypes.c_int64
+    found.automagic_look.restype = number
+    found.automagic_look.argtypes = [address, address, number, address, number]
+    found.automagic_hold.restype = ctypes.c_int32
+    found.automagic_hold.argtypes = [address, address, number, address, address]
+    return found
 
 
 def why_not() -> str | None:

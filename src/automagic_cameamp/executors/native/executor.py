@@ -73,8 +73,8 @@ class Native:
             held.step.mask_mean = float(shared.mask_mean.float())
         params = [p for work in works for p in work.chunk.params]
         grads = Gradients(params)
-        taken = grads.take([p.grad for p in params])
-        assert taken, "what the kernels cannot read was not to come here"
+        if not grads.take([p.grad for p in params]):
+            raise RuntimeError("a gradient lost its memory while its step began: nothing was updated.")
         searches = [
             Search(work, work.chunk.params, held.tasks[part], work.scalars.refresh)
             for work, part in zip(works, held.slices, strict=True)

@@ -25,7 +25,7 @@ from ..said import say
 ASKED = ("device_type", "layout", "dtype", "dim", "numel", "data_ptr", "sizes", "strides")
 LIBRARIES = ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll")
 PLACE, KIND, NUMEL, BRIEF = 0, 1, 2, 3
-DIMS = 256  # a kind is the type's number plus so many times the number of dimensions
+DIMS = 256  # a kind is the type's number, so many times the dimensions, and that squared times the device's
 Numbers = NDArray[np.int64]
 _IMPLEMENTATION = attrgetter("_cdata")
 WITHOUT = (
@@ -50,12 +50,12 @@ def look(tensors: Sequence[Tensor], known: NDArray[np.uint64], rows: Numbers) ->
     Args:
         tensors: n of them.
         known: their handles.
-        rows: [n, width] to be filled: address, kind (type and number of dimensions), number of elements, and
-            where there is room, sizes and strides.
+        rows: [n, width] to be filled: address, kind (type, number of dimensions, kind of device), number of
+            elements, and where there is room, sizes and strides.
 
     Returns:
-        Whether all of them are dense, on the CPU, with as many dimensions as there is room for; else the
-        rows say nothing.
+        Whether all of them are dense, with an address and as many dimensions as there is room for; else
+        the rows say nothing.
     """
     asked = _interface()
     if asked is None:
@@ -66,7 +66,7 @@ def look(tensors: Sequence[Tensor], known: NDArray[np.uint64], rows: Numbers) ->
 
 
 def kind(dtype: torch.dtype, dims: int) -> int:
-    """The number for a type and a number of dimensions."""
+    """The number for a type and a number of dimensions, on the CPU."""
     return _code(dtype) + DIMS * dims
 
 
@@ -86,9 +86,9 @@ def hold(dictionaries: NDArray[np.uint64], objects: NDArray[np.uint64], ends: Nu
         objects: ``id`` of each value, one dictionary after another.
         ends: number of values up to the end of each dictionary.
     """
-    call = native.holding_the_lock().automagic_hold
-    pointers = (dictionaries.ctypes.data, len(dictionaries), objects.ctypes.data, ends.ctypes.data)
-    return bool(call(_next_item(), *map(ctypes.c_void_p, pointers)))
+    hold_ = native.holding_the_lock().automagic_hold
+    count = len(dictionaries)
+    return bool(hold_(_next_item(), dictionaries.ctypes.data, count, objects.ctypes.data, ends.ctypes.data))
 
 
 @lru_cache(maxsize=1)
@@ -104,16 +104,7 @@ class _Interface:
         places = [ctypes.cast(f, ctypes.c_void_p).value for f in functions]
         self._table = (ctypes.c_void_p * len(places))(*places)
         self.torch = ctypes.addressof(self._table)
-        call = native.holding_the_lock().automagic_look
-        call.restype = ctypes.c_int64
-        call.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-            ctypes.c_int64,
-            ctypes.c_void_p,
-            ctypes.c_int64,
-        ]
-        self.look = call
+        self.look = native.holding_the_lock().automagic_look
 
 
 @lru_cache(maxsize=1)
@@ -148,15 +139,18 @@ def _found() -> _Interface | None:
 
 
 _TYPES: dict[torch.dtype, int] = {}
+_DEVICES: dict[str, int] = {"cpu": 0}
 
 
 def _describe(t: Tensor, row: Numbers) -> bool:
     """The same from Python, where torch has no such interface."""
     room = (len(row) - BRIEF) // 2
-    if not t.is_cpu or t.layout is not torch.strided or (room and t.dim() > room):
+    if t.layout is not torch.strided or (room and t.dim() > room):
         return False
+    device = _DEVICES.setdefault(t.device.type, len(_DEVICES))
+    kind_ = _TYPES.setdefault(t.dtype, len(_TYPES)) + DIMS * t.dim() + DIMS * DIMS * device
     row[:] = 0
-    row[:BRIEF] = t.data_ptr(), _TYPES.setdefault(t.dtype, len(_TYPES)) + DIMS * t.dim(), t.numel()
+    row[:BRIEF] = t.data_ptr(), kind_, t.numel()
     if room:
         row[BRIEF : BRIEF + t.dim()] = t.shape
         row[BRIEF + room : BRIEF + room + t.dim()] = t.stride()

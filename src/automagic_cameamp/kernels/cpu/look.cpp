@@ -28,7 +28,7 @@ struct Torch {
   int32_t (*strides)(Handle, int64_t**);
 };
 
-constexpr int64_t AHEAD = 8, BRIEF = 3;
+constexpr int64_t AHEAD = 8, BRIEF = 3, DIMS = 256;
 
 void fetch(const void* implementation) {
 #if defined(__GNUC__) || defined(__clang__)
@@ -37,17 +37,17 @@ void fetch(const void* implementation) {
 #endif
 }
 
-// One row: address, kind, number of elements, sizes, strides. False where there is no room for them, or no memory.
+// One row: address, kind, number of elements, sizes, strides. False where there is no room for them, or no address.
 bool describe(const Torch& torch, Handle tensor, int64_t* row, int64_t width) {
   int32_t device = 0, layout = 0, dtype = 0;
   int64_t dim = 0;
   void* data = nullptr;
   for (int64_t i = 0; i < width; i++) row[i] = 0;
-  if (torch.device_type(tensor, &device) || torch.layout(tensor, &layout) || device || layout) return false;
+  if (torch.device_type(tensor, &device) || torch.layout(tensor, &layout) || layout) return false;
   if (torch.dtype(tensor, &dtype) || torch.dim(tensor, &dim) || torch.numel(tensor, row + 2)) return false;
   if (torch.data(tensor, &data)) return false;
   row[0] = static_cast<int64_t>(reinterpret_cast<intptr_t>(data));
-  row[1] = dtype + 256 * dim;
+  row[1] = dtype + DIMS * dim + DIMS * DIMS * static_cast<int64_t>(device);
   if (width == BRIEF) return true;
   int64_t *sizes = nullptr, *strides = nullptr, room = (width - BRIEF) / 2;
   if (dim > room || torch.sizes(tensor, &sizes) || torch.strides(tensor, &strides)) return false;
