@@ -30,7 +30,9 @@ from automagic_cameamp.types import Layout
 
 LINE, RESIDUAL, DIRECTION = 4e-6, 3e-5, 2e-5
 BASIS = {torch.int8: 2.5 / 127, torch.bfloat16: 2.5 * 2.0**-8}  # of a projection, after a search
-MEAN = 6e-6
+# An element whose edge lies at the threshold may be hit by one executor and not by the other: that moves the
+# mean rate of a tensor of thousands (seen: by .034 of one element of 7,800), by no more than this.
+HIT = 2e-6
 RARE = 0.01  # share of the codes of a field that may lie so close to a midpoint
 EXACT = ("step", "lr_mask", "last_polarity", "lowrank_basis", "lowrank_tail")
 
@@ -105,8 +107,8 @@ def compare_state(
                 assert torch.equal(a, b), where
                 continue
             limit = RESIDUAL if "res" in spec.name or spec.name == "s" else line
-            if spec.name == "avg_lr":  # a mean over all elements, in another order
-                limit = max(limit, MEAN)
+            if spec.name == "avg_lr" and "edge_history_q" in mine and p.numel() >= 5000:
+                limit += HIT
             assert off_by(a, b) <= limit, (where, off_by(a, b))
             continue
         planes = [

@@ -150,12 +150,12 @@ def test_a_constant_gradient_never_moves_faster_than_the_final_clip(shape, came_
     optimizer = Automagic_CameAMP([p], **options)
     g = normal(shape, 0).float()
     fastest, last = 0.0, p.detach().clone()
-    for _ in range(2000 if shape == (3, 4) else 500):
+    for _ in range(5000 if shape == (3, 4) else 500):
         p.grad = g
         optimizer.step()
         fastest = max(fastest, float((p.detach() - last).square().mean().sqrt()))
         last = p.detach().clone()
-    assert fastest <= 1.0 + 1e-3  # fp32 positions up to 2000 carry a rounding of 1e-4
+    assert fastest <= 1.0 + 1e-3  # fp32 positions up to 5000 carry a rounding of 2e-4
     assert fastest > 0.5
 
 
