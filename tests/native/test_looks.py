@@ -39,8 +39,10 @@ def tensors(draw: Any) -> torch.Tensor:
 
 
 def look(some: list[torch.Tensor], dims: int | None = DIMS) -> Any:
-    rows = np.full((len(some), looks.width(dims or 0)), -7, dtype=np.int64)
-    return rows if looks.look(some, looks.handles(some), rows) else None
+    found = looks.Look(len(some), dims or 0)
+    found.rows[:] = -7
+    found.name(some)
+    return found.rows if found.take(some) else None
 
 
 @given(st.lists(tensors(), max_size=12))
@@ -93,11 +95,8 @@ def test_dictionaries_are_compared_by_identity(data: Any, sizes: list[int]) -> N
     entries = [{f"{i}": object() for i in range(n)} for n in sizes]
     values = [v for entry in entries for v in entry.values()]
 
-    def known(items: list[Any]) -> Any:
-        return np.array(list(map(id, items)), dtype=np.uint64)
-
-    record = known(entries), known(values), np.cumsum(sizes, dtype=np.int64)
-    assert looks.hold(*record)
+    record = looks.Entries(entries)
+    assert record.same()
     if not values:
         return
     entry = data.draw(st.sampled_from([e for e in entries if e]))
@@ -113,7 +112,7 @@ def test_dictionaries_are_compared_by_identity(data: Any, sizes: list[int]) -> N
         entry[name] = entry.pop(name)
     now = [v for e in entries for v in e.values()]
     same = len(now) == len(values) and all(a is b for a, b in zip(now, values, strict=True))
-    assert looks.hold(*record) == same
+    assert record.same() == same
 
 
 def other_type(t: torch.Tensor) -> torch.dtype:

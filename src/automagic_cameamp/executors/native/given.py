@@ -24,16 +24,15 @@ class Weights:
     """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
-        self._handles = looks.handles(params)
-        shape = (len(params), looks.width(_dims(params)))
-        self._now, self._rows = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        self._known = looks.look(params, self._handles, self._rows)
+        self._look = looks.Look(len(params), _dims(params))
+        self._look.name(params)
+        self._known = self._look.rows.tobytes() if self._look.take(params) else None
 
     def same(self, params: Sequence[Tensor]) -> bool:
         """Whether the same parameters still lie there, in the same type, shape and order."""
-        if not self._known or not looks.look(params, self._handles, self._now):
+        if self._known is None or not self._look.take(params) or self._look.rows.tobytes() != self._known:
             return False
-        return bool((self._now == self._rows).all()) and not any(map(Tensor.is_neg, params))
+        return not any(map(Tensor.is_neg, params))
 
 
 class Gradients:
@@ -45,10 +44,11 @@ class Gradients:
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self.tensors: Sequence[Tensor] = ()
-        self._last: NDArray[np.int64] | None = None  # what else than places was found right the last time
+        self._last = b""  # what else than places was found right the last time
         self._odd: list[int] = []
         room = _dims(params)
-        self._rows = np.zeros((len(params), looks.width(room)), dtype=np.int64)
+        self._look = looks.Look(len(params), room)
+        self._rows = self._look.rows
         self._wanted = np.zeros_like(self._rows)
         for row, p in zip(self._wanted, params, strict=True):
             row[looks.KIND : looks.BRIEF] = p.dim(), p.numel()
@@ -62,15 +62,16 @@ class Gradients:
 
     def take(self, grads: Sequence[Any]) -> bool:
         """Note these gradients until ``drop``; False where the kernels cannot read one of them."""
-        rows = self._rows
-        if any_wrapper(grads) or not looks.look(grads, looks.handles(grads), rows):
+        if any_wrapper(grads):
             return False
-        if not self.places.all():  # zeros without memory
+        self._look.name(grads)
+        if not self._look.take(grads) or not self.places.all():  # zeros may be without memory
             return False
-        if self._last is None or not (rows[:, looks.KIND :] == self._last).all():
+        now = self._rows[:, looks.KIND :].tobytes()
+        if now != self._last:
             if not self._fit():
                 return False
-            self._last = rows[:, looks.KIND :].copy()
+            self._last = now
         self.tensors = grads
         return True
 

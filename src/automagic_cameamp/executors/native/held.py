@@ -8,7 +8,6 @@ from itertools import chain
 from operator import is_
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from ...state.names import is_ours
@@ -32,19 +31,16 @@ class Held:
         self._aside = {name for name in names if not is_ours(name)}
         self._marked = [entry for entry in self.entries if not self._is_plain(entry)]
         plain = [entry for entry in self.entries if self._is_plain(entry)]
-        self._plain = np.array(list(map(id, plain)), dtype=np.uint64)
-        self._ends = np.cumsum(list(map(len, plain)), dtype=np.int64)
-        self._values = [*self._of_marked(), *chain.from_iterable(map(dict.values, plain))]
-        some = len(self._of_marked())
-        self._others = self._values[:some]
-        self._objects = np.array(list(map(id, self._values[some:])), dtype=np.uint64)
+        self._plain = looks.Entries(plain)
+        self._others = self._of_marked()
+        self._values = [*self._others, *chain.from_iterable(map(dict.values, plain))]
         self._tensors = [value for value in self._values if isinstance(value, Tensor)]
         # torch exchanges what is behind two tensors (swap_tensors) only where nobody has such a reference.
         self._unswapped = list(map(weakref.ref, self._tensors))
-        self._handles = looks.handles(self._tensors)
-        shape = (len(self._tensors), looks.width())
-        self._now, self._rows = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        self.usable = looks.look(self._tensors, self._handles, self._rows)
+        self._look = looks.Look(len(self._tensors))
+        self._look.name(self._tensors)
+        self.usable = self._look.take(self._tensors)
+        self._known = self._look.rows.tobytes()
 
     def same(self, state: State) -> bool:
         """Whether nothing was put in, taken out, moved, resized or given another type since."""
@@ -55,10 +51,9 @@ class Held:
             others = self._of_marked()
             if len(others) != len(self._others) or not all(map(is_, others, self._others)):
                 return False
-        if not looks.hold(self._plain, self._objects, self._ends):
+        if not self._plain.same() or not self._look.take(self._tensors):
             return False
-        found = looks.look(self._tensors, self._handles, self._now)
-        return found and bool((self._now == self._rows).all())
+        return self._look.rows.tobytes() == self._known
 
     def _of_parameters(self, state: State) -> list[dict[str, Any]]:
         if self._strange:

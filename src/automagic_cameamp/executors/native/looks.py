@@ -39,30 +39,39 @@ def width(dims: int = 0) -> int:
     return BRIEF + 2 * dims
 
 
-def handles(tensors: Sequence[Tensor]) -> NDArray[np.uint64]:
-    """What names tensors to torch's C interface. Valid as long as they live and are not swapped."""
-    return np.fromiter(map(_IMPLEMENTATION, tensors), dtype=np.uint64, count=len(tensors))
-
-
-def look(tensors: Sequence[Tensor], known: NDArray[np.uint64], rows: Numbers) -> bool:
-    """Describe tensors.
+class Look:
+    """Descriptions of a number of tensors, one row for each.
 
     Args:
-        tensors: n of them.
-        known: their handles.
-        rows: [n, width] to be filled: address, kind (type, number of dimensions, kind of device), number of
-            elements, and where there is room, sizes and strides.
+        count: n, how many tensors.
+        dims: the most dimensions that one of them has, where sizes and strides are wanted.
 
-    Returns:
-        Whether all of them are dense, with an address and as many dimensions as there is room for; else
-        the rows say nothing.
+    Attributes:
+        rows: [n, width] address, kind (type, number of dimensions, kind of device), number of elements, and
+            where there is room, sizes and strides.
     """
-    asked = _interface()
-    if asked is None:
-        return all(map(_describe, tensors, rows))
-    count, length = rows.shape
-    done = asked.look(asked.torch, known.ctypes.data, count, rows.ctypes.data, length)
-    return done == count
+
+    def __init__(self, count: int, dims: int = 0) -> None:
+        self.rows: Numbers = np.zeros((count, width(dims)), dtype=np.int64)
+        self._names = np.zeros(count, dtype=np.uint64)
+        # numpy takes a microsecond to say where an array lies.
+        self._places = self._names.ctypes.data, count, self.rows.ctypes.data, width(dims)
+
+    def name(self, tensors: Sequence[Tensor]) -> None:
+        """Say which tensors are meant; they have to live, and not to be swapped, as long as that counts."""
+        self._names[:] = list(map(_IMPLEMENTATION, tensors))
+
+    def take(self, tensors: Sequence[Tensor]) -> bool:
+        """Describe the named tensors, which are these.
+
+        Returns:
+            Whether all of them are dense, with an address and as many dimensions as there is room for; else
+            the rows say nothing.
+        """
+        asked = _interface()
+        if asked is None:
+            return all(map(_describe, tensors, self.rows))
+        return bool(asked.look(asked.torch, *self._places) == len(self._names))
 
 
 def kind(dtype: torch.dtype, dims: int) -> int:
@@ -72,28 +81,30 @@ def kind(dtype: torch.dtype, dims: int) -> int:
 
 @cache
 def _code(dtype: torch.dtype) -> int:
-    row = np.zeros((1, BRIEF), dtype=np.int64)
     x = torch.zeros(1, dtype=dtype)
-    look([x], handles([x]), row)
-    return int(row[0, KIND]) - DIMS
+    look = Look(1)
+    look.name([x])
+    look.take([x])
+    return int(look.rows[0, KIND]) - DIMS
 
 
-def hold(dictionaries: NDArray[np.uint64], objects: NDArray[np.uint64], ends: Numbers) -> bool:
-    """Whether dictionaries have these objects as values, in this order.
+class Entries:
+    """Dictionaries, and the objects that they had as values, in their order, when this was made.
 
     Args:
-        dictionaries: ``id`` of each; they are alive.
-        objects: ``id`` of each value, one dictionary after another.
-        ends: number of values up to the end of each dictionary.
+        entries: the dictionaries; whoever asks keeps them and their values alive.
     """
-    hold_ = native.holding_the_lock().automagic_hold
-    count = len(dictionaries)
-    return bool(hold_(_next_item(), dictionaries.ctypes.data, count, objects.ctypes.data, ends.ctypes.data))
 
+    def __init__(self, entries: Sequence[dict[str, Any]]) -> None:
+        self._own = np.array(list(map(id, entries)), dtype=np.uint64)
+        self._values = np.array([id(v) for entry in entries for v in entry.values()], dtype=np.uint64)
+        self._ends = np.cumsum(list(map(len, entries)), dtype=np.int64)
+        places = self._own.ctypes.data, len(entries), self._values.ctypes.data, self._ends.ctypes.data
+        self._arguments = ctypes.cast(ctypes.pythonapi.PyDict_Next, ctypes.c_void_p), *places
 
-@lru_cache(maxsize=1)
-def _next_item() -> ctypes.c_void_p:
-    return ctypes.cast(ctypes.pythonapi.PyDict_Next, ctypes.c_void_p)
+    def same(self) -> bool:
+        """Whether they have them still, and nothing else."""
+        return bool(native.holding_the_lock().automagic_hold(*self._arguments))
 
 
 class _Interface:
@@ -116,12 +127,15 @@ def _interface() -> _Interface | None:
         return None
     base = torch.zeros(6, 4)
     some = [base, base.t(), base[2:], torch.zeros((), dtype=torch.bfloat16), torch.nn.Parameter(base)]
-    here, there = (np.zeros((len(some), width(2)), dtype=np.int64) for _ in range(2))
-    known = handles(some)
-    asked = found.look(found.torch, known.ctypes.data, len(some), there.ctypes.data, width(2))
-    same = all(map(_describe, some, here)) and asked == len(some)
-    here[:, KIND], there[:, KIND] = here[:, KIND] // DIMS, there[:, KIND] // DIMS  # types have other numbers
-    if not same or not np.array_equal(here, there):
+    ours, theirs = Look(len(some), 2), Look(len(some), 2)
+    theirs.name(some)
+    done = found.look(found.torch, *theirs._places)
+    if not all(map(_describe, some, ours.rows)) or done != len(some):
+        say(WITHOUT)
+        return None
+    for look in (ours, theirs):
+        look.rows[:, KIND] //= DIMS  # types have other numbers
+    if not np.array_equal(ours.rows, theirs.rows):
         say(WITHOUT)
         return None
     return found

@@ -81,6 +81,8 @@ class Schedule:
 
     def now(self) -> list[tuple[int, list[int]]]:
         """Works that search at the step that comes, with the places of their members that do."""
+        if not len(self.counts):
+            return []
         maybe = np.flatnonzero(self.counts % self.every == 0)
         if not len(maybe):
             return []
@@ -94,7 +96,8 @@ class Schedule:
 
     def count(self, ok: Any) -> None:
         """Note the updates of a step, which gradients that are not finite did not get."""
-        self.counts += ok[self.places] == 1
+        if len(self.counts):
+            self.counts += ok[self.places] == 1
 
 
 class Search:
