@@ -110,7 +110,9 @@ def ai_toolkit(text: str) -> None:
     source = Path(config_modules.__file__).read_text("utf-8")
     (process,) = yaml(text)["config"]["process"]
     kinds = {"train": "TrainConfig", "model": "ModelConfig", "network": "NetworkConfig", "save": "SaveConfig"}
-    parts = [(kind, process[name]) for name, kind in kinds.items()]
+    parts = [
+        (kind, process[name]) for name, kind in kinds.items() if name != "network" or "network" in process
+    ]
     parts += [("DatasetConfig", part) for part in process["datasets"]]
     for kind, part in parts:
         body = source.partition(f"class {kind}")[2].partition("\nclass ")[0]
@@ -147,6 +149,8 @@ def diffusion_pipe(text: str) -> None:
     unknown = [key for key in keys if f"'{key}'" not in read and f'"{key}"' not in read]
     assert not unknown, f"no code reads {unknown}"
     assert options["model"]["type"] in literals, options["model"]["type"]
+    assert "gradient_release" in literals
+    optimizer.pop("gradient_release", None)  # the program's own
     build(optimizer.pop("type"), optimizer)
 
 
@@ -193,6 +197,22 @@ def llama_factory(text: str) -> None:
     build(arguments.optim.value, {"lr": arguments.learning_rate, **words(options, "optim_args")})
 
 
+def trl(text: str) -> None:
+    """TRL: the parser of ``trl sft``, strict about unknown keys, and the Trainer's resolver."""
+    import tempfile
+
+    from transformers import Trainer
+    from trl.scripts.sft import make_parser  # type: ignore[import-not-found]
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "config.yaml")
+        config.write_text(re.sub("bf16: true", "bf16: false\nuse_cpu: true", text), "utf-8")
+        arguments = make_parser().parse_args_and_config(["--config", str(config)])[1]
+    cls, given = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    assert presets.called(yaml(text)["optim"]) is cls
+    build(yaml(text)["optim"], given)
+
+
 CHECKS: dict[str, Callable[[str], None]] = {
     "sd-scripts": sd_scripts,
     "musubi-tuner": musubi_tuner,
@@ -202,6 +222,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "diffusion-pipe": diffusion_pipe,
     "axolotl": axolotl,
     "llama-factory": llama_factory,
+    "trl": trl,
 }
 
 

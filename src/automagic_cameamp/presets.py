@@ -128,6 +128,16 @@ def preset_class(profile: str, name: str) -> Any:
     return _MADE[key]
 
 
+def with_profiles() -> dict[str, Any]:
+    """``minimal.Automagic_CameAMP8bit`` and the like -> class, where a profile says anything about it."""
+    return {
+        f"{profile}.{name}": preset_class(profile, name)
+        for profile in PROFILES
+        for name, cls in OPTIMIZERS.items()
+        if has_profile(cls, profile)
+    }
+
+
 def namespace(module: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of the module named after a profile."""
     profile = module.rpartition(".")[2]

@@ -40,3 +40,20 @@ def test_it_was_committed_whole() -> None:
     assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
     assert "AUTOMAGIC_NOTEBOOK_STEPS" in "".join(cells[1]["source"])
     assert NOTEBOOK.stat().st_size < 600_000
+
+
+def test_the_place_of_an_address_is_held_here_alone() -> None:
+    """docs/releasing.md says that `OWNER` stands in the notebook, twice, and nowhere else."""
+    assert NOTEBOOK.read_text("utf-8").count("OWNER/automagic") == 2
+    folders = ("docs", "src", "trainer", "scripts", "examples", ".github")
+    files = [
+        p
+        for folder in folders
+        for p in (ROOT / folder).rglob("*")
+        if p.suffix in (".md", ".py", ".yml", ".toml")
+    ]
+    others = [
+        p for p in [*ROOT.glob("*.md"), *ROOT.glob("*.toml"), *ROOT.glob("*.yml"), *files] if p.is_file()
+    ]
+    assert len(others) > 100
+    assert not [p for p in others if "OWNER/automagic" in p.read_text("utf-8", "replace")]

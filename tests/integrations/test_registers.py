@@ -251,13 +251,28 @@ def test_diffusion_pipe(program: Any) -> None:
     enable("diffusion-pipe")
     module = program("pytorch_optimizer", "class CAME: pass\n")
     assert {name for name in vars(module) if "utomagic" in name} >= {*presets.every_name(), *names()}
-    for spelling in ("Automagic_CameAMP8bit", "automagic_cameamp8bit"):
+    for spelling in ("Automagic_CameAMP8bit", "automagic_cameamp8bit", "Automagic-CameAMP8bit"):
         assert getattr(module, spelling) is Automagic_CameAMP8bit
+    minimal = presets.preset_class("minimal", "Automagic_CameAMP8bit")
+    for spelling in ("minimal.Automagic_CameAMP8bit", "minimal.automagic_cameamp8bit"):
+        assert getattr(module, spelling) is minimal
+    assert not hasattr(module, "automagic_cameam") and not hasattr(module, "Lion")
+    with pytest.raises(AttributeError, match="did you mean Automagic_CameAMP"):
+        _ = module.automagic_cameam
     # gradient_release: one optimizer per parameter, betas raised in place in a list
     optimizers = [
         module.Automagic_CameAMP([p], lr=1e-4, betas=[0.9**0.5, 0.99**0.5]) for p in parameters((4, 4), (4,))
     ]
     assert optimizers[0].param_groups[0]["betas"][0] == pytest.approx(0.9**0.5)
+
+
+def test_diffusion_pipe_whose_library_answers_for_names_itself(program: Any) -> None:
+    enable("diffusion-pipe")
+    source = "def __getattr__(name):\n    if name == 'Lazy': return 1\n    raise AttributeError(name)\n"
+    module = program("pytorch_optimizer", source)
+    registers.register(module)  # twice
+    assert module.Lazy == 1 and not hasattr(module, "Lion")
+    assert getattr(module, "minimal.Automagic_CameAMPQ8") is getattr(module, "minimal.automagic_cameamp8bit")
 
 
 # ---------------------------------------------------------------- sd-scripts and musubi-tuner
@@ -321,7 +336,9 @@ def test_axolotls_plug_in_registers_with_transformers(program: Any) -> None:
         plugin.Plugin()  # as axolotl's load_plugin does, whether or not `register` follows
         assert names("automagic_cameamp8bit").value == "automagic_cameamp8bit"
         assert names("Automagic-CameAMP8bit") is names("automagic_cameamp8bit")
-        assert len(list(names)) == 8
+        assert names("Automagic_CameAMPQ8") is names("automagic_cameamp8bit")
+        assert names("minimal.Automagic_CameAMP8bit").value == "minimal.automagic_cameamp8bit"
+        assert len(list(names)) == 1 + len(registers.names())
         with pytest.raises(ValueError, match="'nobody' is not a valid OptimizerNames"):
             names("nobody")
     finally:

@@ -49,10 +49,12 @@ def test_a_line_for_a_card_takes_the_place_of_the_one_above() -> None:
 def test_there_are_recipes_for_every_trainer_and_model() -> None:
     found = {(path.parent.name, path.stem) for path in RECIPES}
     for trainer in ("ai-toolkit", "simpletuner", "diffusion-pipe"):
-        for model in ("sdxl", "flux", "qwen_image", "zimage", "wan"):
+        for model in ("sdxl", "sd35", "flux", "qwen_image", "zimage", "wan"):
             assert (trainer, f"{model}_lora") in found
-    assert {"sd-scripts", "musubi-tuner", "onetrainer", "axolotl", "llama-factory"} <= {t for t, _ in found}
-    assert len(RECIPES) >= 28
+    for model in ("sdxl", "sd35", "flux"):
+        assert {("sd-scripts", f"{model}_lora"), ("sd-scripts", f"{model}_full")} <= found
+    assert {("trl", "qwen3_lora"), ("trl", "qwen3_full")} <= found
+    assert {"musubi-tuner", "onetrainer", "axolotl", "llama-factory"} <= {t for t, _ in found}
 
 
 @pytest.mark.parametrize("gpu", [24, 16, 12, 8])
@@ -72,6 +74,7 @@ def test_recipe(path: Path, gpu: int) -> None:
     section = options.get("optimizer")
     if isinstance(section, dict):  # diffusion-pipe
         name, given, lr = section.pop("type"), section, section.pop("lr")
+        section.pop("gradient_release", None)
     else:
         name = options.get("optimizer_type") or options.get("optim") or section
         keys = ("optimizer_args", "optimizer_params", "optimizer_config", "optim_args")

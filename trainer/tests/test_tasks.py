@@ -62,6 +62,19 @@ def test_held_out_noise_is_the_same_for_every_seed() -> None:
     assert not torch.equal(*firsts)
 
 
+def test_padding_behind_the_longest_caption_changes_nothing(cats: tasks.LoraTask) -> None:
+    whole = text.encode(["", *cats.data.captions])
+    short, length = cats.text, cats.text.mask.shape[1]
+    assert length == int(whole.mask.sum(1).max()) < whole.mask.shape[1]
+    assert torch.equal(short.vectors, whole.vectors[:, :length]) and not whole.mask[:, length:].any()
+    loss = cats.loss(0).item()
+    try:
+        cats.text = whole
+        assert cats.loss(0).item() == pytest.approx(loss, rel=1e-6)
+    finally:
+        cats.text = short
+
+
 def test_only_the_lora_learns(cats: tasks.LoraTask) -> None:
     names = [name for name, p in cats.model.named_parameters() if p.requires_grad]
     assert names and all("lora_" in name for name in names)
@@ -75,7 +88,10 @@ def test_only_the_lora_learns(cats: tasks.LoraTask) -> None:
 def test_all_of_the_base_learns_where_there_is_no_lora() -> None:
     task = tasks.cat_full(seed=0, batch=2)
     assert len(list(task.parameters())) == len(list(task.model.parameters()))
-    assert task.evaluate() == tasks.cat_lora(seed=0).evaluate(), "a fresh LoRA changes nothing"
+    # but the order in which convolutions add: frozen weights lie as these like them best
+    assert task.evaluate() == pytest.approx(tasks.cat_lora(seed=0).evaluate(), rel=1e-5), (
+        "a fresh LoRA changes nothing"
+    )
     task.loss(0).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in task.parameters())
 

@@ -16,7 +16,7 @@ MODULES = {
         "musubi_tuner.hv_train",
     ),
     "ai-toolkit": ("toolkit.optimizer",),
-    "onetrainer": ("modules.util.optimizer.CAME8bit",),
+    "onetrainer": ("modules.util.optimizer.CAME8bit", "modules.modelSetup.BaseModelSetup"),
     "simpletuner": ("simpletuner.helpers.training.optimizer_param",),
     "llama-factory": (
         "llamafactory.v1.plugins.trainer_plugins.optimizer",

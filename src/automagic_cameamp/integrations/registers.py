@@ -19,6 +19,7 @@ from .. import presets
 from ..factory import OptimizerArgumentError, parse_optimizer_args
 from ..kohya.rewrite import quoted
 from ..text import split_args
+from . import logged
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,12 @@ def register(module: ModuleType) -> None:
 
 
 def names() -> dict[str, Any]:
-    """The names that lists and tables of others get: lower case, as such tables have them -> class."""
-    return {name.lower(): cls for name, cls in presets.OPTIMIZERS.items()}
+    """The names that lists and tables of others get: lower case, as such tables have them -> class.
+
+    Those with a profile before them come last.
+    """
+    plain = {name.lower(): cls for name, cls in presets.OPTIMIZERS.items()}
+    return plain | {name.lower(): cls for name, cls in presets.with_profiles().items()}
 
 
 # The rate of a program whose user has given none.
@@ -89,9 +94,9 @@ def transformers_arguments(module: ModuleType) -> None:
     missing = names_of._missing_.__func__
 
     def _missing_(cls: Any, value: Any) -> Any:
-        given = presets.canonical(value) if isinstance(value, str) else None
-        known = cls._value2member_map_.get((given or "").lower())
-        return known if known is not None else missing(cls, value)
+        found = presets.called(value) if isinstance(value, str) else None
+        spelled = next((name for name, ours in names().items() if ours is found), None)
+        return missing(cls, value) if spelled is None else cls._value2member_map_[spelled]
 
     if not hasattr(names_of, "_automagic_cameamp"):
         names_of._missing_ = classmethod(_missing_)
@@ -158,6 +163,8 @@ def _kohya(original: Any) -> Any:
         name = presets.canonical(given) if isinstance(given, str) and given else None
         if name is None:
             return original(*call, **named)
+        for script in ("__main__", "train_network"):  # sd-scripts' class stands in the script itself
+            _log_steps(getattr(sys.modules.get(script), "NetworkTrainer", None))
         if getattr(args, "fused_backward_pass", False):
             raise ValueError(
                 f"--fused_backward_pass is written for Adafactor and cannot go with {given}: leave it out."
@@ -184,9 +191,17 @@ def _kohya(original: Any) -> Any:
     return get_optimizer
 
 
+def _log_steps(trainer: Any) -> None:
+    """A class that makes a step's logs adds the applied rate."""
+    if hasattr(trainer, "generate_step_logs"):
+        _replace(trainer, "generate_step_logs", logged.step_logs)
+
+
 def sd_scripts(module: ModuleType) -> None:
     """sd-scripts: bare names, plain ``optimizer_args`` and ``lr=`` among them; no bitsandbytes."""
     _replace(module, "get_optimizer", _kohya)
+    if hasattr(module, "append_lr_to_logs_with_names"):
+        _replace(module, "append_lr_to_logs_with_names", logged.appended)
 
 
 def musubi_tuner(module: ModuleType) -> None:
@@ -194,6 +209,7 @@ def musubi_tuner(module: ModuleType) -> None:
     found = [c for c in vars(module).values() if isinstance(c, type) and "get_optimizer" in vars(c)]
     for trainer in found:
         _replace(trainer, "get_optimizer", _kohya)
+        _log_steps(trainer)
 
 
 # ---------------------------------------------------------------- others
@@ -256,6 +272,11 @@ def onetrainer(module: ModuleType) -> None:
     _replace(module, "CAME8bit", made)
 
 
+def onetrainer_logs(module: ModuleType) -> None:
+    """OneTrainer: the applied rate in its TensorBoard."""
+    _replace(module.BaseModelSetup, "report_to_tensorboard", logged.tensorboard)
+
+
 def simpletuner(module: ModuleType) -> None:
     """SimpleTuner: one entry per class in its table, which also fills menus and ``--help``."""
     for name, cls in names().items():
@@ -271,6 +292,23 @@ def diffusion_pipe(module: ModuleType) -> None:
     for name, cls in {**presets.every_name(), **names()}.items():
         if not hasattr(module, name):
             setattr(module, name, cls)
+    before = vars(module).get("__getattr__")
+    if getattr(before, "_automagic_cameamp", False):
+        return
+
+    def __getattr__(name: str) -> Any:  # what has another spelling, or another profile's
+        try:
+            cls = None if name.startswith("__") else presets.called(name)
+        except ValueError as error:
+            raise AttributeError(str(error)) from None
+        if cls is not None:
+            return cls
+        if before is not None:
+            return before(name)
+        raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+
+    __getattr__._automagic_cameamp = True  # type: ignore[attr-defined]
+    setattr(module, "__getattr__", __getattr__)  # noqa: B010
 
 
 REGISTERS: dict[str, Callable[[ModuleType], None]] = {
@@ -282,6 +320,7 @@ REGISTERS: dict[str, Callable[[ModuleType], None]] = {
     "musubi_tuner.hv_train": musubi_tuner,
     "toolkit.optimizer": ai_toolkit,
     "modules.util.optimizer.CAME8bit": onetrainer,
+    "modules.modelSetup.BaseModelSetup": onetrainer_logs,
     "simpletuner.helpers.training.optimizer_param": simpletuner,
     "llamafactory.v1.plugins.trainer_plugins.optimizer": llama_factory,
     "llamafactory.v1.plugins.trainer_plugins.optimizers.optimizer": llama_factory,

@@ -73,7 +73,7 @@ def multiscale(
     Source: the public original of this optimizer family.
     Deviations: that one averages *raw* gradients, only every s-th step, mixes them with normalised
     updates, and keeps fp32 copies beside the 8-bit ones. Weights of 1/s, which it has, make three quarters
-    of the mixture of this very update: 1 to 3% behind one mean of length 5, where equal ones are level
+    of the mixture of this very update: 1 to 2% behind one mean of length 5, where equal ones are level
     with it (``docs/evidence/rate.md``).
     Options: momentum_scales. In the contextual classes.
     Measured: a constant update is a fixed point; the formula against a plain second writing; the weights;

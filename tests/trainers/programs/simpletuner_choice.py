@@ -7,6 +7,7 @@ import torch
 
 listed = [key for key in resolver.available_optimizer_keys() if key.startswith("automagic_cameamp")]
 assert len(listed) == 7, listed
+assert "minimal.automagic_cameamp8bit" in resolver.available_optimizer_keys()
 given = SimpleNamespace(
     optimizer="automagic_cameamp8bit",
     optimizer_config="warmup_steps=200,weight_decay=0.02,lr_mask_granularity=row,came=true",

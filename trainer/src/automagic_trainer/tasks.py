@@ -54,10 +54,14 @@ class LoraTask:
         self.batch, self.caption_dropout = batch, caption_dropout
         captions = ["", *data.captions]  # row 0 is the empty caption
         embedded = text.TextEmbeddings.load(text_cache, captions) if text_cache else text.encode(captions)
-        self.text = embedded.to(self.device)
+        self.text = embedded.trimmed().to(self.device)
         self.latents = diffusion.to_latents(data.pictures).to(self.device)
         self.schedule = diffusion.scheduler()
         base = load_base(DTYPES[precision])
+        if self.device.type == "cpu":  # the order that oneDNN's convolutions like best
+            self.latents = self.latents.contiguous(memory_format=torch.channels_last)
+            if rank is not None:  # what is trained, with gradients and state, keeps the usual one
+                base = base.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         learner = base.requires_grad_(True) if rank is None else add_lora(base, rank, seed)
         self.model: nn.Module = learner.to(self.device)
         self.denoise = diffusion.denoiser(self.model)

@@ -38,6 +38,11 @@ class TextEmbeddings:
         """The same embeddings on `device`."""
         return TextEmbeddings(self.vectors.to(device), self.mask.to(device))
 
+    def trimmed(self) -> TextEmbeddings:
+        """Without the padding behind the longest caption, which no step looks at and every step computes."""
+        length = max(1, int(self.mask.sum(1).max()))
+        return TextEmbeddings(self.vectors[:, :length].contiguous(), self.mask[:, :length].contiguous())
+
     def save(self, path: Path, captions: Sequence[str]) -> None:
         """Write a cache that `load` reads where the encoder is not installed."""
         from safetensors.torch import save_file
