@@ -102,6 +102,15 @@ def test_a_million_values_over_twelve_decades(lib, name: str) -> None:
         assert same(a, b)
 
 
+def test_numbers_around_every_midpoint_of_the_dynamic_map(lib) -> None:
+    """An encoder that computes codes has to know where its rounding leaves them in doubt."""
+    values = dynamic_map()
+    near = beside((values[:-1] + values[1:]) / 2, ulps=24).view(-1, 255)
+    x = torch.cat([torch.ones(len(near), 1), near], dim=1).flatten()  # the divisor of each block is 1
+    theirs = reference("dynamic", x, 256)
+    assert same(ours(lib, "dynamic", x, 256, theirs)[0], theirs[0])
+
+
 @pytest.mark.parametrize("name", ["dynamic", "softsign", "affine"])
 def test_every_code_decodes_alike(lib, name: str) -> None:
     codes = torch.arange(256).to(torch.uint8)

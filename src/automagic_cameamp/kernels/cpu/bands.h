@@ -191,11 +191,11 @@ inline void for_bands(const Job& j, const Tile& tile, F f) {
     }
 }
 
-// `along`: pieces of one row after the other, in the order in which they lie in memory.
+// `along`: so many elements of one row after the other, in the order in which they lie in memory.
 template <class F>
-inline void for_pieces(const Job& j, const Band& b, F f, bool along = false) {
+inline void for_pieces(const Job& j, const Band& b, F f, int64_t along = 0) {
     if (j.n <= RUN) return f(b);
-    const int64_t rows = along ? 1 : b.rows, most = along ? BAND : j.piece;
+    const int64_t rows = along ? 1 : b.rows, most = along ? along : j.piece;
     for (int64_t r = 0; r < b.rows; r += rows)
         for (int64_t c = 0; c < j.n; c += most) f(Band{b.row + r, rows, c, smaller(most, j.n - c)});
 }
@@ -224,6 +224,14 @@ inline Rows decoded_piece(const Coded& c, const Job& j, const Band& b, float* he
 // A piece of a scratch plane.
 AUTOMAGIC_INLINE float* plane_piece(const Job& j, const Tile& tile, const Band& b, const Local& w, int plane) {
     return plane_of(j, w, plane) + b.row * j.n + b.column - tile.origin;
+}
+
+// A mean of a piece in fp32: in place where it is that, else decoded into its plane.
+inline Rows held_mean(const Coded& c, const Job& j, const Tile& tile, const Band& b, const Local& w, int plane) {
+    if (c.code == PLAIN) return {static_cast<const float*>(c.q) + b.row * j.n + b.column, j.n};
+    float* to = plane_of(j, w, plane) - tile.origin;
+    for_lines(j, b, [&](int64_t first, int64_t n, int64_t) { decode_run(c, first, n, to + first); });
+    return {plane_piece(j, tile, b, w, plane), j.n};
 }
 
 inline Rows gradient_piece(const Job& j, const Tile& tile, const Band& b, Local& w) {

@@ -88,8 +88,11 @@ struct Divider {
 struct DynamicTables {
     alignas(64) float value[256];
     alignas(64) uint32_t cell[CELLS];
-    DecadeLines lines;
+#if defined(AUTOMAGIC_TABLES256)
+    DecadeShifts shifts;
+#endif
 #if defined(AUTOMAGIC_TABLES512)
+    DecadeLines lines;
     DynamicEncoder::Tables encoder;
     BytePlanes planes;
 #endif
@@ -114,8 +117,11 @@ struct DynamicTables {
             }
             cell[i] = entry;
         }
-        lines.fill(middle);
+#if defined(AUTOMAGIC_TABLES256)
+        shifts.fill(middle);
+#endif
 #if defined(AUTOMAGIC_TABLES512)
+        lines.fill(middle);
         encoder.fill(lines);
         planes.fill(value);
 #endif
@@ -130,7 +136,12 @@ inline const DynamicTables& dynamic_tables() {
 // out = table[q] * scale.
 inline void table_decode(const uint8_t* AUTOMAGIC_RESTRICT q, const float* AUTOMAGIC_RESTRICT table, float scale,
                          int64_t count, float* AUTOMAGIC_RESTRICT out) {
-    for (int64_t i = 0; i < count; ++i) out[i] = table[q[i]] * scale;
+    int64_t i = 0;
+#if defined(AUTOMAGIC_TABLES256)
+    const __m256 factor = _mm256_set1_ps(scale);
+    for (; i + 8 <= count; i += 8) _mm256_storeu_ps(out + i, _mm256_mul_ps(look_up(table, q + i), factor));
+#endif
+    for (; i < count; ++i) out[i] = table[q[i]] * scale;
 }
 
 struct Dynamic8 {
@@ -156,7 +167,7 @@ struct Dynamic8 {
 #if defined(AUTOMAGIC_TABLES512)
         const DynamicEncoder encoder(dynamic_tables().encoder);
 #elif defined(AUTOMAGIC_TABLES256)
-        const DynamicEncoder encoder(dynamic_tables().lines);
+        const DynamicEncoder encoder(dynamic_tables().shifts);
 #else
         const Cells encoder;
 #endif

@@ -74,4 +74,34 @@ struct DecadeLines {
     }
 };
 
+// The same by one line for all decades: scaled by `rise`, the numbers of decade e run from 1 to 2, and the first e bits
+// of their fraction are the code's. Decade 7 is the code of 1; decade 0 also holds the code of 0, below 1.
+struct DecadeShifts {
+    static constexpr int32_t first_pair = 53;  // pairs of exponents from here on hold a border, one at most
+    static constexpr float start = 0.8888889f + 0x1p-21f;
+    static constexpr float last = 2.0f - 0x1p-7f;
+    static constexpr int sure = 18;  // bits of a fraction: midpoints lie within 2^-21 of where the line has them
+
+    // Of decade e at (23 - e) % 8: the last number of its codes, as bits, and its scale.
+    alignas(32) int32_t border[8];
+    alignas(32) float rise[8];
+    // 23 - e of the decade before the border in a pair of exponents.
+    alignas(16) uint8_t below[16];
+
+    void fill(const float* middle) {
+        double size = 0.9e-6;
+        int decade = 0;
+        for (int e = 0; e < 8; ++e, size *= 10) {
+            const int at = (23 - e) & 7;
+            border[at] = e < 7 ? static_cast<int32_t>(bits_of(middle[(2 << e) - 1])) : INT32_MAX;
+            rise[at] = static_cast<float>(e == 0 ? 1 / (9 * static_cast<double>(middle[0])) : e < 7 ? 1 / size : 0.1155);
+        }
+        for (int i = 0; i < 16; ++i) below[i] = 0;
+        for (int pair = first_pair; pair < 64; ++pair) {
+            while (border[(23 - decade) & 7] < pair << 24) ++decade;
+            below[pair & 15] = static_cast<uint8_t>(23 - decade);
+        }
+    }
+};
+
 }  // namespace AUTOMAGIC_ISA

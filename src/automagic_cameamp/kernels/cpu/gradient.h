@@ -97,7 +97,8 @@ inline void gradient_bands(Job& j, const Tile& tile, int64_t slab, Part& part, b
             float *first = w.sums[0] + b.column, *second = w.sums[1] + b.column, *third = w.sums[2] + b.column;
             shaped(j, b, [&](auto s, int64_t r) { add_column_squares(s, x.from(r), inverse + r, first, second); });
             if (!torque) return;
-            Rows m = decoded_piece(j.t->exp_avg, j, b, w.band[1]);
+            const Coded& mean = j.t->exp_avg;
+            Rows m = decodes_early(j) ? held_mean(mean, j, tile, b, w, MOMENTUM) : decoded_piece(mean, j, b, w.band[1]);
             shaped(j, b, [&](auto s, int64_t r) {
                 part.sum[MEAN2] += add_column_products(s, x.from(r), m.from(r), root + r, third);
             });

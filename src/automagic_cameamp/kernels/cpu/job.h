@@ -168,6 +168,9 @@ inline void cut(Job& j) {
 // Whether the running mean needs no scratch: once pass A let the gradient through, nothing reads the old one.
 inline bool in_place(const Job& j) { return j.resident && j.t->exp_avg.code == PLAIN; }
 
+// Whether what measures the torque leaves the old running mean, decoded, in its plane.
+inline bool decodes_early(const Job& j) { return j.torque && j.resident && j.t->exp_avg.code != PLAIN; }
+
 // Whether the scratch plane of this number is used.
 inline bool uses(const Job& j, int plane) {
     if (plane == MOMENTUM) return !in_place(j);

@@ -175,7 +175,7 @@ inline void pass_turn(Job& j, int64_t slab, Local& w) {
     int64_t start = slab * j.slab_rows * j.n, end = smaller((slab + 1) * j.slab_rows, j.rows) * j.n;
     for (int64_t i = start; j.torque && i < end; i += RUN) {
         int64_t n = smaller(RUN, end - i);
-        const float* m = decode_run(j.t->exp_avg, i, n, w.other);
+        const float* m = decode_run(j.t->exp_avg, i, n, decodes_early(j) ? j.full[MOMENTUM] + i : w.other);
         cross += dot(m, j.full[FILTERED] + i, n);
         mean2 += sum_squares(m, n);
     }

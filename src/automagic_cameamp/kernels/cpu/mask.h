@@ -83,10 +83,11 @@ struct SignBits {
     uint64_t negative, moves;
 };
 
-inline SignBits sign_bits(const float* g, int64_t n) {
+template <bool FULL>
+AUTOMAGIC_INLINE SignBits sign_bits(const float* g, int64_t n) {
     SignBits s{0, 0};
     for (int64_t i = 0; i < n; i += W) {
-        V x = get<false>(g + i, n - i);
+        V x = get<FULL>(g + i, n - i);
         uint64_t negative = lanes_of(x < all(0.0f));
         s.negative |= negative << i;
         s.moves |= (negative | lanes_of(all(0.0f) < x)) << i;
@@ -130,7 +131,7 @@ struct Votes {
 };
 
 inline Votes cast_votes(const float* g, int64_t first, int64_t n, uint8_t* plane) {
-    SignBits s = sign_bits(g, n);
+    SignBits s = n == 64 ? sign_bits<true>(g, 64) : sign_bits<false>(g, n);
     uint64_t last = read_bits(plane, first, n), other = s.negative ^ last;
     write_bits(s.negative | (last & ~s.moves), first, n, plane);
     return {s.moves & ~other, s.moves & other};
@@ -142,38 +143,61 @@ AUTOMAGIC_INLINE int8_t moved(int8_t k, int32_t by) {
     return static_cast<int8_t>(smaller(larger(static_cast<int32_t>(k) + by, MASK_LOW), MASK_HIGH));
 }
 
-// The votes of one row: its counter moves with the majority.
-inline void count_row(const Job& j, int64_t r, int64_t votes, Part& part) {
-    if (j.o->mask == 3) {
-        part.sum[VOTES] += static_cast<double>(votes);
-        return;
-    }
-    int8_t* counter = static_cast<int8_t*>(j.t->mask) + r;
-    *counter = moved(*counter, stride(j) * ((votes > 0) - (votes < 0)));
-    part.sum[MASK] += exp2_small(static_cast<float>(*counter) * MASK_STEP);
+// What a counter stands for.
+inline const float* mask_values() {
+    struct Values {
+        float of[MASK_HIGH - MASK_LOW + 1];
+        Values() {
+            for (int32_t k = MASK_LOW; k <= MASK_HIGH; ++k) of[k - MASK_LOW] = exp2_small(static_cast<float>(k) * MASK_STEP);
+        }
+    };
+    static const Values values;
+    return values.of - MASK_LOW;
 }
 
+// The votes of rows: where rows have counters, these move with the majority.
+struct RowVotes {
+    int8_t* counters;
+    const float* value;
+    int32_t by;
+    double votes, masks;
+
+    explicit RowVotes(const Job& j)
+        : counters(j.o->mask == 3 ? nullptr : static_cast<int8_t*>(j.t->mask)), value(mask_values()), by(stride(j)), votes(0),
+          masks(0) {}
+
+    AUTOMAGIC_INLINE void count(int64_t r, int64_t sum) {
+        if (counters == nullptr) {
+            votes += static_cast<double>(sum);
+            return;
+        }
+        counters[r] = moved(counters[r], by * ((sum > 0) - (sum < 0)));
+        masks += static_cast<double>(value[counters[r]]);
+    }
+};
+
 inline void vote(const Job& j, const Tile& tile, Part& part, Local& w) {
-    int64_t n = j.n;
+    const int64_t n = j.n;
+    RowVotes rows(j);
     if (n < 64 && 64 % n == 0) {  // several rows in a word
         uint64_t ones = (uint64_t(1) << n) - 1;
         for (int64_t i = 0; i < tile.count; i += 64) {
-            int64_t first = tile.start + i, count = smaller(tile.count - i, int64_t(64));
+            int64_t first = tile.start + i, count = smaller(tile.count - i, int64_t(64)), r = first / n;
             Votes v = cast_votes(load_run(j.t->g, j.t->g_type, first, count, w.raw), first, count, j.t->polarity);
-            for (int64_t k = 0; k < count; k += n)
-                count_row(j, (first + k) / n, majority({v.with >> k & ones, v.against >> k & ones}), part);
+            for (int64_t k = 0; k < count; k += n, ++r) rows.count(r, majority({v.with >> k & ones, v.against >> k & ones}));
         }
-        return;
-    }
-    for (int64_t r = tile.first; r < tile.end; ++r) {
-        int64_t votes = 0;
-        for (int64_t c = 0; c < n; c += 64) {
-            int64_t first = r * n + c, count = smaller(int64_t(64), n - c);
-            votes += majority(
-                cast_votes(load_run(j.t->g, j.t->g_type, first, count, w.raw), first, count, j.t->polarity));
+    } else {
+        for (int64_t r = tile.first; r < tile.end; ++r) {
+            int64_t votes = 0;
+            for (int64_t c = 0; c < n; c += 64) {
+                int64_t first = r * n + c, count = smaller(int64_t(64), n - c);
+                votes += majority(
+                    cast_votes(load_run(j.t->g, j.t->g_type, first, count, w.raw), first, count, j.t->polarity));
+            }
+            rows.count(r, votes);
         }
-        count_row(j, r, votes, part);
     }
+    part.sum[VOTES] += rows.votes, part.sum[MASK] += rows.masks;
 }
 
 // ---- sketch ------------------------------------------------------------------------------------

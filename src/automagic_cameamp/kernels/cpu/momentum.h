@@ -41,20 +41,15 @@ inline Means means_of(const Job& j, const Tile& tile, const Band& b, Local& w) {
     a.x = j.low_rank ? Rows{j.full[FILTERED] + b.row * j.n + b.column, j.n} : gradient_piece(j, tile, b, w);
     a.rf = of_rows(j, b, j.rf + b.row, w.spread[0]);
     a.cf = w.cf + b.column;
-    a.old = decoded_piece(j.t->exp_avg, j, b, w.band[1]);
+    if (decodes_early(j))
+        a.old = {plane_piece(j, tile, b, w, MOMENTUM), j.n};
+    else
+        a.old = decoded_piece(j.t->exp_avg, j, b, w.band[1]);
     a.damping = j.damping;
     a.weight = 1.0f - j.beta1;
     a.m = plane_piece(j, tile, b, w, MOMENTUM);
     a.stride = j.n;
     return a;
-}
-
-// A mean of a piece in fp32: in place where it is that, else decoded into its plane.
-inline Rows held_mean(const Coded& c, const Job& j, const Tile& tile, const Band& b, const Local& w, int plane) {
-    if (c.code == PLAIN) return {static_cast<const float*>(c.q) + b.row * j.n + b.column, j.n};
-    float* to = plane_of(j, w, plane) - tile.origin;
-    for_lines(j, b, [&](int64_t first, int64_t n, int64_t) { decode_run(c, first, n, to + first); });
-    return {plane_piece(j, tile, b, w, plane), j.n};
 }
 
 inline Mixture mixture_of(const Job& j, const Tile& tile, const Band& b, const Local& w) {

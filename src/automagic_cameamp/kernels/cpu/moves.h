@@ -79,7 +79,7 @@ struct Move {
     const float *gain, *rate;      // of the rows of the band (of_rows)
     const float* ds;               // of the columns of the piece
     const uint8_t* word;           // mask words, or null
-    Rows factor;                   // of each element, or null
+    Rows factor, fade;             // of each element, or null
     int64_t stride;                // of the mask words
     Signs signs;
     Bounds bounds;
@@ -92,6 +92,24 @@ struct Move {
 AUTOMAGIC_INLINE V first_ones(int64_t left) {
     alignas(64) static const float ones[32] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     return load(ones + 16 - smaller(left, int64_t(16)));
+}
+
+// How much of each weight an adaptive decay takes at a rate of 1. A loop of its own: the sigmoid is a long chain, and a
+// processor has more of them under way where nothing else lies between them.
+template <class S>
+AUTOMAGIC_LOOP void fade_piece(S s, const Move& a, float* out) {
+    const int64_t rows = s.rows(), columns = s.columns();
+    const V average = all(a.average), slope = all(a.slope * 1.44269504f), decay = all(2.0f * a.decay);
+    const Rows gradients = a.g;
+    for (int64_t r = 0; r < rows; ++r) {
+        const float* g = gradients.p + r * gradients.stride;
+        float* to = out + r * columns;
+        for (int64_t c = 0; c < columns; c += W) {
+            V y = magnitude(get<S::whole>(g + c, columns - c));
+            V z = smaller(larger((y - average) * slope, all(-125.0f)), all(125.0f));
+            put<S::whole>(decay / (all(1.0f) + exp2_quick(z)), to + c, columns - c);
+        }
+    }
 }
 
 // Sums of the values of the words and of the rates of the elements, where they have their own (WORDS); where nothing is
@@ -107,9 +125,7 @@ AUTOMAGIC_LOOP Weighed weigh_piece(S s, const Move& a) {
     const MaskValues values;
     const V low = all(larger(a.bounds.low, a.bounds.floor)), high = all(larger(a.bounds.high, a.bounds.floor));
     const V ratio = all(a.signs.against / a.signs.with), with = all(a.signs.with), shrink = all(a.shrink);
-    const V average = all(a.average), slope = all(a.slope * 1.44269504f), decay = all(2.0f * a.decay);
-    const bool decays = a.decay != 0.0f;
-    const Rows means = a.m, gradients = a.g, old = a.p, factors = a.factor;
+    const Rows means = a.m, gradients = a.g, old = a.p, factors = a.factor, fades = a.fade;
     const float *gains = a.gain, *rates = a.rate, *ds = a.ds;
     const uint8_t* words = a.word;
     float* out = a.to;
@@ -118,6 +134,7 @@ AUTOMAGIC_LOOP Weighed weigh_piece(S s, const Move& a) {
         const auto gain = s.of_row(gains, r), own = s.of_row(rates, r);
         const float *m = means.p + r * means.stride, *g = gradients.p + r * gradients.stride, *p = old.p + r * old.stride;
         const float* factor = factors.p != nullptr ? factors.p + r * factors.stride : nullptr;
+        const float* fade = fades.p != nullptr ? fades.p + r * fades.stride : nullptr;
         const uint8_t* word = WORDS ? words + r * step : nullptr;
         float* to = out + r * old.stride;
         for (int64_t c = 0; c < columns; c += W) {
@@ -137,10 +154,7 @@ AUTOMAGIC_LOOP Weighed weigh_piece(S s, const Move& a) {
             V w = get<S::whole>(p + c, left);
             if (DRY) before = fused(w, w, before);
             if (EXTRA && factor != nullptr) move = move * get<S::whole>(factor + c, left);
-            if (EXTRA && decays) {
-                V z = smaller(larger((magnitude(y) - average) * slope, all(-125.0f)), all(125.0f));
-                w = fused_minus(w, rate * decay / (all(1.0f) + exp2_quick(z)), w);
-            }
+            if (EXTRA && fade != nullptr) w = fused_minus(w, rate * get<S::whole>(fade + c, left), w);
             w = fused_minus(move, rate, w);
             if (DRY) {
                 after = fused(w, w, after);

@@ -1,4 +1,4 @@
-// Bytes and the dynamic encoder in AVX2, where lookups in a table of 256 numbers go through memory one by one.
+// Bytes, lookups by byte and the dynamic encoder in AVX2.
 #pragma once
 
 #if defined(__AVX2__) && defined(__FMA__) && !(defined(__AVX512F__) && defined(__AVX512BW__))
@@ -20,64 +20,64 @@ AUTOMAGIC_INLINE __m256i packed_signs(const __m256i* k) {
     return in_order(_mm256_packs_epi16(_mm256_packs_epi32(k[0], k[1]), _mm256_packs_epi32(k[2], k[3])));
 }
 
-// DecadeLines in registers: a number's bits, read as an integer, are a logarithm that is off by 0.026 decades at
-// most, so its decade is known but for one comparison.
+// Eight numbers of a table, by byte. The bytes are read as one word: loads are what the lookup takes most of, and
+// the processor's own gather takes longer than both.
+AUTOMAGIC_INLINE __m256 look_up(const float* table, const uint8_t* byte) {
+    uint32_t one, two;
+    std::memcpy(&one, byte, 4);
+    std::memcpy(&two, byte + 4, 4);
+    const auto at = [table](uint32_t place) { return _mm_load_ss(table + (place & 255)); };
+    __m128 low = at(one), high = at(two);
+    low = _mm_insert_ps(low, at(one >> 8), 0x10), high = _mm_insert_ps(high, at(two >> 8), 0x10);
+    low = _mm_insert_ps(low, at(one >> 16), 0x20), high = _mm_insert_ps(high, at(two >> 16), 0x20);
+    low = _mm_insert_ps(low, at(one >> 24), 0x30), high = _mm_insert_ps(high, at(two >> 24), 0x30);
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
+}
+
+// Encoding by DecadeShifts in registers. What is said of a decade e is found at 23 - e, of which a lookup heeds three bits.
 struct DynamicEncoder {
-    __m256 border, slope, start, steep_start;
+    __m256i border, below;
+    __m256 rise;
 
-    AUTOMAGIC_INLINE explicit DynamicEncoder(const DecadeLines& from) {
-        border = _mm256_load_ps(from.border);
-        slope = _mm256_load_ps(from.slope);
-        start = _mm256_load_ps(from.start);
-        steep_start = _mm256_set1_ps(from.steep_start);
+    AUTOMAGIC_INLINE explicit DynamicEncoder(const DecadeShifts& from) {
+        border = _mm256_load_si256(reinterpret_cast<const __m256i*>(from.border));
+        rise = _mm256_load_ps(from.rise);
+        below = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(from.below)));
     }
 
-    // Units (plus `unsure`) of |v|; a negative number takes the lower code on a tie, that of the larger |v|.
-    AUTOMAGIC_INLINE __m256i units(__m256 v, __m256i& negative) const {
-        constexpr float unit = static_cast<float>(DecadeLines::unit);
+    // Code of |v|; `rest`: how far it is above the midpoint below it, in 2^32 parts of the way to the next one. A
+    // negative number takes the lower code on a tie, that of the larger |v|.
+    AUTOMAGIC_INLINE __m256i size(__m256 v, __m256i& rest) const {
         __m256i u = _mm256_castps_si256(v);
-        negative = _mm256_srai_epi32(u, 31);
-        u = _mm256_sub_epi32(_mm256_and_si256(u, _mm256_set1_epi32(INT32_MAX)), negative);
-        __m256 a = _mm256_castsi256_ps(u);
-        // log10 |v| + 6.1 at most, and more than that less 0.026: the decade, or the one below where the border of
-        // that one, 0.01 to 0.28 above its power of ten, is passed.
-        __m256 decades = _mm256_fmadd_ps(_mm256_cvtepi32_ps(u), _mm256_set1_ps(0.30103f / 8388608.0f),
-                                         _mm256_set1_ps(6.1f - 127 * 0.30103f));
-        __m256i e = _mm256_cvttps_epi32(_mm256_max_ps(decades, _mm256_setzero_ps()));
-        __m256 above = _mm256_cmp_ps(a, _mm256_permutevar8x32_ps(border, e), _CMP_GT_OQ);
-        e = _mm256_sub_epi32(e, _mm256_castps_si256(above));
-        __m256 from = _mm256_permutevar8x32_ps(start, e);
-        __m256 y = _mm256_fmadd_ps(a, _mm256_permutevar8x32_ps(slope, e), from);
-        // A decade's last code reaches into the next decade: up to half a code below 2^(e + 1) = 2.25 start.
-        y = _mm256_min_ps(y, _mm256_fmadd_ps(from, _mm256_set1_ps(2.25f), _mm256_set1_ps(-0.5f * unit)));
-        y = _mm256_max_ps(y, _mm256_fmadd_ps(a, _mm256_set1_ps(128.0f * unit), steep_start));
-        return _mm256_cvttps_epi32(y);
-    }
-
-    static AUTOMAGIC_INLINE __m256i doubtful(__m256i y) {
-        constexpr int32_t sure = DecadeLines::unit - 2 * DecadeLines::unsure;
-        return _mm256_cmpeq_epi32(_mm256_and_si256(y, _mm256_set1_epi32(sure)), _mm256_setzero_si256());
+        u = _mm256_add_epi32(_mm256_and_si256(u, _mm256_set1_epi32(INT32_MAX)), _mm256_srli_epi32(u, 31));
+        __m256i pair = _mm256_srli_epi32(_mm256_max_epi32(u, _mm256_set1_epi32(DecadeShifts::first_pair << 24)), 24);
+        __m256i place = _mm256_shuffle_epi8(below, pair);
+        place = _mm256_add_epi32(place, _mm256_cmpgt_epi32(u, _mm256_permutevar8x32_epi32(border, place)));
+        __m256 y = _mm256_fmadd_ps(_mm256_castsi256_ps(u), _mm256_permutevar8x32_ps(rise, place),
+                                   _mm256_set1_ps(DecadeShifts::start));
+        // A decade's last code reaches into the next decade.
+        __m256i bits = _mm256_castps_si256(_mm256_min_ps(y, _mm256_set1_ps(DecadeShifts::last)));
+        rest = _mm256_sllv_epi32(bits, _mm256_sub_epi32(_mm256_set1_epi32(32), place));
+        return _mm256_srlv_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(126 << 23)), place);
     }
 
     AUTOMAGIC_INLINE void block(const float* x, __m256 inverse, uint8_t* q, const uint32_t* cell) const {
-        __m256i k[4], below[4], doubt[4];
+        __m256i k[4], v[4], least = _mm256_set1_epi32(-1);
         for (int j = 0; j < 4; ++j) {
-            __m256i y = units(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * j), inverse), below[j]);
-            doubt[j] = doubtful(y);
-            k[j] = _mm256_srli_epi32(y, 16);
+            __m256i rest;
+            __m256 number = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * j), inverse);
+            v[j] = _mm256_castps_si256(number);
+            k[j] = size(number, rest);
+            least = _mm256_min_epu32(least, rest);
         }
-        __m256i sign = packed_signs(below);
-        // -1 has no code of its own.
-        __m256i size = _mm256_min_epu8(packed(k), _mm256_add_epi8(sign, _mm256_set1_epi8(-128)));
-        __m256i code = _mm256_add_epi8(_mm256_sub_epi8(_mm256_xor_si256(size, sign), sign), _mm256_set1_epi8(127));
+        // 127 + k, or 127 - k, but -1 has no code of its own.
+        __m256i sizes = packed(k), middle = _mm256_set1_epi8(127);
+        __m256i code = _mm256_blendv_epi8(_mm256_add_epi8(middle, sizes), _mm256_subs_epu8(middle, sizes), packed_signs(v));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), code);
-        __m256i any = _mm256_or_si256(_mm256_or_si256(doubt[0], doubt[1]), _mm256_or_si256(doubt[2], doubt[3]));
-        if (__builtin_expect(_mm256_testz_si256(any, any), 1)) return;
+        __m256i doubt = _mm256_cmpeq_epi32(_mm256_srli_epi32(least, DecadeShifts::sure), _mm256_setzero_si256());
+        if (__builtin_expect(_mm256_testz_si256(doubt, doubt), 1)) return;
         float factor = _mm256_cvtss_f32(inverse);
-        for (uint32_t rest = static_cast<uint32_t>(_mm256_movemask_epi8(packed_signs(doubt))); rest != 0; rest &= rest - 1) {
-            int at = __builtin_ctz(rest);
-            q[at] = static_cast<uint8_t>(dynamic_code(x[at] * factor, cell));
-        }
+        for (int i = 0; i < 32; ++i) q[i] = static_cast<uint8_t>(dynamic_code(x[i] * factor, cell));
     }
 
     inline void run(const float* x, float inverse, int64_t count, uint8_t* q, const uint32_t* cell) const {

@@ -153,7 +153,8 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
     bool allora = j.o->allora && j.matrix;
     bool extra = j.edges || j.decays || a.shrink != 1.0f;
     // Where nothing goes through a buffer: memory is read fastest along a row.
-    bool along = j.resident && !j.edges && t.p_type == F32 && t.g_type == F32;
+    bool rows = j.resident && !j.edges && t.p_type == F32 && t.g_type == F32;
+    int64_t along = rows ? j.decays ? RUN : BAND : 0;  // what a decay takes is held in the first cache
     uint32_t base = j.noise(0), edge_base = j.noise(t.edge.salt);
     const EdgeRule edges = edge_rule(j);
     a.stride = j.n;
@@ -187,6 +188,10 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
                                      w.band[3] + at);
                 });
                 a.factor = {w.band[3], b.count};
+            }
+            if (j.decays) {
+                by_row(j, b, [&](auto s) { fade_piece(s, a, w.band[1]); });
+                a.fade = {w.band[1], b.count};
             }
             by_row(j, b, [&](auto s) {
                 using S = decltype(s);
