@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from torch.utils._device import _device_constructors
 
 from test_layering import SRC, imports_of, modules
 
@@ -102,3 +103,24 @@ def test_what_is_planted_is_seen(source: str, count: tuple[int, int]) -> None:
 def test_the_rooms_are_there() -> None:
     assert all((SRC / room).is_dir() for room in ("state", "executors", "checkpoints", "training", "reading"))
     assert not Path(SRC, "engine").exists()
+
+
+def homeless(source: str) -> list[str]:
+    """Tensors that are made without saying where: the program's default device decides then."""
+    makers = {f.__name__ for f in _device_constructors()}
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [
+        ast.unparse(node)
+        for node in calls
+        if isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) == "torch"
+        and node.func.attr in makers
+        and not {keyword.arg for keyword in node.keywords} & {"device", None}
+    ]
+
+
+def test_every_tensor_is_made_where_somebody_said() -> None:
+    """What that does under ``torch.set_default_device`` is in loops/test_default_device.py."""
+    assert homeless("x = torch.zeros(3); y = torch.zeros(3, device='cpu')") == ["torch.zeros(3)"]
+    wrong = {m: found for m, path in modules() if (found := homeless(path.read_text("utf-8")))}
+    assert not {m: found for m, found in wrong.items() if m.split(".")[0] not in OUTSIDE}, wrong

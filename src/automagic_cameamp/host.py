@@ -90,7 +90,7 @@ class StandIn(NamedTuple):
 
     @classmethod
     def of(cls, p: Tensor) -> StandIn:
-        bare = torch.empty(p.shape, dtype=p.dtype)
+        bare = torch.empty(p.shape, dtype=p.dtype, device="cpu")
         bare.untyped_storage().resize_(0)
         return cls(bare.detach(), bare)
 

@@ -58,8 +58,8 @@ def model(dtype: torch.dtype = torch.float32) -> Model:
 
 def loss_of(net: nn.Module, step: int, micro: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(1000 * step + micro)
-    tokens = torch.randint(0, 11, (6, 4), generator=generator)
-    target = torch.randint(0, 5, (6,), generator=generator)
+    tokens = torch.randint(0, 11, (6, 4), generator=generator, device="cpu")
+    target = torch.randint(0, 5, (6,), generator=generator, device="cpu")
     return nn.functional.cross_entropy(net(tokens).float(), target)
 
 

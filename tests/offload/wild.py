@@ -53,7 +53,7 @@ class Wild(offload.Clones):
 
     def buffer(self, like: Tensor) -> Tensor:
         self.bytes += like.numel() * like.element_size()
-        return torch.full(like.shape, float("nan"), dtype=like.dtype)
+        return torch.full(like.shape, float("nan"), dtype=like.dtype, device="cpu")
 
     def _ask(self, copy: Copy) -> Copy:
         self.pause()

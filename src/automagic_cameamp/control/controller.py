@@ -288,7 +288,7 @@ class ContextualController:
     # ---------------------------------------------------------------- reports: each waits for the device
 
     def _signals(self) -> Signals:
-        flat = torch.zeros(Memory.size(1)) if self.memory is None else self.memory
+        flat = torch.zeros(Memory.size(1), device="cpu") if self.memory is None else self.memory
         return Signals(*Memory.unpack(flat).signals.cpu().unbind())
 
     def _history(self, name: str, count: Tensor) -> list[float]:

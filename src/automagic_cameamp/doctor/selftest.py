@@ -32,14 +32,16 @@ Params = list[torch.nn.Parameter]
 def parameters(shapes: list[tuple[int, ...]], device: str) -> Params:
     """The same parameters at every call."""
     draw = torch.Generator().manual_seed(0)
-    return [torch.nn.Parameter((torch.randn(s, generator=draw) * 0.05).to(device)) for s in shapes]
+    return [
+        torch.nn.Parameter((torch.randn(s, generator=draw, device="cpu") * 0.05).to(device)) for s in shapes
+    ]
 
 
 def give(params: Params, step: int) -> None:
     """The gradients of a step, which are known by its number."""
     draw = torch.Generator().manual_seed(1000 + step)
     for p in params:
-        p.grad = (torch.randn(p.shape, generator=draw) * 0.01).to(p.device)
+        p.grad = (torch.randn(p.shape, generator=draw, device="cpu") * 0.01).to(p.device)
 
 
 def optimizer_of(name: str, params: Params, engine: str, **options: Any) -> CameAMPOptimizer:

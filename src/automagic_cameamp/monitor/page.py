@@ -115,7 +115,7 @@ def _mask_histogram(inner: Any) -> tuple[list[float], list[float]] | None:
     if not high:
         return None
     start, stop = math.log10(low) - 0.02, math.log10(high) + 0.02
-    counts = torch.zeros(BINS)
+    counts = torch.zeros(BINS, device="cpu")
     for _, mask in masks(inner):
         logs = mask[mask > 0].float().log10().cpu()
         counts += torch.histc(logs, BINS, start, stop)

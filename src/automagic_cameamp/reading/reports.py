@@ -45,7 +45,7 @@ def learning_rates(model: Model) -> list[float]:
             sizes = sizes * (steps > 0)  # a first gradient may have been skipped
             pairs.append(torch.stack([(rates * sizes).sum(), sizes.sum()]))
         else:
-            pairs.append(torch.zeros(2))
+            pairs.append(torch.zeros(2, device="cpu"))
     if not pairs:
         return []
     totals = torch.stack([pair.to(pairs[0].device) for pair in pairs]).tolist()

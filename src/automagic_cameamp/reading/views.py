@@ -52,7 +52,7 @@ class QuantizedState:
     def error_accumulator(self) -> Tensor:
         """What the code rounded away and the second plane holds; empty without error correction."""
         if not isinstance(self._codec, ErrorCorrected):
-            return torch.empty(0)
+            return torch.empty(0, device="cpu")
         return self._codec.error(self._stack()).reshape(self.shape)
 
 

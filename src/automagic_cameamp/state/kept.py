@@ -25,7 +25,7 @@ class DeviceLists:
         if key not in self._made:
             if len(self._made) >= LISTS_KEPT:  # sets of active parameters that change for ever
                 self._made.clear()
-            host = torch.tensor(values, dtype=dtype)
+            host = torch.tensor(values, dtype=dtype, device="cpu")
             if device.type == "cuda":
                 host = host.pin_memory()
             self._made[key] = host.to(device, non_blocking=True)

@@ -230,8 +230,10 @@ class Model:
         peers = [g for g in self.groups if g["lr_level"] == group["lr_level"]]
         ratios = [g["lr"] / g["base_lr"] for g in peers if g["base_lr"] > 0]
         start = max(g["base_lr"] for g in peers)
-        if any(isinstance(ratio, Tensor) for ratio in ratios):
-            return start, torch.stack([torch.as_tensor(ratio).reshape(()) for ratio in ratios]).max()
+        held = next((ratio for ratio in ratios if isinstance(ratio, Tensor)), None)
+        if held is not None:
+            found = [torch.as_tensor(ratio, device=held.device).reshape(()) for ratio in ratios]
+            return start, torch.stack(found).max()
         return start, max(ratios, default=0.0)
 
     def tell_level(self) -> None:

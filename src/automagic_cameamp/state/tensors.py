@@ -141,7 +141,7 @@ def overlaps_itself(t: Tensor) -> bool:
             reach += stride * (size - 1)
     if certain:
         return False
-    places = torch.arange(reach + 1).as_strided(t.shape, t.stride())
+    places = torch.arange(reach + 1, device="cpu").as_strided(t.shape, t.stride())
     return places.unique().numel() < t.numel()
 
 

@@ -31,11 +31,11 @@ def dynamic_map() -> Tensor:
     values = [0.0, 1.0]
     for exponent in range(EXPONENT_BITS):
         count = 1 << exponent
-        edges = torch.linspace(0.1, 1, count + 1, dtype=torch.float32)
+        edges = torch.linspace(0.1, 1, count + 1, dtype=torch.float32, device="cpu")
         centres = (edges[:-1] + edges[1:]) / 2
         scaled = (10.0 ** (exponent - EXPONENT_BITS + 1) * centres).tolist()
         values += scaled + [-value for value in scaled]
-    return torch.tensor(sorted(values), dtype=torch.float32)
+    return torch.tensor(sorted(values), dtype=torch.float32, device="cpu")
 
 
 @lru_cache(maxsize=8)
@@ -43,7 +43,7 @@ def _tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Map, code at the low end of each cell, and the midpoint inside the cell (inf if none)."""
     values = dynamic_map()
     middles = (values[:-1] + values[1:]) / 2
-    keys = torch.arange(_CELLS, dtype=torch.int32)
+    keys = torch.arange(_CELLS, dtype=torch.int32, device="cpu")
     first = (keys << _SHIFT).view(torch.float32)
     last = ((keys << _SHIFT) | ((1 << _SHIFT) - 1)).view(torch.float32)
     low = torch.minimum(first, last).nan_to_num(nan=0.0)  # NaN cells are never reached

@@ -50,7 +50,7 @@ def additive_code(lr: float | Tensor, bump: float, low: float | Tensor, high: fl
         return MaskCode(torch.int16, torch.int16, 0, 0, 0)
     down, up = (lr - low) / bump, (high - lr) / bump
     if isinstance(down, Tensor) or isinstance(up, Tensor):
-        least, most = (torch.as_tensor(x).clamp(0, 16383).ceil().to(torch.int16) for x in (down, up))
+        least, most = (_scalar(x).clamp(0, 16383).ceil().to(torch.int16) for x in (down, up))
         return MaskCode(torch.int16, torch.int16, 0, -least, most)
     least, most = (math.ceil(min(max(x, 0), 16383)) for x in (down, up))
     return MaskCode(torch.int16, torch.int16, 0, -least, most)
@@ -205,8 +205,13 @@ def limited(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """``x.clamp(low, high)`` with limits that are numbers or 0-D tensors, on any device."""
     if not isinstance(low, Tensor) and not isinstance(high, Tensor):
         return x.clamp(low, high)
-    least, most = (torch.as_tensor(limit).to(x.dtype) for limit in (low, high))
+    least, most = (_scalar(limit).to(x.dtype) for limit in (low, high))
     return torch.minimum(torch.maximum(x, least), most)
+
+
+def _scalar(x: float | Tensor) -> Tensor:
+    """A 0-D tensor, on the host where it is a number: there it goes with tensors of any device."""
+    return x if isinstance(x, Tensor) else torch.tensor(x, device="cpu")
 
 
 @local(Locality.ROW)

@@ -153,7 +153,7 @@ class FlightRecorder:
             return
         if not isinstance(loss, Tensor):
             if loss != loss or loss in (float("inf"), -float("inf")):
-                bad = torch.tensor(self._count)
+                bad = torch.tensor(self._count, device="cpu")
                 old = self._bad_loss
                 self._bad_loss = bad if old is None else torch.where(old == 0, bad.to(old.device), old)
             return

@@ -91,7 +91,7 @@ class Ring:
     """Host memory, the loads in it, and the thread that works on them."""
 
     def __init__(self) -> None:
-        self.memory = torch.empty(0, dtype=torch.uint8)
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._head = self._tail = 0  # bytes since the beginning: loaded, and free again
         self._loads: deque[Load] = deque()  # in the ring, the oldest first
         self._taken = 0  # of them, by the thread
@@ -187,7 +187,7 @@ class Ring:
         if size <= len(self.memory):
             return
         self._wait(self._empty)
-        self.memory = torch.empty(0, dtype=torch.uint8)  # or both would be held
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")  # or both would be held
         words = torch.empty(-(-size // 4), dtype=torch.float32, device="meta")
         self.memory = self._transfer(like.device).buffer(words).view(torch.uint8)
         self._head = self._tail = 0

@@ -36,8 +36,8 @@ class Tables:
         """For each sampled element: how many elements it stands for."""
 
         def make() -> Tensor:
-            per = torch.tensor([n / _taken(n) for n in sizes], dtype=torch.float32)
-            return per.repeat_interleave(torch.tensor([_taken(n) for n in sizes]))
+            per = torch.tensor([n / _taken(n) for n in sizes], dtype=torch.float32, device="cpu")
+            return per.repeat_interleave(torch.tensor([_taken(n) for n in sizes], device="cpu"))
 
         return self._kept(("weights", device, *sizes), make, device)
 
@@ -45,14 +45,16 @@ class Tables:
         """For each sampled element: position of its tensor."""
 
         def make() -> Tensor:
-            counts = torch.tensor([_taken(n) for n in sizes])
-            return torch.arange(len(sizes)).repeat_interleave(counts)
+            counts = torch.tensor([_taken(n) for n in sizes], device="cpu")
+            return torch.arange(len(sizes), device="cpu").repeat_interleave(counts)
 
         return self._kept(("owners", device, *sizes), make, device)
 
     def sizes(self, sizes: Sequence[int], device: torch.device) -> Tensor:
         """Elements of each tensor, fp32."""
-        return self._kept(("sizes", device, *sizes), lambda: torch.tensor(sizes).float(), device)
+        return self._kept(
+            ("sizes", device, *sizes), lambda: torch.tensor(sizes, device="cpu").float(), device
+        )
 
     def _kept(self, key: Hashable, make: Any, device: torch.device) -> Tensor:
         if key not in self._held:

@@ -196,7 +196,11 @@ def _unlike(a: Any, b: Any, where: str) -> Iterator[str]:
     wrong = a.detach().reshape(-1).view(form) != b.detach().reshape(-1).view(form)
     if bool(wrong.any()):
         first = int(wrong.nonzero()[0])
-        index = [int(x) for x in torch.unravel_index(torch.tensor(first), a.shape)] if a.dim() else []
+        index = (
+            [int(x) for x in torch.unravel_index(torch.tensor(first, device="cpu"), a.shape)]
+            if a.dim()
+            else []
+        )
         values = [x.reshape(-1)[first].item() for x in (a, b)]
         yield (
             f"{where} differs in {int(wrong.sum())} of {a.numel()} elements, first at {index}: "

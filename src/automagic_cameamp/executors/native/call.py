@@ -104,7 +104,7 @@ class Table:
         """Run these rows, and nothing else; they lie in one piece."""
         step = self.step
         step.tasks, step.count = tasks.ctypes.data, len(tasks)
-        sketch = torch.zeros(abi.SKETCH if self.signals else 0, dtype=torch.float64)
+        sketch = torch.zeros(abi.SKETCH if self.signals else 0, dtype=torch.float64, device="cpu")
         step.sketch = sketch.data_ptr() if self.signals else None
         native.library().automagic_step(ctypes.byref(step))
         return Folded(sketch, step.square, step.bad)

@@ -38,7 +38,7 @@ class Scratch:
     """Memory for the copies of a batch, used again by the next one; what is larger comes and goes."""
 
     def __init__(self) -> None:
-        self.held = torch.empty(0, dtype=torch.uint8)
+        self.held = torch.empty(0, dtype=torch.uint8, device="cpu")
         self.used = 0
 
     def begin(self) -> None:
@@ -50,9 +50,9 @@ class Scratch:
         size = x.numel() * x.element_size()
         start, self.used = self.used, self.used + -(-size // ALIGNED) * ALIGNED
         if not len(self.held):
-            self.held = torch.empty(2 * BATCH * 4 + ALIGNED, dtype=torch.uint8)
+            self.held = torch.empty(2 * BATCH * 4 + ALIGNED, dtype=torch.uint8, device="cpu")
         if self.used > len(self.held):
-            return torch.empty(x.shape, dtype=x.dtype).copy_(x.detach())
+            return torch.empty(x.shape, dtype=x.dtype, device="cpu").copy_(x.detach())
         return self.held[start : start + size].view(x.dtype).view(x.shape).copy_(x.detach())
 
 

@@ -81,7 +81,7 @@ def kind(dtype: torch.dtype, dims: int) -> int:
 
 @cache
 def _code(dtype: torch.dtype) -> int:
-    x = torch.zeros(1, dtype=dtype)
+    x = torch.zeros(1, dtype=dtype, device="cpu")
     look = Look(1)
     look.name([x])
     look.take([x])
@@ -125,8 +125,14 @@ def _interface() -> _Interface | None:
     if found is None:
         say(WITHOUT)
         return None
-    base = torch.zeros(6, 4)
-    some = [base, base.t(), base[2:], torch.zeros((), dtype=torch.bfloat16), torch.nn.Parameter(base)]
+    base = torch.zeros(6, 4, device="cpu")
+    some = [
+        base,
+        base.t(),
+        base[2:],
+        torch.zeros((), dtype=torch.bfloat16, device="cpu"),
+        torch.nn.Parameter(base),
+    ]
     ours, theirs = Look(len(some), 2), Look(len(some), 2)
     theirs.name(some)
     done = found.look(found.torch, *theirs._places)

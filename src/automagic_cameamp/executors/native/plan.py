@@ -162,7 +162,9 @@ class Plan:
         """One step of all parameters, after ``fits``; its outcomes, where anybody wants to know them."""
         multiplier = 1.0
         if model.controller is not None:
-            multiplier = float(model.controller.multiplier(torch.zeros((), dtype=torch.float32)))
+            multiplier = float(
+                model.controller.multiplier(torch.zeros((), dtype=torch.float32, device="cpu"))
+            )
         levels = self._steer(model)
         for number, rows, hp in self.rates:
             now = dict(zip(table.RENEWED, _renewed(model.groups[number]), strict=True))

@@ -20,7 +20,7 @@ from ...state.names import is_ours
 @lru_cache(maxsize=1)
 def _takes_lists() -> bool:
     try:
-        increment_version([torch.empty(0)])
+        increment_version([torch.empty(0, device="cpu")])
     except (TypeError, RuntimeError):  # torch before lists were allowed
         return False
     return True
