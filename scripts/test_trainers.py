@@ -38,7 +38,7 @@ SETS: dict[str, list[str]] = {
 }
 # set -> the programs that it is there for; the others are skipped or were run in another set
 PROGRAMS = {
-    "new": "hf_trainer or trl_sft or peft or lightning or diffusers or lycoris",
+    "new": "hf_trainer or trl_sft or peft or lightning or diffusers or lycoris or whole",
     "old": "hf_trainer or trl_sft or peft",
     "llama-factory": "llama_factory or hf_trainer",
     "simpletuner": "simpletuner",

@@ -171,12 +171,22 @@ class HostStepper(Stepper):
         self._ring.load(p, p.grad, self, weight=False)
         return True
 
+    def wait(self) -> None:
+        """Until all weights are back. Whoever waits for the end of a pass does not where it raises."""
+        self._ring.drain()
+
     def drop(self) -> None:
         """Forget the sums on the host."""
+        super().drop()
+        self.wait()
         if self._holding:
-            self._ring.drain()
             self._sums.clear()
             self._holding = False
+
+    def abandon(self) -> None:
+        """What an open step has changed was replaced: it never ends, and tells of no failure."""
+        super().abandon()
+        self._failures = []
 
     def settle(self, model: Model, doing: str) -> None:
         """End an open step before something that needs whole steps."""

@@ -229,7 +229,7 @@ class CameAMPOptimizer(Optimizer):
                 state_dict = state_dict if result is None else result
             with self.stepper.loading(self.model):
                 fitted = checkpoint.fit(self.model, state_dict)
-                self.stepper.open = None  # what an unfinished step has changed is replaced
+                self.stepper.abandon()
                 checkpoint.commit(self.model, fitted)
             self.model.tell_level()
             checkpoint.say(self.model, fitted)

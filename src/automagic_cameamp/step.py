@@ -108,6 +108,8 @@ class Stepper:
     def __init__(self) -> None:
         self.open: Step | None = None  # begun by released gradients
         self.released = False  # whether hooks release gradients
+        self.drops = 0  # times that gradients were set to None
+        self.abandoned = 0  # steps that were begun and never ended
         self._plans: Plans | None = None
 
     @property
@@ -196,12 +198,21 @@ class Stepper:
         """
         return False
 
+    def wait(self) -> None:
+        """Until nothing is on its way between a device and the host."""
+
     def drop(self) -> None:
         """Gradients are set to None: so are those that ``hold`` has added up."""
+        self.drops += 1
 
     def loading(self, model: Model) -> AbstractContextManager[None]:
         """While state is loaded: the parameters are where it belongs."""
         return nullcontext()
+
+    def abandon(self) -> None:
+        """What an open step has changed was replaced: it never ends."""
+        self.abandoned += self.open is not None
+        self.open = None
 
     def settle(self, model: Model, doing: str) -> None:
         """End an open step before something that needs whole steps."""

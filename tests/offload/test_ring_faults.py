@@ -100,9 +100,7 @@ def run_small(name: str, where: str, passes: int) -> Any:
     """Two steps."""
     net = Small()
     optimizer = build(name, net.parameters(), offload=where)
-    handle = (
-        release_gradients(net, optimizer, accumulation=passes, unscaled=True) if where == "cpu" else None
-    )
+    handle = release_gradients(net, optimizer, accumulation=passes, unscaled=True) if where == "cpu" else None
     for t in range(2 * passes):
         net(draw(4, t, shape=(3, 5))).backward()
         if t % passes == passes - 1:

@@ -16,8 +16,11 @@ class Stepped(Protocol):
     """What of its steps an optimizer shows: whether hooks release its gradients, and who adds them up."""
 
     released: bool
+    drops: int
+    abandoned: int
 
     def hold(self, model: Model, p: Tensor) -> bool: ...
+    def wait(self) -> None: ...
 
 
 class Family(Owner, Protocol):

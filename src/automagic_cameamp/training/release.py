@@ -45,7 +45,8 @@ class ReleaseHandle:
         self._unscaled = unscaled
         self._params = params
         self._counts: dict[int, int] = {}  # passes that gave a parameter a gradient
-        self._counted = optimizer.kept.steps  # steps that were over then
+        self._counted = self._over()
+        self._drops = optimizer.stepper.drops
         self._norms: dict[int, Tensor] | None = None
         self._gain: Tensor | None = None
         self._hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in params]
@@ -93,12 +94,17 @@ class ReleaseHandle:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self.optimizer.stepper.wait()  # a pass that raised has left what it had begun
 
     def __enter__(self) -> ReleaseHandle:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+    def _over(self) -> tuple[int, int]:
+        """Steps that have ended so far, one way or the other."""
+        return self.optimizer.kept.steps, self.optimizer.stepper.abandoned
 
     @eager
     @torch.no_grad()
@@ -120,13 +126,18 @@ class ReleaseHandle:
         if not self._unscaled:
             refuse_scaler()
             self._unscaled = True  # a later scaler has no gradients to unscale, and says so itself
-        if self._counted != self.optimizer.kept.steps:
-            self._counts, self._counted = {}, self.optimizer.kept.steps
+        stepper = self.optimizer.stepper
+        if self._counted != self._over():
+            self._counts, self._counted = {}, self._over()
+        if self._drops != stepper.drops:  # what had added up is gone; what is updated stays so
+            self._counts = {key: n for key, n in self._counts.items() if n >= self.accumulation}
+            self._drops = stepper.drops
         count = self._counts[id(p)] = self._counts.get(id(p), 0) + 1
         if count > self.accumulation:
+            p.grad = None  # so that step() can end the step
             raise _twice(self.optimizer, p, self.accumulation)
         if count < self.accumulation:
-            if self.optimizer.stepper.hold(self.optimizer.model, p):
+            if stepper.hold(self.optimizer.model, p):
                 p.grad = None
         else:
             if self._gain is not None:

@@ -121,12 +121,16 @@ class Ring:
             transfer = self._transfer(p.device)
             place = start % len(self.memory)
             views: list[Tensor] = []
-            for x, size in zip(parts, sizes, strict=True):
-                raw = self.memory[place : place + x.numel() * x.element_size()]
-                views.append(raw.view(x.dtype).view(x.shape))
-                transfer.fetch(tensors.plain(x), views[-1])
-                place += size
-            here = transfer.mark()
+            try:
+                for x, size in zip(parts, sizes, strict=True):
+                    raw = self.memory[place : place + x.numel() * x.element_size()]
+                    views.append(raw.view(x.dtype).view(x.shape))
+                    transfer.fetch(tensors.plain(x), views[-1])
+                    place += size
+                here = transfer.mark()
+            except BaseException:  # the next load comes to lie here, and what has begun still writes
+                transfer.wait()
+                raise
             if grad is not None:
                 self._flying.append((transfer, here, sizes[-1]))
             if weight:
