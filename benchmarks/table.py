@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from benchmarks import (
+    against,
     host_overlap,
     memory,
     model_memory,
@@ -23,6 +24,7 @@ from benchmarks import (
 from benchmarks.common import argument_parser, read_rows
 
 PRINTERS = {
+    "against": against.table,
     "step_cpu": step_cpu.table,
     "memory": memory.table,
     "quant_update_error": quant_update_error.table,
@@ -44,7 +46,7 @@ def newest(rows: list[dict]) -> list[dict]:
         # One measurement = one optimizer, its options, and what it was run on.
         names = ("optimizer", "options", "phase", "chunk", "case", "dtype", "data", "reference")
         names += ("reference_options", "task", "lr", "seed", "schedule", "steps", "evaluations")
-        names += ("training", "code", "block_size", "release", "layers", "width")
+        names += ("training", "code", "block_size", "release", "layers", "width", "against", "isa")
         key = tuple(str(row.get(name)) for name in (*SPLIT, *names))
         last.pop(key, None)
         last[key] = row

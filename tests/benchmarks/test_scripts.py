@@ -10,6 +10,7 @@ import torch
 from benchmarks.common import read_rows
 
 from benchmarks import (
+    against,
     auto_rate,
     charlm,
     common,
@@ -51,6 +52,15 @@ def test_step_cpu(tmp_path):
     assert by_name["adamw-fused", None]["ratio"] == 1.0
     eight = by_name["Automagic_CameAMP8bit", "early"]["state_bytes_per_param"]
     assert 0 < eight < by_name["Automagic_CameAMP", "early"]["state_bytes_per_param"]
+
+
+def test_two_checkouts_step_in_turn(tmp_path):
+    out = tmp_path / "against.jsonl"
+    size = ["--workload", "one-small", "--threads", "1", "--rounds", "2", "--steps", "2"]
+    against.main([str(common.ROOT), "--optimizers", *OURS, *size, "--out", str(out)])
+    for row in check(out, {"ratio", "python_ms", "python_ms_there", "against", "isa"}):
+        assert 0 < row["python_ms"] <= row["ms"]
+        assert row["ratio_p10"] <= row["ratio"] <= row["ratio_p90"]
 
 
 def test_step_cpu_chunk_sweep_changes_the_peak(tmp_path):
