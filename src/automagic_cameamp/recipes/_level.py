@@ -89,8 +89,10 @@ def initial(name: str, params: list[Tensor], layout: Layout) -> Tensor | None:
     """First values [B,*] of a field that depends on the weights; None for any other field."""
     if name not in ("level_anchor", "auto_anchor"):
         return None
-    views = torch.stack([p.detach().reshape(layout.view) for p in params])
-    return T.sample(views) if name == "level_anchor" else T.left(views, looked_at(layout))
+    views = [p.detach().reshape(1, *layout.view) for p in params]
+    if name == "level_anchor":
+        return torch.cat([T.sample(view) for view in views])
+    return torch.cat([T.left(view, looked_at(layout)) for view in views])
 
 
 def level(shared: Shared, hp: Hyper) -> Tensor | float:

@@ -91,11 +91,15 @@ def fill_state(
             else:
                 held[spec.name].copy_(value)
             continue
+        stored = [held[spec.name + plane.suffix] for plane in planes]
+        if spec.extent == "full":
+            storage.fill(stored, codec, spec.initial, layout)
+            continue
         # Every element starts alike, so one parameter's code serves all.
         shape = (1, *spec.stack_shape(layout))
         one = torch.full(shape, spec.initial, dtype=torch.float32, device=params[0].device)
-        for plane, coded in zip(planes, codec.encode(one), strict=True):
-            held[spec.name + plane.suffix].copy_(coded)
+        for plane, coded in zip(stored, codec.encode(one), strict=True):
+            plane.copy_(coded)
 
 
 def check_complete(states: list[dict[str, Any]], fields: list[Field], layout: Layout) -> None:

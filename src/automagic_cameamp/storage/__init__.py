@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ..types import Layout
 from .affine8 import Affine8
 from .codec import Codec, Log8, Plane, Softsign8
+from .constant import fill
 from .dynamic8 import Dynamic8, dynamic_map
 from .residual import ErrorCorrected
 from .rows import RowBlocks
@@ -35,6 +36,7 @@ __all__ = [
     "Unit4",
     "choose",
     "dynamic_map",
+    "fill",
 ]
 
 # Codes cost a scale and a launch; below this many elements they save nothing worth having.
