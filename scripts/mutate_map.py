@@ -143,6 +143,7 @@ COVERED: dict[str, list[str]] = {
     "storage/affine8.py": ["tests/storage/test_affine8.py", LOOP],
     "storage/blocks.py": [BLOCKS, "tests/storage/test_dynamic8.py"],
     "storage/codec.py": [BLOCKS, "tests/storage/test_softsign8.py", "tests/storage/test_log8.py", LOOP],
+    "storage/constant.py": ["tests/storage/test_constant.py"],
     "storage/dynamic8.py": ["tests/storage/test_dynamic8.py", LOOP],
     "storage/residual.py": ["tests/storage/test_affine8.py", "tests/improved/test_codes.py", LOOP],
     "storage/rounding.py": [ROUNDING, MASTER],

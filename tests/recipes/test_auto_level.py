@@ -42,6 +42,7 @@ def slowly(old, n, gg, vv, s):
         if peak > 0:
             up = min(max(2 * q / peak, 0), 1) * s * s
             down = min(max(-2 * q / peak, 0), 1)
+            down *= min(1, 60 / t) ** 2 if left < 1 else 1
             level *= 2 ** ((up - down * left**4) * 4 / max(t, 8) * min(1, 300 / t))
     if t - since >= max(since, 8):
         return [t, level, 0.0, 0.0, t, peak, settled, top]
@@ -77,6 +78,16 @@ def test_what_a_long_run_can_still_move_is_bounded():
     assert 0.2 < moved < 0.4, (
         "at most 4000 / 5000 doublings less those after 10,000, and a window is blind at first"
     )
+
+
+@pytest.mark.parametrize("schedule, fell", [(1.0, True), (0.999, False)])
+def test_a_level_does_not_fall_late_where_the_schedule_does(schedule, fell):
+    level = torch.tensor([1000.0, 1e-3, 0.0, 0.0, 900.0, 0.1, 1.0, 1.0])
+    for _ in range(4000):
+        level = T.steer(level, torch.tensor([-0.1, 1.0, 1.0]), torch.tensor(schedule))
+    down = -math.log2(float(level[1]) / 1e-3)
+    assert (down > 0.5) is fell
+    assert fell or down < 1200 / 3 * (60**2 / 1000**3), "the integral of what is left from step 1,000 on"
 
 
 def test_a_look_back_sees_whether_the_gradient_points_along_the_way():

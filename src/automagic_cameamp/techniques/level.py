@@ -29,6 +29,7 @@ FULL = 0.5  # share of it that moves the level at full speed afterwards
 SPEED = 4.0  # doublings while the number of steps grows e-fold
 REST = 300.0  # from this step on less and less, so that a long run's level comes to rest
 LOOKS = 4  # once it has taken off it looks at every fourth step
+SETTLE = 60.0  # from this step on the level falls less and less under a schedule that falls by itself
 LIFT = 6.0  # what a schedule that falls may add, as it falls
 LARGEST = 1e30  # of a sum: what is larger is as good as that
 LEFT, LEAST_LEFT = 16, 512  # one column of so many is looked at, or elements of a tensor at least
@@ -171,13 +172,15 @@ def steer(old: Tensor, evidence: Tensor, schedule: Tensor) -> Tensor:
     * Take-off: p_a are the first weights, w fades by .7 a step; the level grows 1.2-fold per step (4-fold
       below 1e-5) until r <= .05, and goes back 1.4-fold, and by the schedule where that is still rising.
     * Then, with w the distance and p_a renewed at each doubling of the number of steps:
-      :math:`\log_2\lambda \mathrel{+}= v_t ([2r]_0^1 \min(s, 1)^2 - [-2r]_0^1 (s/\hat s)^4)`,
-      :math:`v_t = 4/t \cdot \min(1, 300/t)`.
+      :math:`\log_2\lambda \mathrel{+}= v_t ([2r]_0^1 \min(s, 1)^2 - a_t [-2r]_0^1 (s/\hat s)^4)`,
+      :math:`v_t = 4/t \cdot \min(1, 300/t)`, :math:`a_t = \min(1, 60/t)^2` where s has fallen, else 1.
       So it can grow and fall, each doubling of the steps less often, and the less the nearer c is to 0: a
       window is as long as all steps before it, and with full speed at every r the level swung about
       its place. After t > 300 steps no more than 1200/t doublings are left. A schedule s that is low for
       its own reasons, and for that lets c grow, does not make it grow; one that has fallen from its top
-      :math:`\hat s` is going to do what a lower level would.
+      :math:`\hat s` is going to do what a lower level would: c is negative where the noise of the steps
+      outweighs their way, which is what such a schedule takes care of. There the level falls only as far
+      as the take-off went too high.
 
     Args:
         old: [8], a ``Level``.
@@ -210,7 +213,9 @@ def steer(old: Tensor, evidence: Tensor, schedule: Tensor) -> Tensor:
     lands = flying & seen & ~grows
     climb = torch.where(value < HIGHEST_START, FIRST_GROWTH, GROWTH)
     rises, falls = (ratio / FULL).clamp(0.0, 1.0), (-ratio / FULL).clamp(0.0, 1.0)
-    drift = rises * part.square() - falls * fallen(schedule, top).square().square()
+    remains = fallen(schedule, top)
+    falls = falls * torch.where(remains < 1, (SETTLE / steps.clamp(min=SETTLE)).square(), 1.0)
+    drift = rises * part.square() - falls * remains.square().square()
     speed = SPEED / steps.clamp(min=BLIND) * (REST / steps.clamp(min=REST))
     factor = torch.where(flying, torch.where(seen, climb, 1.0), (drift * speed).exp2())
     value = value * torch.where(lands, part / BACK, factor)
