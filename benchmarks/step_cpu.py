@@ -51,7 +51,7 @@ FAMILY = [
     "Automagic_CameAMP_8Bit",
     *(
         f"Automagic_CameAMP_Improved_8Bit:profile={profile};verbose=False"
-        for profile in ("memory_optimized", "balanced", "quality_optimized")
+        for profile in ("minimal", "memory_optimized", "balanced", "quality_optimized")
     ),
 ]
 # Both limits of chunking: every tensor for itself, and all tensors of one shape at once.

@@ -71,8 +71,6 @@ def test_numbers_are_those_of_the_tensors(engine: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("code", ["dynamic", "softsign", "softsign4"])
 def test_saturated_codes_are_counted(engine: str, code: str) -> None:
-    # The kernels do not know every code: auto gives what they do not take to the reference.
-    engine = engine if code != "softsign4" else "auto"
     optimizer, params = build(engine, state_code=code, blocksize=64, shapes=[(32, 32)])
     recorder = optimizer.record()
     give(params, 1)

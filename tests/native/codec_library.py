@@ -33,7 +33,7 @@ NEEDS = {"isa_base": "DEFAULT", "isa_avx2": "AVX2", "isa_avx512": "AVX512", "isa
 F32, BF16, F16 = 0, 1, 2
 TYPES = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 NUMBERS = ["dynamic", "affine", "affine+4", "affine+8", "softsign", "softsign+4", "softsign+8", "log"]
-UNIT, LOG16 = 8, 9
+UNIT, LOG16, FOUR = 8, 9, 10
 
 
 def codec(name: str, block: int) -> Codec:

@@ -24,6 +24,7 @@ enum class Known : int32_t {
     LOG = 7,
     UNIT = 8,
     LOG16 = 9,
+    FOUR = 10,
 };
 
 }  // namespace
@@ -45,6 +46,7 @@ AUTOMAGIC_EXPORT void AUTOMAGIC_JOIN(automagic_decode, AUTOMAGIC_ISA)(int32_t co
         case Known::SOFTSIGN8: return CorrectedSoftsign8<8>::decode(q, scale, third, first, count, block, out);
         case Known::LOG: return Log8::decode(q, scale, first, count, block, out);
         case Known::UNIT: return Unit4::decode(q, first, count, out);
+        case Known::FOUR: return Softsign4::decode(q, static_cast<const uint16_t*>(b), first, count, block, out);
         case Known::LOG16: return Log16::decode(static_cast<const int16_t*>(a), static_cast<const uint16_t*>(b), count, out);
         default: return;
     }
@@ -67,6 +69,8 @@ AUTOMAGIC_EXPORT void AUTOMAGIC_JOIN(automagic_encode, AUTOMAGIC_ISA)(int32_t co
         case Known::SOFTSIGN8: return CorrectedSoftsign8<8>::encode(x, first, count, block, numel, q, scale, third);
         case Known::LOG: return Log8::encode(x, first, count, block, q, scale);
         case Known::UNIT: return Unit4::encode(x, first, count, numel, random != 0, base, q);
+        case Known::FOUR:
+            return Softsign4::encode(x, first, count, block, numel, base, q, static_cast<uint16_t*>(b));
         case Known::LOG16:
             return Log16::encode(x, count, random != 0, base, static_cast<int16_t*>(a), static_cast<uint16_t*>(b));
         default: return;

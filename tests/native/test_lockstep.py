@@ -23,6 +23,8 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "affine alone": ("Automagic_CameAMP_8Bit", {"error_correction": False}),
     "softsign with error": ("Automagic_CameAMP_8Bit", {"state_code": "softsign"}),
     "memory_optimized": ("Automagic_CameAMP_Improved_8Bit", {"profile": "memory_optimized"}),
+    "minimal": ("Automagic_CameAMP_Improved_8Bit", {"profile": "minimal", "verbose": False}),
+    "contextual 4bit": ("Automagic_CameAMP_COptim8bit", {"state_code": "softsign4", "blocksize": 64}),
     "balanced": ("Automagic_CameAMP_Improved_8Bit", {"profile": "balanced", "verbose": False}),
     "quality_optimized": (
         "Automagic_CameAMP_Improved_8Bit",
@@ -49,7 +51,7 @@ def test_low_precision_weights(kind: str, phase: str, dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize(
-    "kind", ["base", "base dynamic", "balanced", "affine", "memory_optimized", "contextual"]
+    "kind", ["base", "base dynamic", "balanced", "affine", "memory_optimized", "minimal", "contextual"]
 )
 @pytest.mark.parametrize("phase", ["early", "late"])
 @pytest.mark.parametrize("limit", ["base", "avx2"])

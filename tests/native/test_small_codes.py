@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from automagic_cameamp.state.random_bits import parameter_key, random_bits, stochastic_round
-from automagic_cameamp.storage import Unit4
+from automagic_cameamp.storage import Softsign4, Unit4
 from automagic_cameamp.storage.residual import pack_nibbles, unpack_nibbles
 from automagic_cameamp.techniques import learning_rate
 from automagic_cameamp.techniques._bits import pack_bits
@@ -40,6 +40,33 @@ def test_unit4(lib, count: int, random: bool) -> None:
     second = torch.full_like(mine, 99)
     lib.encode(native.UNIT, x[half:].clone(), [second], 1, half, count, base if random else None)
     assert torch.equal(second[half // 2 :], mine[half // 2 :])
+
+
+@pytest.mark.parametrize("block", [33, 64, 1000])
+@pytest.mark.parametrize("count", [1, 2, 7, 512, 1031, 5000])
+def test_softsign4(lib, count: int, block: int) -> None:
+    x = torch.randn(count, generator=torch.Generator().manual_seed(count))
+    x = x * torch.logspace(-30, 3, count)
+    x[: count // 10] = 0.0
+    key, step = parameter_key(3, 5), 17
+    bits = random_bits(torch.tensor([key], dtype=torch.int32), torch.tensor([float(step)]), count)
+    layout = Layout.of((count,))
+    coder = Softsign4(layout, block)
+    theirs = coder.encode(stack(x), bits.view(1, 1, 1, -1))
+    mine = [torch.full_like(plane.flatten(), 99) for plane in theirs]
+    own, base = min(block, count), random_base(lib, key, step)
+    lib.encode(native.FOUR, x, mine, own, numel=count, base=base)
+    for a, b in zip(mine, theirs, strict=True):
+        assert torch.equal(a, b.flatten())
+    wanted = coder.decode(theirs).flatten()
+    for first in (0, count // 3):
+        out = lib.decode(native.FOUR, mine, first, torch.empty(count - first), own)
+        assert torch.equal(out, wanted[first:])
+    half = count // own // 2 * own
+    second = [plane.clone() for plane in mine]
+    lib.encode(native.FOUR, x[half:].clone(), second, own, half, count, base)
+    for a, b in zip(second, mine, strict=True):
+        assert torch.equal(a, b), "a later run leaves the byte that it shares with an earlier one"
 
 
 def random_base(lib: native.Codecs, key: int, step: int) -> int:

@@ -150,6 +150,7 @@ inline const float* decode_run(const Coded& c, int64_t first, int64_t n, float* 
                 Affine8::decode(q, scale, zero, first, n, c.block, buffer);
             break;
         case LOG8: Log8::decode(q, scale, first, n, c.block, buffer); break;
+        case SOFTSIGN4: Softsign4::decode(q, static_cast<const uint16_t*>(c.scale), first, n, c.block, buffer); break;
         default: Unit4::decode(q, first, n, buffer); break;
     }
     return buffer;
@@ -181,6 +182,9 @@ inline void encode_run(const Coded& c, const float* x, int64_t first, int64_t n,
                 Affine8::encode(x, first, n, c.block, q, scale, zero);
             break;
         case LOG8: Log8::encode(x, first, n, c.block, q, scale); break;
+        case SOFTSIGN4:
+            Softsign4::encode(x, first, n, c.block, numel, base, q, static_cast<uint16_t*>(c.scale));
+            break;
         default: Unit4::encode(x, first, n, numel, true, base, q); break;
     }
 }

@@ -14,7 +14,7 @@ inline int64_t encode_means(const Job& j, const Tile& tile, int64_t done, int64_
         const Coded& c = s < 0 ? j.t->exp_avg : j.t->scale[s];
         const float* x = plane_of(j, w, s < 0 ? MOMENTUM : FIRST_SCALE + s);
         if (x == c.q) continue;  // fp32 means that fit into the cache are moved where they lie
-        encode_run(c, x + done - tile.origin, done, limit - done, j.numel, 0);
+        encode_run(c, x + done - tile.origin, done, limit - done, j.numel, j.noise(c.salt));
     }
     return limit;
 }

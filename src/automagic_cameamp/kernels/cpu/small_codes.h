@@ -244,6 +244,67 @@ struct Unit4 {
     }
 };
 
+// ---- four bits of a running mean ---------------------------------------------------------------
+
+// Softsign4: codes two to a byte, a bf16 scale per block. ``base``: random_base(key ^ salt, step).
+struct Softsign4 {
+    static AUTOMAGIC_INLINE float size_of(float x) { return float_of(bits_of(x) & 0x7FFFFFFFu); }
+
+    static inline void decode(const uint8_t* packed, const uint16_t* scale, int64_t first, int64_t count,
+                              int64_t block, float* out) {
+        alignas(64) uint8_t held[PART];
+        uint8_t* buffer = held;
+        for_blocks(first, count, block, [=](int64_t b, int64_t at, int64_t n) {
+            for (int64_t i = at; i < at + n; i += PART) {
+                int64_t size = smaller(PART, at + n - i);
+                unpack_nibbles(packed, first + i, size, buffer);
+                values(buffer, from_bf16(scale[b]), size, out + i);
+            }
+        });
+    }
+
+    static inline void values(const uint8_t* AUTOMAGIC_RESTRICT q, float scale, int64_t n,
+                              float* AUTOMAGIC_RESTRICT out) {
+        for (int64_t i = 0; i < n; ++i) {
+            float k = static_cast<float>(static_cast<int32_t>(q[i]) - 8);
+            out[i] = 1.0f / (14.0f - size_of(k)) * k * scale;
+        }
+    }
+
+    static inline void encode(const float* x, int64_t first, int64_t count, int64_t block, int64_t numel,
+                              uint32_t base, uint8_t* packed, uint16_t* scale) {
+        alignas(64) uint8_t held[PART];
+        uint8_t* buffer = held;
+        for_blocks(first, count, block, [=](int64_t b, int64_t at, int64_t n) {
+            uint32_t up = (bits_of(absmax(x + at, n)) + 0xFFFFu) & 0xFFFF0000u;
+            scale[b] = static_cast<uint16_t>(up >> 16);
+            const Divider by(float_of(up));
+            for (int64_t i = at; i < at + n; i += PART) {
+                int64_t size = smaller(PART, at + n - i);
+                uint32_t index = static_cast<uint32_t>(first + i);
+                by.fused ? codes<true>(x + i, by, index, size, base, buffer)
+                         : codes<false>(x + i, by, index, size, base, buffer);
+                pack_nibbles(buffer, first + i, size, numel, packed);
+            }
+        });
+    }
+
+    template <bool FUSED>
+    static inline void codes(const float* AUTOMAGIC_RESTRICT x, Divider by, uint32_t first, int64_t n, uint32_t base,
+                             uint8_t* AUTOMAGIC_RESTRICT q) {
+        int32_t count = static_cast<int32_t>(n);
+        for (int32_t i = 0; i < count; ++i) {
+            float v = by.divide<FUSED>(x[i]), size = size_of(v);
+            float k = smaller(floor_small(size * 14.0f / (size + 1.0f)), 6.0f);
+            float part = ((14.0f - k) * size - k) * (13.0f - k) / 14.0f;
+            uint32_t bits = random_bits(base, first + static_cast<uint32_t>(i)) & 0x1FFFu;
+            float noise = static_cast<float>(static_cast<int32_t>(bits)) * 0x1p-13f;
+            int32_t code = static_cast<int32_t>(k) + static_cast<int32_t>(part > noise);
+            q[i] = static_cast<uint8_t>(8 + (v < 0.0f ? -code : code));
+        }
+    }
+};
+
 // ---- sixteen-bit logarithms --------------------------------------------------------------------
 
 // Log16 of a whole row or column statistic. q: int16 codes, -32768 for 0; scale: two fp16 numbers, lowest
