@@ -79,3 +79,26 @@ def sets(rows: Rows, language: str) -> str:
         if any(cells):
             body.append([f"`{_short(candidate)}`", *cells])
     return markdown(["optimizer", *(" ".join(column) for column in columns)], body)
+
+
+def without(rows: Rows, language: str) -> str:
+    """Times fused AdamW in the same rounds on a processor without AVX-512, nanoseconds, and the first step."""
+    body = []
+    for candidate in (*PEERS, *CLASSES):
+        found = named(candidate)
+        own = candidate in CLASSES
+        options = {"engine": "native", **found["options"]} if own else found["options"]
+        cells, first = [], []
+        for workload in ("lora-sdxl", "one-big", "one-small"):
+            for phase in ("late", "early") if own else (None,):
+                wanted = {"optimizer": found["optimizer"], "options": options, "workload": workload, "phase": phase}
+                row = last(rows.all("step_cpu_avx2"), wanted)
+                if row is not None:
+                    first.append(row["first_s"])
+                cells.append(row and f"{row['ratio']:.2f} ({row['ns_per_param']:.1f})")
+            if not own:
+                cells.append(None)
+        if first:
+            body.append([f"`{_short(candidate)}`", *cells, f"{max(first):.2f}"])
+    columns = [f"{work} {phase}" for work in ("lora-sdxl", "one-big", "one-small") for phase in ("late", "early")]
+    return markdown(["optimizer", *columns, "slowest first step, s"], body)

@@ -63,6 +63,7 @@ REGIONS: dict[str, Callable[[Rows, str], str]] = {
     "native speed": native_tables.speed,
     "native thread": native_tables.thread,
     "native sets": native_tables.sets,
+    "native without": native_tables.without,
 }
 
 
