@@ -82,7 +82,7 @@ def sets(rows: Rows, language: str) -> str:
 
 
 def without(rows: Rows, language: str) -> str:
-    """Times fused AdamW in the same rounds on a processor without AVX-512, nanoseconds, and the first step."""
+    """Times fused AdamW in the same rounds, without AVX-512; nanoseconds; the slowest first step."""
     body = []
     for candidate in (*PEERS, *CLASSES):
         found = named(candidate)
@@ -91,7 +91,12 @@ def without(rows: Rows, language: str) -> str:
         cells, first = [], []
         for workload in ("lora-sdxl", "one-big", "one-small"):
             for phase in ("late", "early") if own else (None,):
-                wanted = {"optimizer": found["optimizer"], "options": options, "workload": workload, "phase": phase}
+                wanted = {
+                    "optimizer": found["optimizer"],
+                    "options": options,
+                    "workload": workload,
+                    "phase": phase,
+                }
                 row = last(rows.all("step_cpu_avx2"), wanted)
                 if row is not None:
                     first.append(row["first_s"])
@@ -100,5 +105,7 @@ def without(rows: Rows, language: str) -> str:
                 cells.append(None)
         if first:
             body.append([f"`{_short(candidate)}`", *cells, f"{max(first):.2f}"])
-    columns = [f"{work} {phase}" for work in ("lora-sdxl", "one-big", "one-small") for phase in ("late", "early")]
+    columns = [
+        f"{work} {phase}" for work in ("lora-sdxl", "one-big", "one-small") for phase in ("late", "early")
+    ]
     return markdown(["optimizer", *columns, "slowest first step, s"], body)

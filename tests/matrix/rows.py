@@ -119,7 +119,7 @@ ROWS: dict[str, Row] = {
     "min_block_size": Row(512, {"adaptive_block_size": True}),
     "max_block_size": Row(64, ADAPT),
     "quantization_strategy": Row(Strategy()),
-    "optim_bits": Row(4, EVERY, native=False),
+    "optim_bits": Row(4, EVERY),
     "min_8bit_size": Row(1000),
     "force_8bit": Row(True, EVERY),
     "percentile_clipping": Row(50, native=False),
