@@ -10,14 +10,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 WORKER = HERE / "worker.py"
 SECONDS = 270
-# Four processes on two slow cores are minutes: with the slow ones.
-FOUR = pytest.param("four", marks=pytest.mark.slow)
 
 
 def environment() -> dict[str, str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from automagic_cameamp.optimizers import OPTIMIZERS
-from distributed.launch import FOUR
 
 
-@pytest.mark.parametrize("world", ["one", "two", FOUR])
+@pytest.mark.parametrize("world", ["one", "two", "four"])
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_saved_on_two_loaded_on(world, name, request):
     for rank in request.getfixturevalue(world):
