@@ -35,6 +35,8 @@ CASES: dict[str, list[tuple[int, ...]]] = {
     "LoRA r=64": lora_pairs([(4096, 4096)] * 2, rank=64),
     "LoRA r=16": lora_pairs([(4096, 4096)] * 4, rank=16),
     "LoRA r=4": lora_pairs([(4096, 4096)] * 8, rank=4),
+    "LoRA r=8, 1280 wide": lora_pairs([(1280, 1280)] * 16, rank=8),
+    "LoRA r=4, 1280 wide": lora_pairs([(1280, 1280)] * 16, rank=4),
     "conv 3x3": [(640, 640, 3, 3)],
 }
 ADAM = 8.0  # bytes per parameter of fp32 Adam: what percentages refer to
