@@ -17,9 +17,12 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "examples" / "trainers"
@@ -33,13 +36,24 @@ from automagic_cameamp.factory import parse_optimizer_args  # noqa: E402
 from automagic_cameamp.text import split_args  # noqa: E402
 
 
-def build(name: str, options: dict[str, Any]) -> None:
-    """The optimizer of a recipe, on a toy."""
+def toy() -> list[Any]:
+    """One trainable matrix."""
     import torch
 
+    return [torch.nn.Parameter(torch.zeros(4, 4))]
+
+
+def same(arguments: Any, options: dict[str, Any]) -> None:
+    """The program's arguments have to be what the recipe says."""
+    for key, value in options.items():
+        assert getattr(arguments, key) == value, f"{key}={value!r} became {getattr(arguments, key)!r}"
+
+
+def build(name: str, options: dict[str, Any]) -> None:
+    """The optimizer of a recipe, on a toy."""
     cls = presets.called(name)
     assert cls is not None, f"{name} is not ours"
-    cls([torch.nn.Parameter(torch.zeros(4, 4))], **options)
+    cls(toy(), **options)
 
 
 def by_argparse(parser: argparse.ArgumentParser, options: dict[str, Any]) -> None:
@@ -74,37 +88,63 @@ def words(options: dict[str, Any], key: str = "optimizer_args") -> dict[str, Any
     return parse_optimizer_args(split_args(given) if isinstance(given, str) else given)
 
 
+def read_by(read: Callable[..., Any], parser: argparse.ArgumentParser, text: str) -> Any:
+    """The arguments as a program of kohya's has them, after its own function has read the file."""
+    options = toml(text)
+    by_argparse(parser, options)
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "recipe.toml")
+        config.write_text(text, "utf-8")
+        with patch.object(sys, "argv", ["x", "--config_file", str(config)]):
+            arguments = read(parser.parse_args(), parser)
+    same(arguments, options)
+    return arguments
+
+
+def resolved(optimizer: Any, name: str) -> None:
+    """What the program's own resolver made of a recipe's name."""
+    assert type(optimizer) is presets.called(name), optimizer
+
+
 def script_of(text: str) -> str:
     """The script that a recipe's first line starts."""
     return re.findall(r"(\w+)(?:\.py)? --config_file", text)[0]
 
 
 def sd_scripts(text: str) -> None:
-    """sd-scripts: the parser of the script, and the loading of its file."""
-    options = toml(text)
-    by_argparse(importlib.import_module(script_of(text)).setup_parser(), options)
-    build(options["optimizer_type"], {"lr": options["learning_rate"], **words(options)})
+    """sd-scripts: the parser of the script, the loading of its file, and its choice of the optimizer."""
+    from library import train_util  # type: ignore[import-not-found]
+
+    parser = importlib.import_module(script_of(text)).setup_parser()
+    arguments = read_by(train_util.read_config_from_file, parser, text)
+    resolved(train_util.get_optimizer(arguments, toy())[2], arguments.optimizer_type)
 
 
 def musubi_tuner(text: str) -> None:
-    """musubi-tuner: the common parser, and the script's own options."""
-    from musubi_tuner.training.parser_common import setup_parser_common  # type: ignore[import-not-found]
+    """musubi-tuner: the common parser, the script's own options, the loading of its file, its optimizer.
 
-    options, name = toml(text), script_of(text)
-    parser = setup_parser_common()
+    Wan's text encoder asks for the number of the current card in a default argument, so while it is
+    imported. Where there is no card, that one call is stood in for.
+    """
+    import torch
+    from musubi_tuner.training import parser_common, trainer_base  # type: ignore[import-not-found]
+
+    name = script_of(text)
+    parser = parser_common.setup_parser_common()
     whole = name.endswith("_train")  # on top of what a network's script takes
     for found in (f"{name}_network", name) if whole else (name,):
-        module = importlib.import_module(f"musubi_tuner.{found}")
+        with nullcontext() if torch.cuda.is_available() else patch("torch.cuda.current_device", lambda: 0):
+            module = importlib.import_module(f"musubi_tuner.{found}")
         for key, add in list(vars(module).items()):
             if key.endswith("_setup_parser") and add.__module__ == module.__name__:
                 parser = add(parser)
-    by_argparse(parser, options)
-    build(options["optimizer_type"], {"lr": options["learning_rate"], **words(options)})
+    arguments = read_by(parser_common.read_config_from_file, parser, text)
+    optimizer = trainer_base.NetworkTrainer.get_optimizer(None, arguments, toy())[2]
+    resolved(optimizer, arguments.optimizer_type)
 
 
 def ai_toolkit(text: str) -> None:
-    """ai-toolkit: its classes of options, whose source says what they read, and its factory."""
-    import torch
+    """ai-toolkit: its classes of options, whose source says what they read, its checks and its factory."""
     from toolkit import config_modules, optimizer  # type: ignore[import-not-found]
 
     source = Path(config_modules.__file__).read_text("utf-8")
@@ -120,17 +160,29 @@ def ai_toolkit(text: str) -> None:
         assert not unknown, f"{kind} does not read {unknown}"
         getattr(config_modules, kind)(**part)
     train = config_modules.TrainConfig(**process["train"])
-    p = [torch.nn.Parameter(torch.zeros(4, 4))]
-    optimizer.get_optimizer(p, train.optimizer.lower(), train.lr, optimizer_params=train.optimizer_params)
+    config_modules.validate_configs(
+        train,
+        config_modules.ModelConfig(**process["model"]),
+        config_modules.SaveConfig(**process["save"]),
+        [config_modules.DatasetConfig(**part) for part in process["datasets"]],
+    )
+    made = optimizer.get_optimizer(
+        toy(), train.optimizer.lower(), train.lr, optimizer_params=train.optimizer_params
+    )
+    resolved(made, train.optimizer)
 
 
 def simpletuner(text: str) -> None:
-    """SimpleTuner: its own parser."""
-    from simpletuner.helpers.configuration.cmd_args import get_argument_parser  # type: ignore[import-not-found]
+    """SimpleTuner: its own parser with all its checks, and its choice of the optimizer's class."""
+    from simpletuner.helpers.configuration import cli_utils, cmd_args  # type: ignore[import-not-found]
+    from simpletuner.helpers.training import optimizer_param  # type: ignore[import-not-found]
 
     options = toml(text)
-    by_argparse(get_argument_parser(), options)
-    build(options["optimizer"], {"lr": options["learning_rate"], **words(options, "optimizer_config")})
+    by_argparse(cmd_args.get_argument_parser(), options)
+    arguments = cmd_args.parse_cmdline_args(cli_utils.mapping_to_cli_args(options))
+    same(arguments, options)
+    given, cls = optimizer_param.determine_optimizer_class_with_config(arguments, False, False, False)
+    resolved(cls(toy(), **{"lr": arguments.learning_rate, **given}), options["optimizer"])
 
 
 def diffusion_pipe(text: str) -> None:
@@ -199,8 +251,6 @@ def llama_factory(text: str) -> None:
 
 def trl(text: str) -> None:
     """TRL: the parser of ``trl sft``, strict about unknown keys, and the Trainer's resolver."""
-    import tempfile
-
     from transformers import Trainer
     from trl.scripts.sft import make_parser  # type: ignore[import-not-found]
 

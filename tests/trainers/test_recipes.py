@@ -54,7 +54,25 @@ def test_there_are_recipes_for_every_trainer_and_model() -> None:
     for model in ("sdxl", "sd35", "flux"):
         assert {("sd-scripts", f"{model}_lora"), ("sd-scripts", f"{model}_full")} <= found
     assert {("trl", "qwen3_lora"), ("trl", "qwen3_full")} <= found
+    assert {("ai-toolkit", "sd35_full"), ("ai-toolkit", "wan_full"), ("simpletuner", "wan_full")} <= found
     assert {"musubi-tuner", "onetrainer", "axolotl", "llama-factory"} <= {t for t, _ in found}
+
+
+def test_the_table_says_which_recipes_there_are() -> None:
+    files = {"SDXL": "sdxl", "FLUX.1": "flux", "SD 3.5": "sd35", "Z-Image": "zimage"}
+    files |= {"Qwen-Image": "qwen_image", "Wan 2.1": "wan"}
+    lines = (FOLDER / "README.md").read_text("utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    header = [cell.lower() for cell in next(row for row in rows if row[0] == "")]
+    said = set()
+    for row in rows:
+        for trainer, cell in zip(header[1:], row[1:], strict=True):
+            if row[0] in files and "LoRA" in cell:
+                name = files[row[0]] + "_kontext" * ("Kontext" in cell)
+                said.add((trainer, f"{name}_lora"))
+            if row[0] in files and "whole" in cell:
+                said.add((trainer, f"{files[row[0]]}_full"))
+    assert said == {(p.parent.name, p.stem) for p in RECIPES if p.parent.name in header}
 
 
 @pytest.mark.parametrize("gpu", [24, 16, 12, 8])
