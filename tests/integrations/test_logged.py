@@ -30,6 +30,14 @@ class BaseModelSetup:
     def report_to_tensorboard(self, model, config, scheduler, tensorboard):
         tensorboard.add_scalar("lr/unet", 1e-4, model.train_progress.global_step)
 """
+LLAMA_FACTORY = """
+class CallbackHandler:
+    def __init__(self, callbacks, trainer):
+        self.callbacks, self.trainer = callbacks, trainer
+    def on_log(self, args, state, logs):
+        for callback in self.callbacks:
+            callback(logs)
+"""
 
 
 def module(name: str, source: str) -> Any:
@@ -109,3 +117,15 @@ def test_onetrainer_shows_the_applied_rate() -> None:
         ("lr/applied", ours.get_avg_learning_rate(), 7),
         ("lr/unet", 1e-4, 7),
     ]
+
+
+def test_llama_factory_v1_logs_the_applied_rate() -> None:
+    handler = registered("llamafactory.v1.utils.callbacks.trainer_callback", LLAMA_FACTORY).CallbackHandler
+    told: list[dict[str, float]] = []
+    ours = trained()
+    for optimizer in (ours, trained(torch.optim.SGD)):
+        handler([told.append], types.SimpleNamespace(optimizer=optimizer)).on_log(
+            None, None, {"learning_rate": 1e-4}
+        )
+    applied = {"applied_learning_rate": ours.get_avg_learning_rate()}
+    assert told == [{"learning_rate": 1e-4} | applied, {"learning_rate": 1e-4}]

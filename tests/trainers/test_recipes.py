@@ -54,7 +54,7 @@ def test_there_are_recipes_for_every_trainer_and_model() -> None:
     for model in ("sdxl", "sd35", "flux"):
         assert {("sd-scripts", f"{model}_lora"), ("sd-scripts", f"{model}_full")} <= found
     assert {("trl", "qwen3_lora"), ("trl", "qwen3_full")} <= found
-    assert {("ai-toolkit", "sd35_full"), ("ai-toolkit", "wan_full"), ("simpletuner", "wan_full")} <= found
+    assert {("ai-toolkit", "wan_full"), ("simpletuner", "wan_full")} <= found
     assert {"musubi-tuner", "onetrainer", "axolotl", "llama-factory"} <= {t for t, _ in found}
 
 

@@ -21,6 +21,7 @@ MODULES = {
     "llama-factory": (
         "llamafactory.v1.plugins.trainer_plugins.optimizer",
         "llamafactory.v1.plugins.trainer_plugins.optimizers.optimizer",
+        "llamafactory.v1.utils.callbacks.trainer_callback",
     ),
     "diffusion-pipe": ("pytorch_optimizer",),
 }

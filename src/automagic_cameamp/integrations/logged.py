@@ -55,3 +55,14 @@ def tensorboard(original: Callable[..., None]) -> Callable[..., None]:
             tensorboard.add_scalar(name, rate, model.train_progress.global_step)
 
     return report_to_tensorboard
+
+
+def handed_on(original: Callable[..., None]) -> Callable[..., None]:
+    """``CallbackHandler.on_log(self, args, state, logs)`` of LLaMA-Factory v1."""
+
+    def on_log(self: Any, args: Any, state: Any, logs: dict[str, Any]) -> None:
+        rates = applied_rates(getattr(self.trainer, "optimizer", None))
+        extra = {"applied_learning_rate": rates["lr/applied"]} if rates else {}
+        original(self, args, state, logs | extra)
+
+    return on_log

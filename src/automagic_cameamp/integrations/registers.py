@@ -150,6 +150,11 @@ def llama_factory(module: ModuleType) -> None:
             module.OptimizerPlugin(name).register()(functools.partial(build, cls))
 
 
+def llama_factory_logs(module: ModuleType) -> None:
+    """LLaMA-Factory v1: the applied rate in its entries, which every callback gets."""
+    _replace(module.CallbackHandler, "on_log", logged.handed_on)
+
+
 # ---------------------------------------------------------------- kohya's
 
 
@@ -324,5 +329,6 @@ REGISTERS: dict[str, Callable[[ModuleType], None]] = {
     "simpletuner.helpers.training.optimizer_param": simpletuner,
     "llamafactory.v1.plugins.trainer_plugins.optimizer": llama_factory,
     "llamafactory.v1.plugins.trainer_plugins.optimizers.optimizer": llama_factory,
+    "llamafactory.v1.utils.callbacks.trainer_callback": llama_factory_logs,
     "pytorch_optimizer": diffusion_pipe,
 }
