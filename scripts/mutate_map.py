@@ -76,6 +76,8 @@ COVERED: dict[str, list[str]] = {
     "executors/choose.py": ["tests/layout/test_engine_report.py", "tests/native/test_plan.py"],
     "executors/reference.py": [NONFINITE, ROUNDING, "tests/recipes/test_oracles.py"],
     "executors/said.py": ["tests/layout/test_engine_report.py", "tests/native/test_plan.py"],
+    "executors/native/again.py": ["tests/offload/test_again.py"],
+    "executors/native/asked.py": ["tests/offload/test_again.py", "tests/native/test_plan.py"],
     "executors/native/given.py": ["tests/native/test_looks.py", "tests/layout/test_strides.py"],
     "executors/native/held.py": ["tests/native/test_looks.py"],
     "executors/native/looks.py": ["tests/native/test_looks.py"],

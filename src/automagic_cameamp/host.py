@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .executors import choose
+from .executors.native.again import Again
+from .executors.native.asked import Asked
 from .executors.native.executor import Native
-from .executors.work import Work
+from .executors.work import Work, part
 from .state import tensors
 from .state.counts import read
 from .state.crossing import crossing
@@ -28,6 +30,8 @@ from .state.model import Group, Model
 from .step import Step, Stepper
 from .training import offload, ring
 from .training.ring import Load
+
+LARGE = 1 << 16  # elements of a parameter whose call of the kernels is worth one of its own
 
 
 class States(dict[Tensor, dict[str, Any]]):
@@ -138,6 +142,8 @@ class HostStepper(Stepper):
         self._copies = offload.Offload()
         self._ring = ring.shared()
         self._twins: Any = WeakIdKeyDictionary()  # parameter -> StandIn
+        self._asked: Asked | None = None  # as of the last step
+        self._again: Any = WeakIdKeyDictionary()  # parameter -> rank of the executor, Again
         self._sums = Sums()
         self._holding = False  # whether gradients add up, or are on their way to
         self._failures: list[tuple[Tensor, BaseException]] = []
@@ -188,6 +194,11 @@ class HostStepper(Stepper):
         super().abandon()
         self._failures = []
 
+    def forget(self) -> None:
+        """State was put in place."""
+        super().forget()
+        self._again.clear()
+
     def settle(self, model: Model, doing: str) -> None:
         """End an open step before something that needs whole steps."""
         self._ring.drain()
@@ -218,8 +229,12 @@ class HostStepper(Stepper):
             twin.requires_grad_(p.requires_grad)
         pairs = list(zip(params, twins, strict=True))
         offload.rename_types(model, {id(p): twin for p, twin in pairs})
+        host = HostModel(model, twins)
+        if self._asked is None or not self._asked.same(host) or not self._asked.marked(twins):
+            self._again.clear()
+            self._asked = Asked(host, twins)
         try:
-            return Step(HostModel(model, twins), every=True, owners=params)
+            return Step(host, every=True, owners=params)
         finally:
             offload.rename_types(model, {id(twin): p for p, twin in pairs})
 
@@ -301,7 +316,7 @@ class HostStepper(Stepper):
             return
         before = _counts(step, loads)
         try:
-            _run(step, [load.p for load in loads])
+            self._run(step, [load.p for load in loads])
             done = loads
         except BaseException as error:
             after = _counts(step, loads)
@@ -315,6 +330,42 @@ class HostStepper(Stepper):
                     self.failed(load, error)
         for load in done:
             load.send()
+
+    def _run(self, step: Step, params: list[Tensor]) -> None:
+        """Update these, or leave each as it was."""
+        rest: dict[int, Tensor] = {}  # by the number of its stand-in
+        for p in params:
+            group, chunk, i = step.places[id(p)]
+            twin, shared = chunk.params[i], step.shared[chunk.key[0]]
+            rank, again = self._again.get(p, (0, None))
+            if again is None or shared is None or not again.fits(chunk, i, twin, step.model.state[twin]):
+                rest[id(twin)] = p
+            else:
+                step.note([(rank, again.run(group, shared, twin))])
+        parts = choose.shares(step.model.config.engine, step.works(rest.values()) if rest else [])
+        for rank, (executor, works, _) in enumerate(parts):
+            if not works:
+                continue
+            # A call of the kernels changes all of a tensor or nothing; what Python does may stop half-way.
+            torn = [work for work in works if work.scalars.refresh or not isinstance(executor, Native)]
+            old = [(x, x.detach().clone()) for work in torn for x in _written(work)]
+            try:
+                outcomes = list(executor.run(works))
+            except BaseException:
+                for x, was in old:
+                    x.detach().copy_(was)
+                raise
+            step.note((rank, outcome) for outcome in outcomes)
+            if isinstance(executor, Native):
+                self._keep(rank, works, rest)
+
+    def _keep(self, rank: int, works: list[Work], owners: dict[int, Tensor]) -> None:
+        """What the kernels have updated and will again; many small ones are faster together."""
+        for work in works:
+            for i, twin in enumerate(work.chunk.params if work.chunk.layout.numel >= LARGE else ()):
+                again = Again.of(part(work, [i]))
+                if again is not None:
+                    self._again[owners[id(twin)]] = rank, again
 
     def failed(self, load: Load, error: BaseException) -> None:
         """Kept for ``step()``."""
@@ -337,24 +388,6 @@ def _counts(step: Step, loads: list[Load]) -> list[int]:
     states = [step.model.owner.state.get(load.p) for load in loads]
     found = iter(read([state["step"] for state in states if state]) if any(states) else [])
     return [next(found) if state else 0 for state in states]
-
-
-def _run(step: Step, params: list[Tensor]) -> None:
-    """Update these, or leave each as it was."""
-    parts = choose.shares(step.model.config.engine, step.works(params))
-    for rank, (executor, works, _) in enumerate(parts):
-        if not works:
-            continue
-        # A call of the kernels changes all of a tensor or nothing; what goes on in Python may stop half-way.
-        torn = [work for work in works if work.scalars.refresh or not isinstance(executor, Native)]
-        old = [(x, x.detach().clone()) for work in torn for x in _written(work)]
-        try:
-            outcomes = list(executor.run(works))
-        except BaseException:
-            for x, was in old:
-                x.detach().copy_(was)
-            raise
-        step.note((rank, outcome) for outcome in outcomes)
 
 
 def _written(work: Work) -> Iterator[Tensor]:

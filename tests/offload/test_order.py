@@ -35,6 +35,7 @@ def draw(monkeypatch: pytest.MonkeyPatch, seed: int, ends: dict[tuple[str, int],
     dice = random.Random(seed)
     monkeypatch.setattr(crossing, "SLOTS", dice.choice([1, 2, 4, 100]))
     monkeypatch.setattr(crossing, "AHEAD", dice.choice([0.0, 0.5, 10.0]))
+    monkeypatch.setattr(host, "LARGE", dice.choice([1, 10, 1000]))
     kind = dice.choice(KINDS)
     with drawn(monkeypatch, seed, dice.choice(SHARES), WATCHED) as order:
 

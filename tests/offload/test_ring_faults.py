@@ -20,6 +20,7 @@ from torch import nn
 
 from automagic_cameamp import host, release_gradients
 from automagic_cameamp.executors import choose
+from automagic_cameamp.executors.native.again import Again
 from automagic_cameamp.executors.native.searches import Search
 from automagic_cameamp.host import HostStepper
 from automagic_cameamp.state import crossing
@@ -123,6 +124,7 @@ def test_random_interleavings(slow: random.Random, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(ring, "_SHARED", [])
         monkeypatch.setattr(crossing, "SLOTS", slow.choice([1, 2, 4, 100]))
         monkeypatch.setattr(crossing, "AHEAD", slow.choice([0.0, 0.5, 10.0]))
+        monkeypatch.setattr(host, "LARGE", slow.choice([1, 10, 1000]))
         kind = slow.choice(kinds)
 
         def run(kind: tuple[str, int] = kind) -> None:
@@ -146,10 +148,11 @@ def nets(name: str, **options: Any) -> tuple[Any, Any, Any, Any]:
     )
 
 
-@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize(("engine", "again"), [("auto", False), ("auto", True), ("reference", False)])
 def test_an_error_in_the_thread_names_the_parameter_and_leaves_it_whole(
-    engine: str, wild: Wild, monkeypatch: pytest.MonkeyPatch
+    engine: str, again: bool, wild: Wild, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(host, "LARGE", 1 if again else 1 << 30)
     net, optimizer, other, far = nets("Automagic_CameAMP8bit", engine=engine)
     names = [name for name, _ in far.model.named()]
     bad = next(p for n, p in far.model.named() if p is other.layers[1].weight)
@@ -158,7 +161,12 @@ def test_an_error_in_the_thread_names_the_parameter_and_leaves_it_whole(
         for t in (1, 2):
             loss_of(other, t).backward()
             far.step()
-        before, usual = snapshot(far), choose.shares
+        before, usual, run = snapshot(far), choose.shares, Again.run
+
+        def run_again(self: Again, group: Any, shared: Any, p: Any) -> Any:
+            if p.shape == bad.shape and torch.equal(p, bad):
+                raise MemoryError("no room")
+            return run(self, group, shared, p)
 
         def shares(engine: str, works: list[Any], *rest: Any) -> Any:
             indices = [i for work in works for i in work.chunk.indices]
@@ -168,10 +176,12 @@ def test_an_error_in_the_thread_names_the_parameter_and_leaves_it_whole(
 
         index = next(i for i, p in enumerate(far.model.params()) if p is bad)
         monkeypatch.setattr(choose, "shares", shares)
+        monkeypatch.setattr(Again, "run", run_again)
         loss_of(other, 3).backward()
         with pytest.raises(RuntimeError, match=rf"parameter {names[index]} could not .*MemoryError: no room"):
             far.step()
         monkeypatch.setattr(choose, "shares", usual)
+        monkeypatch.setattr(Again, "run", run)
         loss_of(net, 3).backward()
         net.layers[1].weight.grad = None
         optimizer.step()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from automagic_cameamp import host
 from automagic_cameamp.training import offload, ring
 
 
@@ -112,4 +113,5 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Wild:
     device = Wild()
     monkeypatch.setattr(offload, "transfer_for", lambda _: device)
     monkeypatch.setattr(ring, "_SHARED", [])
+    monkeypatch.setattr(host, "LARGE", 1000)  # some parameters of a small model are large
     return device

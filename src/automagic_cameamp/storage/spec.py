@@ -37,31 +37,42 @@ class StateSpec(NamedTuple):
     def stack_shape(self, layout: Layout) -> tuple[int, ...]:
         """Shape of one tensor's field inside a stack (without the leading B)."""
         k, m, n = layout.view
-        return {
-            "full": (k, m, n),
-            "row": (k, m, 1),
-            "col": (k, 1, n),
-            "tensor": (1, 1, 1),
-            "bits": (self.count,),
-            "sample": (self.count,),
-            "basis": (k, min(m, n), self.count),
-            "left": (k, m, self.count if layout.matrix else n),
-        }[self.extent]
+        # Asked for every field of every stack at every step: one comparison or two, and no table.
+        match self.extent:
+            case "full":
+                return k, m, n
+            case "row":
+                return k, m, 1
+            case "col":
+                return k, 1, n
+            case "tensor":
+                return 1, 1, 1
+            case "bits" | "sample":
+                return (self.count,)
+            case "basis":
+                return k, min(m, n), self.count
+            case "left":
+                return k, m, self.count if layout.matrix else n
 
     def own_shape(self, layout: Layout) -> tuple[int, ...]:
         """Shape of the field as the user sees it in ``optimizer.state[p]``."""
         k, m, n = layout.view
         lead = (k,) if len(layout.shape) == 3 else ()
-        return {
-            "full": layout.shape,
-            "row": (*lead, m),
-            "col": (*lead, n),
-            "tensor": (),
-            "bits": (self.count,),
-            "sample": (self.count,),
-            "basis": (*lead, min(m, n), self.count),
-            "left": (*lead, m, self.count) if layout.matrix else layout.shape,
-        }[self.extent]
+        match self.extent:
+            case "full":
+                return layout.shape
+            case "row":
+                return *lead, m
+            case "col":
+                return *lead, n
+            case "tensor":
+                return ()
+            case "bits" | "sample":
+                return (self.count,)
+            case "basis":
+                return *lead, min(m, n), self.count
+            case "left":
+                return (*lead, m, self.count) if layout.matrix else layout.shape
 
 
 # What 24-bit weights have beyond those in bf16 or fp16 (``rounding.split``); the engine's, not a recipe's.

@@ -64,9 +64,11 @@ def refuse_scaler() -> None:
     """A GradScaler that has scaled a loss: nobody would unscale, and no overflow could be undone."""
     from torch.amp import GradScaler  # type: ignore[attr-defined]
 
-    for thing in gc.get_objects():
-        # type(): isinstance() would run the __class__ of lazy objects.
-        if issubclass(type(thing), GradScaler) and thing.is_enabled() and thing._scale is not None:
+    things = gc.get_objects()
+    # type(): isinstance() would run the __class__ of lazy objects. Of a few types, not of a million objects.
+    scalers = {kind for kind in set(map(type, things)) if issubclass(kind, GradScaler)}
+    for thing in things if scalers else ():
+        if type(thing) in scalers and thing.is_enabled() and thing._scale is not None:
             raise RuntimeError(
                 "a GradScaler scales the loss, but released gradients are used before it can unscale them "
                 "or see an overflow: train in bf16 or fp32 without a scaler, or do not release gradients. "

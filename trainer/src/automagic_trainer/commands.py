@@ -72,7 +72,7 @@ def _demo_parser(commands: Any) -> None:
     text = "From nine pictures, a LoRA teaches a small diffusion model to draw cat faces; AdamW beside ours."
     p = commands.add_parser("demo", help="cat faces in two minutes", description=text, epilog=DEMO_EPILOG)
     p.add_argument("--out", default="runs/demo", metavar="DIR", help="folder for the results (runs/demo)")
-    p.add_argument("--steps", metavar="N", help="steps for each optimizer (150)")
+    p.add_argument("--steps", metavar="N", help="steps for each optimizer (125)")
     p.add_argument("--prompt", nargs="+", metavar="TEXT", help="words of your own to draw as well")
     p.add_argument(
         "--optimizers", nargs="+", metavar="NAME", help="which ones; the last one's LoRA is the result"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 
 from torch import Tensor
 
 from ...kernels import native
+from ...recipes import Hyper, Shared
 from ..said import say
 from ..work import Outcome, Work
 from . import table
@@ -35,6 +37,30 @@ def ready(engine: str) -> bool:
     return False
 
 
+def signals(work: Work) -> bool:
+    """Whether the recipe tells a controller of its updates."""
+    return getattr(work.recipe, "Signals", None) is not None
+
+
+def tell(held: Table, number: int, recipe: ModuleType, hp: Hyper, shared: Shared) -> None:
+    """Write what a work reads of the step that comes.
+
+    Args:
+        held: the table that it is in.
+        number: of the work in it.
+        recipe: the work's.
+        hp: its options; ``lr`` is a number.
+        shared: the recipe's scalars over all parameters.
+    """
+    multiplier = 1.0 if shared.multiplier is None else float(shared.multiplier)
+    if shared.steering is not None:
+        multiplier *= float(shared.level)
+        held.steer(shared.steering)
+    table.renew(held.options, number, hp, recipe, multiplier)
+    # Rounded as the kernels and the reference do it, also beside weights of fp64.
+    held.step.mask_mean = float(shared.mask_mean.float())
+
+
 class Native:
     """What lies in host memory.
 
@@ -60,17 +86,9 @@ class Native:
 
     def run(self, works: list[Work]) -> Iterator[Outcome]:
         """One call for all works."""
-        signals = getattr(works[0].recipe, "Signals", None) is not None
-        held = Table(works, signals)
+        held = Table(works, signals(works[0]))
         for number, work in enumerate(works):
-            hp, shared = work.hp, work.scalars
-            multiplier = 1.0 if shared.multiplier is None else float(shared.multiplier)
-            if shared.steering is not None:
-                multiplier *= float(shared.level)
-                held.steer(shared.steering)
-            table.renew(held.options, number, hp._replace(lr=float(hp.lr)), work.recipe, multiplier)
-            # Rounded as the kernels and the reference do it, also beside weights of fp64.
-            held.step.mask_mean = float(shared.mask_mean.float())
+            tell(held, number, work.recipe, work.hp._replace(lr=float(work.hp.lr)), work.scalars)
         params = [p for work in works for p in work.chunk.params]
         grads = Gradients(params)
         if not grads.take([p.grad for p in params]):

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ... import configs
 from ...recipes import level_under, steered
 from ...state.model import Model
 from ..reference import REFERENCE
 from ..work import Left, Outcome, Work
 from . import table
+from .asked import Asked
 from .call import Table
 from .given import Gradients, Weights
 from .held import Held
@@ -29,10 +28,8 @@ from .rest import Rest
 from .searches import Schedule, Search
 
 PLANS = 4  # kept for programs that train some parameters at one step and others at the next
-_GRAD, _MARKS = attrgetter("grad"), attrgetter("__dict__")
+_GRAD = attrgetter("grad")
 _ALIVE = weakref.ReferenceType.__call__
-FLAGS = ("_is_lora_layer", "_is_embedding")  # another library's change the number of attributes
-_renewed = itemgetter(*table.RENEWED)
 
 
 class Plan:
@@ -45,18 +42,10 @@ class Plan:
     """
 
     def __init__(self, model: Model, works: list[Work], left: list[Left]) -> None:
-        groups = model.groups
-        params: list[Tensor] = list(chain.from_iterable(group["params"] for group in groups))
+        params = model.params()
         # Weak: a parameter that the program drops must not live on here.
         self.params = [weakref.ref(p) for p in params]
-        self.lengths = [len(group["params"]) for group in groups]
-        self.config = dict(vars(model.config))
-        # What is not here is looked at anew at every step, or is of no consequence for the arithmetic.
-        options = configs.in_group(vars(model.config)).keys() & groups[0].keys()
-        fixed = (options | {"base_beta1"}) - set(table.RENEWED)
-        self.options_of = itemgetter(*sorted(fixed))
-        self.options = list(map(self.options_of, groups))
-        self.flags = _flags(params)
+        self.asked = Asked(model, params)
         self.table = Table(works, model.controller is not None)
         self.table.works = [w._replace(chunk=w.chunk._replace(params=[]), shared=None) for w in works]
         place = {id(p): i for i, p in enumerate(params)}
@@ -88,7 +77,7 @@ class Plan:
         self.levels = [
             s["auto_level"] for p, s in model.state.items() if isinstance(p, Tensor) and "auto_level" in s
         ]
-        self.due = Schedule(works, self.table.slices, self.table.states, groups)
+        self.due = Schedule(works, self.table.slices, self.table.states, model.groups)
         self.due.renew()
 
     def fits(self, model: Model) -> bool:
@@ -99,12 +88,9 @@ class Plan:
             return False
 
     def _fits(self, model: Model) -> bool:
-        groups = model.groups
-        if [len(group["params"]) for group in groups] != self.lengths:
+        if not self.asked.same(model):
             return False
-        if vars(model.config) != self.config or list(map(self.options_of, groups)) != self.options:
-            return False
-        params = list(chain.from_iterable(group["params"] for group in groups))
+        params = model.params()
         every = list(map(_GRAD, params))
         if [g is not None for g in every] != self.present:
             return False
@@ -113,7 +99,7 @@ class Plan:
         # State first: it is the most memory, and what is looked at last is in the caches when it is used.
         if not self.holds(model):
             return False
-        if not self.weights.same(params) or _flags(params) != self.flags:
+        if not self.weights.same(params) or not self.asked.marked(params):
             return False
         return self.take_gradients(params, every)
 
@@ -167,10 +153,8 @@ class Plan:
             )
         levels = self._steer(model)
         for number, rows, hp in self.rates:
-            now = dict(zip(table.RENEWED, _renewed(model.groups[number]), strict=True))
-            now["lr"] = float(now["lr"])
-            factor = multiplier * levels.get(number, 1.0)
-            table.renew(self.table.options, rows, hp._replace(**now), model.recipe, factor)
+            now = table.renewed(hp, model.groups[number])
+            table.renew(self.table.options, rows, now, model.recipe, multiplier * levels.get(number, 1.0))
         params = self.take(self.live)
         step = self.table.step
         masks = step.mask_count
@@ -191,11 +175,6 @@ class Plan:
             search.finish()
         outcomes = list(self.table.outcomes()) if model.controller is not None or bad else []
         return outcomes + list(REFERENCE.run(left))
-
-
-def _flags(params: list[Tensor]) -> list[Any]:
-    marks = list(map(_MARKS, params))
-    return [list(map(len, marks)), [own.get(name) for own in marks if own for name in FLAGS]]
 
 
 def _taker(order: list[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ...kernels import layout as abi
 from ...recipes import SCALE, Hyper, base, contextual, improved
 from ...recipes._rate import absolute_floor, has_mask, rate_bounds
 from ...state.counts import DIRECTIONS
+from ...state.model import Group
 from ...state.tensors import is_wrapper
 from ...storage import CORRECTION, ErrorCorrected
 from ..work import Work
@@ -35,6 +37,7 @@ KNOWN = frozenset(
 )
 # Names in a group of what ``renew`` reads: they may change from step to step.
 RENEWED = ("lr", "base_lr", "lr_floor", "lr_cap", "hard_min_lr", "betas", "weight_decay")
+_renewed = itemgetter(*RENEWED)
 # Field of the recipe -> column of the table, where the names differ.
 COLUMN = {
     "exp_avg_sq": "sq",
@@ -192,6 +195,12 @@ def options(hp: Hyper, recipe: Any, signals: bool) -> Any:
         for i, (length, share) in enumerate(zip(mix.kept, mix.others, strict=True)):
             row["share"][i], row["scale_rate"][i] = share, 1 / length
     return row
+
+
+def renewed(hp: Hyper, group: Group) -> Hyper:
+    """The options of a group with those of now that ``renew`` reads."""
+    now = dict(zip(RENEWED, _renewed(group), strict=True))
+    return hp._replace(**{**now, "lr": float(now["lr"])})
 
 
 def renew(options: Any, rows: Any, hp: Hyper, recipe: Any, multiplier: float) -> None:
