@@ -65,7 +65,8 @@ def test_program(name: str, tmp_path: Path) -> None:
     if missing:
         pytest.skip(f"needs {', '.join(missing)}: make test-trainers")
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    env |= {"PYTHONPATH": str(SOURCES), "WANDB_DISABLED": "true"}
+    path = os.pathsep.join(map(str, (SOURCES, HERE / "parts")))
+    env |= {"PYTHONPATH": path, "WANDB_DISABLED": "true"}
     script = str(HERE / "programs" / f"{name}.py")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", START, script, str(tmp_path)],

@@ -2,9 +2,9 @@
 
 import sys
 
+import small_unet
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from peft import LoraConfig
 
@@ -15,17 +15,7 @@ OUT = sys.argv[1]
 
 
 def made():
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=8,
-        cross_attention_dim=16,
-        attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
+    unet = small_unet.made()
     unet.requires_grad_(False)
     unet.add_adapter(
         LoraConfig(r=4, init_lora_weights="gaussian", target_modules=["to_q", "to_k", "to_v", "to_out.0"])
@@ -41,12 +31,8 @@ def made():
 
 def train(accelerator, unet, optimizer, schedule, weights, first, last):
     for step in range(first, last):
-        seed = torch.Generator().manual_seed(step)
         with accelerator.accumulate(unet):
-            noise = torch.randn(2, 4, 8, 8, generator=seed)
-            text = torch.randn(2, 5, 16, generator=seed)
-            loss = (unet(noise, torch.tensor([3, 700]), text).sample - noise).square().mean()
-            accelerator.backward(loss)
+            accelerator.backward(small_unet.loss_of(unet, step))
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(weights, 1.0)
             optimizer.step()

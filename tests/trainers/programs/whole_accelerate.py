@@ -2,10 +2,11 @@
 
 import copy
 
+import small_unet
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DConditionModel
 from diffusers.optimization import get_scheduler
+from small_unet import loss_of
 
 from automagic_cameamp import Automagic_CameAMP8bit, release_gradients
 
@@ -13,25 +14,9 @@ PASSES, STEPS = 2, 4
 
 
 def made():
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=8,
-        cross_attention_dim=16,
-        attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
+    unet = small_unet.made()
     unet.enable_gradient_checkpointing()
     return unet.train()
-
-
-def loss_of(unet, step):
-    seed = torch.Generator().manual_seed(step)
-    noise, text = torch.randn(2, 4, 8, 8, generator=seed), torch.randn(2, 5, 16, generator=seed)
-    return (unet(noise, torch.tensor([3, 700]), text).sample - noise).square().mean()
 
 
 def expected(passes, clip):
