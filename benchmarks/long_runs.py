@@ -1,4 +1,4 @@
-"""Tables of docs/evidence/testing.md: fuzzed checkpoints, soaks, mutants, from their rows."""
+"""Tables of docs/evidence/testing.md, from rows: fuzzed checkpoints, soaks, mutants, documented commands."""
 
 from __future__ import annotations
 
@@ -63,6 +63,23 @@ def mutation(rows: Rows, language: str) -> str:
     ]
     header = ["date", "commit", "seed", "of", "mutants", "noticed", "survived", "noticed, share"]
     return markdown(header, _plain(lines))
+
+
+def commands(rows: Rows, language: str) -> str:
+    """The last run of each documented command, page by page."""
+    last = {row["command"]: row for row in rows.all("commands")}
+    lines = []
+    for row in last.values():
+        how = (
+            f"not run: {row['not run']}"
+            if "not run" in row
+            else "ok"
+            if row["rc"] == 0
+            else f"exit {row['rc']}"
+        )
+        times = [f"{row[key]:.0f}" if key in row else "" for key in ("seconds", "processor_seconds")]
+        lines.append([row["page"], f"`{row['command']}`", *times, how])
+    return markdown(["page", "command", "seconds", "processors' seconds", "result"], lines)
 
 
 def _plain(lines: list[list[object]]) -> list[list[object]]:

@@ -50,6 +50,7 @@ REGIONS: dict[str, Callable[[Rows, str], str]] = {
     "fuzz": long_runs.fuzz,
     "soak": long_runs.soak,
     "mutation": long_runs.mutation,
+    "commands": long_runs.commands,
     "launches": launches.table,
     "fit check": lambda rows, language: fit_check.table(fit_check.newest(rows.all("fit_check"))),
     **{

@@ -7,6 +7,7 @@
 In the folder: a clone of what is committed, and an empty environment in which `pip install` runs.
 Placeholders are filled (PLACES), commands of sd-scripts are shown instead of started, and what is not run
 says why (NOT). The rows go to rows.jsonl in the folder, the table to the terminal: seconds, and processors'.
+Committed are those of the last whole run, benchmarks/results/commands.jsonl: add what is new or changed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import re
 import resource
 import signal
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "trainer/README.md", "CONTRIBUTING.md", "examples/trainers/README.md"]
@@ -113,6 +116,14 @@ def run(command: str, clone: Path, env: dict[str, str], limit: float) -> tuple[i
     return process.returncode, time.perf_counter() - started, lines[-1].strip() if lines else ""
 
 
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def main() -> int:
     """Run them; 1 where one failed."""
     layout = argparse.RawDescriptionHelpFormatter
@@ -131,6 +142,14 @@ def main() -> int:
     clone, bin = prepare(folder), folder / "env" / "bin"
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     env["PATH"] = f"{bin}{os.pathsep}{env['PATH']}"
+    commit = ["git", "-C", str(clone), "rev-parse", "--short=12", "HEAD"]
+    about = {
+        "bench": "commands",
+        "commit": subprocess.run(commit, check=True, capture_output=True, text=True).stdout.strip(),
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
     seen: set[str] = set()
     failed = 0
     for page in given.page:
@@ -139,7 +158,7 @@ def main() -> int:
                 continue
             seen.add(command)
             if command in NOT:
-                row = {"page": page, "command": command, "not run": NOT[command]}
+                row: dict[str, Any] = {"page": page, "command": command, "not run": NOT[command]}
             else:
                 if "my_pictures" in command:
                     pictures(clone, bin / "python")
@@ -155,9 +174,10 @@ def main() -> int:
                     "command": command,
                     "rc": rc,
                     "seconds": round(seconds, 1),
-                    "cpu": round(cpu, 1),
+                    "processor_seconds": round(cpu, 1),
                     "last": last[:200],
                 }
+            row |= about | {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
             with (folder / "rows.jsonl").open("a", encoding="utf-8") as sink:
                 sink.write(json.dumps(row) + "\n")
             print(
