@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +47,25 @@ def test_a_line_for_a_card_takes_the_place_of_the_one_above() -> None:
     assert tier().tiers(text) == {16, 12, 8}
 
 
+def test_a_card_that_is_too_small_is_told_why() -> None:
+    recipe = FOLDER / "ai-toolkit" / "flux_lora.yaml"
+    text = recipe.read_text("utf-8")
+    assert tier().refused(text, 12) is None and tier().refused("a = 1\n", 4) is None
+    command = [sys.executable, FOLDER / "tier.py", recipe, "--gpu"]
+    assert subprocess.run([*command, "12"], capture_output=True, check=True).stdout
+    small = subprocess.run([*command, "8"], capture_output=True, text=True, check=False)
+    assert small.returncode == 1 and small.stdout == ""
+    assert "flux_lora.yaml: not for 8 GB, 12 are the least: while it loads" in small.stderr
+
+
+def test_what_is_least_is_read_and_below_it_there_are_no_lines() -> None:
+    for path in RECIPES:
+        text = path.read_text("utf-8")
+        least = [line for line in text.splitlines() if "@least" in line]
+        assert len(least) <= 1 and len(least) == len(tier().LEAST.findall(text)), path
+        assert all(tier().refused(text, card) is None for card in tier().tiers(text)), path
+
+
 def test_there_are_recipes_for_every_trainer_and_model() -> None:
     found = {(path.parent.name, path.stem) for path in RECIPES}
     for trainer in ("ai-toolkit", "simpletuner", "diffusion-pipe"):
@@ -78,7 +98,10 @@ def test_the_table_says_which_recipes_there_are() -> None:
 @pytest.mark.parametrize("gpu", [24, 16, 12, 8])
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_recipe(path: Path, gpu: int) -> None:
-    text = tier().taken(path.read_text("utf-8"), gpu)
+    text = path.read_text("utf-8")
+    if tier().refused(text, gpu) is not None:
+        return
+    text = tier().taken(text, gpu)
     if path.suffix == ".json":
         assert json.loads(text)["optimizer"]["optimizer"] == "CAME_8BIT"
         return
