@@ -21,6 +21,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def prepare(folder: Path) -> Path:
         (clone / "my_model" / "config.json").write_text(json.dumps(config), "utf-8")
         for name in ("ai-toolkit/extensions", "sd-scripts/library"):
             (clone / name).mkdir(parents=True)
-        (clone / "sd-scripts" / "train_network.py").touch()
+        for name in ("train_network", "sdxl_train_network", "flux_train_network", "train_db", "sdxl_train"):
+            (clone / "sd-scripts" / f"{name}.py").touch()
     return clone
 
 
@@ -92,7 +94,7 @@ def run(command: str, clone: Path, env: dict[str, str], limit: float) -> tuple[i
     """Exit code, seconds, last line; a server is stopped once it serves."""
     started = time.perf_counter()
     serves = "--serve" in command
-    log = clone.parent / "last.log"
+    log = Path(tempfile.gettempdir()) / f"fresh-{os.getpid()}.log"
     with log.open("w") as sink:
         process = subprocess.Popen(
             ["bash", "-c", command],
@@ -165,7 +167,9 @@ def main() -> int:
                 if " train " in command and "--resume" not in command:
                     subprocess.run(["rm", "-rf", str(clone / "runs" / "train")], check=True)
                 before = resource.getrusage(resource.RUSAGE_CHILDREN)
-                rc, seconds, last = run(filled(command), clone, env, given.limit)
+                # Those commands are meant for a checkout of sd-scripts.
+                place = clone / "sd-scripts" if "automagic_cameamp.kohya" in command else clone
+                rc, seconds, last = run(filled(command), place, env, given.limit)
                 after = resource.getrusage(resource.RUSAGE_CHILDREN)
                 cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
                 failed += rc != 0
