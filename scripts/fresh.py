@@ -70,8 +70,9 @@ def prepare(folder: Path) -> Path:
         models = json.loads((ROOT / "src" / "automagic_cameamp" / "fit" / "models.json").read_text("utf-8"))
         config = {"_class_name": models["sdxl"]["cls"], **models["sdxl"]["config"]}
         (clone / "my_model" / "config.json").write_text(json.dumps(config), "utf-8")
-        for name in ("ai-toolkit/extensions", "sd-scripts/library"):
+        for name in ("ai-toolkit/extensions", "ai-toolkit/toolkit", "sd-scripts/library"):
             (clone / name).mkdir(parents=True)
+        (clone / "ai-toolkit" / "toolkit" / "optimizer.py").touch()
         for name in ("train_network", "sdxl_train_network", "flux_train_network", "train_db", "sdxl_train"):
             (clone / "sd-scripts" / f"{name}.py").touch()
     return clone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -66,11 +67,44 @@ def written(net: Any, optimizer: Any) -> None:
         state["lr_mask_sum" if "lr_mask_sum" in state else "step"].add_(1)
 
 
+def reorder(net: Any, optimizer: Any) -> None:
+    optimizer.param_groups[0]["params"].reverse()
+
+
+def reseed(net: Any, optimizer: Any) -> None:
+    optimizer.config.seed += 1
+
+
+def more(net: Any, optimizer: Any) -> None:
+    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name in ("early", "late"):
+        if not hasattr(net, name):
+            net.register_parameter(name, torch.nn.Parameter(torch.zeros(48, 48)))
+        if id(getattr(net, name)) not in own:
+            optimizer.add_param_group({"params": [getattr(net, name)]})
+            return
+
+
 def nothing(net: Any, optimizer: Any) -> None:
     return
 
 
-CHANGES = [rate, decay, betas, clip, grams, mark, freeze, reload, copied, written, nothing]
+CHANGES = [
+    rate,
+    decay,
+    betas,
+    clip,
+    grams,
+    mark,
+    freeze,
+    reload,
+    copied,
+    written,
+    reorder,
+    reseed,
+    more,
+    nothing,
+]
 
 
 def run(name: str, changes: list[Change], **options: Any) -> None:
@@ -90,7 +124,7 @@ def run(name: str, changes: list[Change], **options: Any) -> None:
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_whatever_changes_between_steps_it_is_the_plain_step(change: Change, wild: Wild) -> None:
-    run("Automagic_CameAMP_COptim8bit", [change, nothing, change])
+    run("Automagic_CameAMP_COptim8bit", [change, nothing, change], dtype=torch.bfloat16)
 
 
 @settings(max_examples=15, deadline=None)
@@ -131,6 +165,31 @@ def test_what_is_large_is_looked_at_once(wild: Wild, monkeypatch: pytest.MonkeyP
             far.step()
             counts.append(len(made))
     assert counts == [3, 3, 3, 3, 6, 6] and set(made) == {48 * 48}
+
+
+def test_who_searches_for_directions_is_looked_at_anew(wild: Wild) -> None:
+    options = {"rank_keep": 2, "rank_penalty_strength": 1.0}  # every third step
+    (net, optimizer), (other, far) = twins("Automagic_CameAMP_Improved", where="cpu", **options)
+    mark(net, optimizer)
+    mark(other, far)
+    with release_gradients(other, far):
+        for t in range(1, 9):
+            plain(net, optimizer, range(t, t + 1))
+            loss_of(other, t).backward()
+            far.step()
+            assert same(optimizer, far) == []
+    assert any("lowrank_rate" in state for state in far.state.values())
+
+
+def test_no_gradient_lives_on(wild: Wild) -> None:
+    net = model()
+    far = build("Automagic_CameAMP", groups_of(net), offload="cpu")
+    with release_gradients(net, far):
+        for t in (1, 2):
+            loss_of(net, t).backward()
+            far.step()
+    kept = [thing for thing in gc.get_objects() if type(thing) is module.Again]
+    assert kept and all(again._gradient.tensors == () for again in kept)
 
 
 def test_a_gradient_that_is_not_finite_is_no_update(wild: Wild) -> None:
