@@ -2,6 +2,7 @@
 
     python scripts/fresh.py fresh                     # all; an hour on two cores, gigabytes of packages
     python scripts/fresh.py fresh --page docs/recipes.md README.md
+    python scripts/fresh.py fresh --only kohya        # commands with this word
     python scripts/fresh.py fresh --list
 
 In the folder: a clone of what is committed, and an empty environment in which `pip install` runs.
@@ -133,6 +134,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--page", nargs="*", default=PAGES)
+    parser.add_argument("--only", default="", metavar="WORD", help="commands that have it")
     parser.add_argument("--list", action="store_true", help="print the commands and stop")
     parser.add_argument("--limit", type=float, default=1800, help="seconds for one command")
     given = parser.parse_args()
@@ -157,7 +159,7 @@ def main() -> int:
     failed = 0
     for page in given.page:
         for command in commands(page):
-            if command in seen:
+            if command in seen or given.only not in command:
                 continue
             seen.add(command)
             if command in NOT:
