@@ -182,7 +182,7 @@ def main() -> int:
                     "rc": rc,
                     "seconds": round(seconds, 1),
                     "processor_seconds": round(cpu, 1),
-                    "last": last[:200],
+                    "last": last.replace(f"{folder}/", "")[:200],
                 }
             row |= about | {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
             with (folder / "rows.jsonl").open("a", encoding="utf-8") as sink:
