@@ -53,7 +53,8 @@ def mutation(rows: Rows, language: str) -> str:
             row["date"][:10],
             f"`{row['commit']}`",
             row["seed"],
-            ", ".join(f"`{name}/`" for name in row.get("of_modules") or ()) or "all",
+            ", ".join(f"`{n}`" if n.endswith(".py") else f"`{n}/`" for n in row.get("of_modules") or ())
+            or "all",
             f"{row['mutants']} of {row['of']:,}",
             row["noticed"] + row["late"],
             row["survived"],
@@ -71,11 +72,11 @@ def commands(rows: Rows, language: str) -> str:
     lines = []
     for row in last.values():
         how = (
-            f"not run: {row['not run']}"
-            if "not run" in row
-            else "ok"
-            if row["rc"] == 0
+            "ok"
+            if row.get("rc") == 0
             else f"exit {row['rc']}"
+            if "rc" in row
+            else f"not run: {row['not run']}"
         )
         times = [f"{row[key]:.0f}" if key in row else "" for key in ("seconds", "processor_seconds")]
         lines.append([row["page"], f"`{row['command']}`", *times, how])

@@ -120,8 +120,7 @@ def test_a_wrong_published_number_is_noticed() -> None:
 def test_said_is_found(case: fit_check.Case, tmp_path: Path) -> None:
     """Within five per cent of the allocator's own events; all cases are committed rows."""
     path = tmp_path / "config.json"
-    short = {"num_hidden_layers": 2} if case.model == "Llama" else {}  # the rows have all six
-    path.write_text(json.dumps({**fit_check.MODELS[case.model], **short}), "utf-8")
+    path.write_text(json.dumps(fit_check.MODELS[case.model]), "utf-8")
     assert fit_check.said(case, path).peak == pytest.approx(
         sum(fit_check.found(case, path).values()), rel=0.05
     )
