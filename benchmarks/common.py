@@ -54,6 +54,8 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "prodigy-plus": ("prodigyplus.ProdigyPlusScheduleFree", {}),
     "adv-prodigy": ("adv_optm.Prodigy_adv", {}),
     "sdnq-adamw": ("sdnq.optim.AdamW", {"use_quantized_buffers": True}),
+    "heavyball-adamw": ("heavyball.AdamW", {}),
+    "optimi-adamw": ("optimi.AdamW", {}),
 }
 
 # One candidate for each class of the family, and for each profile of the class that has profiles.

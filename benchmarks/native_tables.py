@@ -7,6 +7,7 @@ from benchmarks.rows import Rows, last, named
 from benchmarks.step_cpu import FAMILY as CLASSES
 
 PEERS = ["adamw-fused", "adamw-foreach", "bnb-adamw8bit", "torchao-adamw8bit", "came", "adafactor8bit"]
+PEERS += ["adv-adamw", "sdnq-adamw", "heavyball-adamw", "optimi-adamw"]
 COLUMNS = [
     ("lora-sdxl", "late"),
     ("lora-sdxl", "early"),

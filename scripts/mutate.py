@@ -24,7 +24,8 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path("src") / "automagic_cameamp"
 COPIED = ("src", "trainer", "tests", "benchmarks", "scripts", "docs", "examples")
 COPIED += ("conftest.py", "pyproject.toml")
+OUT = ROOT / "benchmarks" / "results" / "mutation.jsonl"
 FAILED, PASSED, LATE = "failed", "passed", "late"
 LIMIT = 600  # seconds; only an endless loop takes longer
 
@@ -221,30 +223,55 @@ def sample(count: int, seed: int, covered: dict[str, list[str]]) -> tuple[list[M
     return random.Random(seed).sample(everything, min(count, len(everything))), len(everything)
 
 
-def run(chosen: list[Mutant], covered: dict[str, list[str]], minutes: float) -> dict[str, list[Mutant]]:
-    """Every mutant against its tests, until the time is over."""
+@contextmanager
+def copied() -> Iterator[Copy]:
+    """A copy of the checkout, for a while."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Copy(Path(name))
+
+
+def run(
+    copy: Copy,
+    chosen: list[Mutant],
+    covered: dict[str, list[str]],
+    minutes: float,
+    change: Callable[[Mutant, str], str],
+    build: Callable[[Copy], bool] = lambda copy: True,
+) -> dict[str, list[Mutant]]:
+    """Every mutant against its tests, until the time is over.
+
+    Args:
+        copy: where the changes are made.
+        chosen: the mutants.
+        covered: module -> its tests.
+        minutes: how long.
+        change: the text of a module with a mutant in it.
+        build: what has to happen before tests see a change; where it fails, the mutant is none.
+    """
     found: dict[str, list[Mutant]] = {FAILED: [], PASSED: [], LATE: []}
     noticing: set[str] = set()
     end = time.monotonic() + 60 * minutes
-    with tempfile.TemporaryDirectory() as name:
-        copy = Copy(Path(name))
-        for mutant in chosen:
-            if time.monotonic() > end:
-                break
-            source = copy.path(mutant.module).read_text("utf-8")
-            copy.write(mutant.module, mutated(source, mutant.number))
-            how, words = copy.test(covered[mutant.module], LIMIT)
-            copy.write(mutant.module, source)
-            found[how].append(mutant)
-            if how == FAILED and words.startswith(("FAILED ", "ERROR ")):
-                noticing.add(words.partition(" ")[2].partition(" - ")[0])
-            word = "SURVIVED" if how == PASSED else how
-            change = f"{mutant.kind}: {mutant.before} -> {mutant.after}"
-            print(f"{word}: {mutant.name} {change} | {words[:150]}", flush=True)
-        # A test that fails by itself would notice everything.
-        how, words = copy.test(sorted(noticing), float("inf")) if noticing else (PASSED, "")
-        if how != PASSED:
-            raise SystemExit(f"{how} without any change: {words}")
+    for mutant in chosen:
+        if time.monotonic() > end:
+            break
+        source = copy.path(mutant.module).read_text("utf-8")
+        copy.write(mutant.module, change(mutant, source))
+        built = build(copy)
+        how, words = copy.test(covered[mutant.module], LIMIT) if built else ("", "")
+        copy.write(mutant.module, source)
+        said = f"{mutant.name} {mutant.kind}: {mutant.before} -> {mutant.after}"
+        if not built:
+            print(f"not built: {said}", flush=True)
+            continue
+        found[how].append(mutant)
+        if how == FAILED and words.startswith(("FAILED ", "ERROR ")):
+            noticing.add(words.partition(" ")[2].partition(" - ")[0])
+        print(f"{'SURVIVED' if how == PASSED else how}: {said} | {words[:150]}", flush=True)
+    # A test that fails by itself would notice everything.
+    built = build(copy)
+    how, words = copy.test(sorted(noticing), float("inf")) if noticing else (PASSED, "")
+    if how != PASSED or not built:
+        raise SystemExit(f"{how} without any change: {words}")
     return found
 
 
@@ -263,6 +290,51 @@ def _last(path: Path, seed: int) -> dict[str, Any]:
     return next(row for row in reversed(rows) if row["seed"] == seed)
 
 
+def import_once() -> None:
+    """What every run of the tests needs; of the package nothing, or forks would test the tree."""
+    import hypothesis  # noqa: F401
+    import pytest  # noqa: F401
+    import torch  # noqa: F401
+
+
+def row_of(
+    found: dict[str, list[Mutant]],
+    seed: int,
+    total: int,
+    modules: list[str] | None,
+    seconds: float,
+    where: dict[str, Any],
+) -> dict[str, Any]:
+    """The row of a run over a sample of so many mutants."""
+    seen = [mutant for members in found.values() for mutant in members]
+    return {
+        "bench": "mutation",
+        "seed": seed,
+        "mutants": len(seen),
+        "of": total,
+        "modules": len({m.module for m in seen}),
+        "of_modules": modules,
+        "noticed": len(found[FAILED]),
+        "late": len(found[LATE]),
+        "survived": len(found[PASSED]),
+        "kinds": dict(sorted(Counter(m.kind for m in seen).items())),
+        "survivors": [f"{m.name} {m.kind}: {m.before} -> {m.after}" for m in found[PASSED]],
+        "seconds": round(seconds),
+        **where,
+    }
+
+
+def finish(row: dict[str, Any], out: Path | None) -> dict[str, Any]:
+    """Write a row, where it is wanted, and say what is in it."""
+    if out is not None:
+        with open(out, "a") as file:
+            file.write(json.dumps(row) + "\n")
+    for line in row["survivors"]:
+        print(line)
+    print({key: value for key, value in row.items() if key != "survivors"})
+    return row
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=150, help="how many mutants")
@@ -272,13 +344,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--only", nargs="+", help="these mutants (module:line:number); no row is written")
     parser.add_argument("--again", action="store_true", help="what survived the last run of this seed")
     parser.add_argument("--tests", nargs="+", help="instead of those of mutate_map.py; no row is written")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "mutation.jsonl")
+    parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(argv)
     os.environ.update(OMP_NUM_THREADS="1", MPLBACKEND="Agg")
-    # What every run of the tests needs, imported once; of the package nothing, or forks would test the tree.
-    import hypothesis  # noqa: F401
-    import pytest  # noqa: F401
-    import torch  # noqa: F401
+    import_once()
     from mutate_map import COVERED
 
     covered = {m: t for m, t in COVERED.items() if args.modules is None or m.startswith(tuple(args.modules))}
@@ -292,35 +361,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     else:
         chosen, total = sample(args.count, args.seed, covered)
     started, where = time.monotonic(), environment()
-    found = run(chosen, covered, args.minutes)
-    chosen = [mutant for members in found.values() for mutant in members]
-    seconds = round(time.monotonic() - started)
-    row = {
-        "bench": "mutation",
-        "seed": args.seed,
-        "mutants": len(chosen),
-        "of": total,
-        "modules": len({m.module for m in chosen}),
-        "of_modules": args.modules,
-        "noticed": len(found[FAILED]),
-        "late": len(found[LATE]),
-        "survived": len(found[PASSED]),
-        "kinds": dict(sorted(Counter(m.kind for m in chosen).items())),
-        "survivors": [f"{m.name} {m.kind}: {m.before} -> {m.after}" for m in found[PASSED]],
-        "seconds": seconds,
-        **where,
-    }
+    with copied() as copy:
+        found = run(copy, chosen, covered, args.minutes, lambda m, source: mutated(source, m.number))
+    row = row_of(found, args.seed, total, args.modules, time.monotonic() - started, where)
     if last is not None:  # the same sample, its survivors seen anew
         row.update({key: last[key] for key in ("mutants", "of", "modules", "kinds")})
         row.update(noticed=last["noticed"] + len(found[FAILED]), late=last["late"] + len(found[LATE]))
-        row["again"] = len(chosen)
-    if not (args.only or args.tests):
-        with open(args.out, "a") as file:
-            file.write(json.dumps(row) + "\n")
-    for line in row["survivors"]:
-        print(line)
-    print({key: value for key, value in row.items() if key != "survivors"})
-    return row
+        row["again"] = sum(map(len, found.values()))
+    return finish(row, None if args.only or args.tests else args.out)
 
 
 if __name__ == "__main__":

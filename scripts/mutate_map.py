@@ -41,6 +41,18 @@ NATIVE = [
     "tests/matrix/test_options.py::test_an_option_acts_alike_in_reference_and_kernels",
 ]
 
+# What holds the kernels to the reference; the last two compile the codes alone, for every instruction set.
+KERNELS = [
+    f"{LOCKSTEP}::test_one_step_from_the_same_state",  # the most in the least time
+    LOCKSTEP,
+    "tests/matrix/test_options.py::test_an_option_acts_alike_in_reference_and_kernels",
+    "tests/native/test_fuzz_shapes.py",
+    "tests/native/test_small_codes.py",
+    "tests/native/test_codecs.py",
+    "-k",
+    "not isa_base and not smaller_instruction_sets",
+]
+
 COVERED: dict[str, list[str]] = {
     "state/adapters.py": ["tests/engine/test_adapters.py"],
     "executors/compiled.py": ["tests/compiled/test_failures.py", "tests/compiled/test_matrix.py"],

@@ -20,6 +20,7 @@ from torch.optim import lr_scheduler
 from automagic_cameamp import OPTIMIZERS, Automagic_CameAMP, Automagic_CameAMP8bit
 from engine.helpers import (
     CLASSES,
+    EVERY,
     OPTIONS,
     build,
     differences,
@@ -61,8 +62,7 @@ def fit(model: nn.Module, optimizer: Any, steps: range) -> None:
 # ---------------------------------------------------------------- 1: lr belongs to the scheduler
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@KINDS
+@EVERY
 def test_1_nothing_adapted_is_written_into_lr(kind: str, options: dict[str, Any]) -> None:
     params = parameters(shapes=SMALL)
     optimizer = build(kind, params, **options)
@@ -284,8 +284,7 @@ def test_4_parameters_replaced_the_fsdp2_way(kind: str) -> None:
 # ---------------------------------------------------------------- 5: checkpoints without pickled objects
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@KINDS
+@EVERY
 def test_5_weights_only(kind: str, options: dict[str, Any]) -> None:
     params = parameters(torch.bfloat16)
     optimizer = build(kind, params, **options)
@@ -306,9 +305,8 @@ def test_5_a_fresh_optimizer_loads_its_own_empty_state(kind: str) -> None:
 # ---------------------------------------------------------------- 6: the dummy step of DCP
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@EVERY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@KINDS
 def test_6_a_step_at_lr_zero_changes_no_weight(
     kind: str, dtype: torch.dtype, options: dict[str, Any]
 ) -> None:

@@ -12,6 +12,7 @@ from torch.optim import lr_scheduler
 
 from engine.helpers import (
     CLASSES,
+    EVERY,
     OPTIONS,
     build,
     differences,
@@ -55,8 +56,7 @@ def linear() -> tuple[nn.Parameter, nn.Parameter]:
     return nn.Parameter(draw(3, shape=(40, 5))), nn.Parameter(draw(4, shape=(40,)))
 
 
-@EACH
-@KINDS
+@EVERY
 @pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "tensor"])
 def test_goes_in_the_right_direction(kind: str, tensor_lr: bool, options: dict[str, Any]) -> None:
     weight, bias = linear()
@@ -99,8 +99,7 @@ def test_rates_and_decay_of_groups(kind: str) -> None:
     assert bool((params[1].abs() < before[1].abs()).all())
 
 
-@EACH
-@KINDS
+@EVERY
 def test_zero_gradients_move_nothing_without_decay(kind: str, options: dict[str, Any]) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         params = parameters(dtype)
@@ -114,8 +113,7 @@ def test_zero_gradients_move_nothing_without_decay(kind: str, options: dict[str,
         assert all(bool(v.isfinite().all()) for s in optimizer.state.values() for v in s.values())
 
 
-@EACH
-@KINDS
+@EVERY
 def test_parameters_without_gradients_are_left_alone(kind: str, options: dict[str, Any]) -> None:
     params = parameters()
     optimizer = build(kind, params, **options)
@@ -132,8 +130,7 @@ def test_parameters_without_gradients_are_left_alone(kind: str, options: dict[st
     assert differences((before[0], before[1], []), (after[0], after[1], [])) == []
 
 
-@EACH
-@KINDS
+@EVERY
 def test_gradients_are_never_written(kind: str, options: dict[str, Any]) -> None:
     params = parameters()
     optimizer = build(kind, params, **options)
@@ -146,8 +143,7 @@ def test_gradients_are_never_written(kind: str, options: dict[str, Any]) -> None
         assert all(same_bits(a, p.grad) for a, p in zip(kept, params, strict=True))
 
 
-@EACH
-@KINDS
+@EVERY
 def test_two_runs_are_the_same(kind: str, options: dict[str, Any]) -> None:
     states = []
     for _ in range(2):
@@ -212,8 +208,7 @@ def test_deepcopy_copies_public_attributes(kind: str) -> None:
     assert type(twin) is type(optimizer)
 
 
-@EACH
-@KINDS
+@EVERY
 def test_can_be_printed(kind: str, options: dict[str, Any]) -> None:
     optimizer = build(kind, parameters(), **options)
     text = repr(optimizer)
@@ -282,8 +277,7 @@ def test_step_hooks(kind: str) -> None:
     assert len(twin.param_groups) == 1
 
 
-@EACH
-@KINDS
+@EVERY
 def test_state_is_not_empty_and_counts_steps(kind: str, options: dict[str, Any]) -> None:
     params = parameters()
     optimizer = build(kind, params, **options)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -42,6 +44,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no warm-up": {"warmup_steps": 0},
 }
 
+
+def _every() -> Iterator[Any]:
+    for number, (name, options) in enumerate(OPTIONS.items()):
+        for place, kind in enumerate(CLASSES):
+            usual = name in ("default", "all stages") or number % len(CLASSES) == place
+            marks = [] if usual else [pytest.mark.slow]
+            yield pytest.param(kind, options, id=f"{kind}-{name}", marks=marks)
+
+
+# Each set of options with one code, in turn, two with all of them; the other pairs under `pytest -m slow`.
+EVERY = pytest.mark.parametrize(("kind", "options"), list(_every()))
+
 # Two of a kind, odd sizes, every rank; 40 x 32 is large enough to be quantised.
 SHAPES = [(40, 32), (8,), (40, 32), (3, 5, 7), (4, 3, 3, 3), (), (40, 32), (8,), (40, 32)]
 NEVER, SOMETIMES, LATE = 6, 7, 8  # positions whose gradient is missing always, often, until step 4
@@ -56,10 +70,15 @@ def name_of(dtype: torch.dtype) -> str:
 
 def draw(*key: int, shape: tuple[int, ...] = ()) -> Tensor:
     """Normal numbers that depend on the key only."""
+    return _drawn(key, shape).clone()
+
+
+@lru_cache(maxsize=20_000)
+def _drawn(key: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
     seed = 0
     for k in key:
         seed = seed * 1_000_003 + k
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
 
 
 def parameters(

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 import automagic_cameamp as A
-from automagic_cameamp.executors.native import table as native_table
-from automagic_cameamp.executors.work import glance
+from automagic_cameamp.kernels import native as kernels
 from automagic_cameamp.state.random_bits import parameter_key, random_bits
 from automagic_cameamp.storage.rounding import join, split
 from engine.helpers import (
@@ -27,6 +26,7 @@ from engine.helpers import (
 )
 
 LOW = [torch.bfloat16, torch.float16]
+ENGINES = ["reference", *(["native"] if kernels.why_not() is None else [])]
 EACH = pytest.mark.parametrize("dtype", LOW, ids=name_of)
 
 
@@ -80,14 +80,14 @@ def test_rounding_has_no_bias(dtype: torch.dtype) -> None:
     assert abs(float(mean) - float(x[0])) < 4 * unit / 2 / math.sqrt(x.numel())
 
 
-def distances(dtype: torch.dtype, bits: int | None, steps: int = 120) -> float:
+def distances(dtype: torch.dtype, bits: int | None, engine: str, steps: int = 120) -> float:
     """Distance to a run in fp32 with the same gradients, relative to the way that run went."""
     runs = []
     for kind, given in ((torch.float32, None), (dtype, bits)):
         start = torch.randn(64, 32, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16).to(kind)
         p = torch.nn.Parameter(start.clone())
         optimizer = A.Automagic_CameAMP(
-            [p], lr=1e-4, warmup_steps=10, weight_decay=0.0, master_weight_bits=given, engine="reference"
+            [p], lr=1e-4, warmup_steps=10, weight_decay=0.0, master_weight_bits=given, engine=engine
         )
         made = torch.Generator().manual_seed(4)
         for _ in range(steps):
@@ -101,15 +101,17 @@ def distances(dtype: torch.dtype, bits: int | None, steps: int = 120) -> float:
     return float((runs[1][0] - runs[0][0]).norm() / way)
 
 
-def test_training_follows_fp32_far_closer() -> None:
-    alone, with_rest = distances(torch.bfloat16, None), distances(torch.bfloat16, 24)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_training_follows_fp32_far_closer(engine: str) -> None:
+    alone, with_rest = distances(torch.bfloat16, None, engine), distances(torch.bfloat16, 24, engine)
     assert with_rest < alone / 20, (alone, with_rest)
 
 
 @EACH
 @pytest.mark.parametrize("kind", ["32bit", "dynamic"])
-def test_resume_is_bitwise(dtype: torch.dtype, kind: str) -> None:
-    options: dict[str, Any] = {"master_weight_bits": 24, "engine": "reference"}
+@pytest.mark.parametrize("engine", ENGINES)
+def test_resume_is_bitwise(dtype: torch.dtype, kind: str, engine: str) -> None:
+    options: dict[str, Any] = {"master_weight_bits": 24, "engine": engine}
     params = parameters(dtype)
     optimizer = build(kind, params, **options)
     for t in (1, 2, 3):
@@ -127,9 +129,10 @@ def test_resume_is_bitwise(dtype: torch.dtype, kind: str) -> None:
 
 
 @EACH
-def test_a_gradient_that_is_not_finite_changes_no_bit(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_gradient_that_is_not_finite_changes_no_bit(dtype: torch.dtype, engine: str) -> None:
     params = parameters(dtype)
-    optimizer = build("32bit", params, master_weight_bits=24, engine="reference")
+    optimizer = build("32bit", params, master_weight_bits=24, engine=engine)
     for t in (1, 2):
         give_gradients(params, t)
         optimizer.step()
@@ -162,13 +165,3 @@ def test_full_precision_needs_none_and_other_bits_are_refused() -> None:
     assert "weight_correction" not in optimizer.state[params[0]]
     with pytest.raises(ValueError, match="master_weight_bits"):
         build("32bit", params, master_weight_bits=32)
-
-
-def test_the_native_kernels_leave_it_to_the_reference() -> None:
-    params = parameters(torch.bfloat16, [(40, 32)])
-    for bits, reason in ((None, None), (24, "master_weight_bits=24")):
-        optimizer = build("32bit", params, master_weight_bits=bits, engine="reference")
-        give_gradients(params, 1)
-        model = optimizer.model
-        works = [glance(model, group, chunk) for group, chunk in model.chunks()]
-        assert [set(native_table.reasons(work)) for work in works] == [{reason}]

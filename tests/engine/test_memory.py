@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from automagic_cameamp import Automagic_CameAMP, Automagic_CameAMP8bit
-from engine.helpers import CLASSES, OPTIONS, build, disk, held_bytes, parameters, state_bytes, train
+from engine.helpers import CLASSES, EVERY, build, disk, held_bytes, parameters, state_bytes, train
 
 DENSE = [(1024, 1024), (1024, 1024), (1024, 4096), (4096,), (1024,)]
 
@@ -25,8 +25,7 @@ def stepped(cls: type, shapes: list[tuple[int, ...]], **options: Any) -> Any:
     return optimizer
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("kind", CLASSES)
+@EVERY
 def test_report_equals_the_tensors(kind: str, options: dict[str, Any]) -> None:
     params = parameters(torch.bfloat16)
     optimizer = build(kind, params, **options)

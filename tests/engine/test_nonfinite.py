@@ -9,8 +9,8 @@ import torch
 
 from engine.helpers import (
     CLASSES,
+    EVERY,
     FLOATS,
-    OPTIONS,
     build,
     differences,
     draw,
@@ -67,8 +67,7 @@ def test_the_parameter_and_its_state_are_untouched(kind: str, dtype: torch.dtype
     assert all(bool(p.isfinite().all()) for p in params)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("kind", CLASSES)
+@EVERY
 def test_a_bad_gradient_is_like_a_missing_one(kind: str, options: dict[str, Any]) -> None:
     """For this parameter, for its neighbours in the stack, and for what all parameters share."""
     bad, none = parameters(torch.bfloat16), parameters(torch.bfloat16)
@@ -86,8 +85,7 @@ def test_a_bad_gradient_is_like_a_missing_one(kind: str, options: dict[str, Any]
     assert spoiled.health()["skipped_updates"] == 18
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("kind", CLASSES)
+@EVERY
 def test_at_the_very_first_step(kind: str, options: dict[str, Any]) -> None:
     params, clean = parameters(), parameters()
     optimizer, late = build(kind, params, **options), build(kind, clean, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from engine.helpers import (
     CLASSES,
+    EVERY,
     FLOATS,
     OPTIONS,
     build,
@@ -47,15 +49,25 @@ def check_resume(kind: str, dtype: torch.dtype, options: dict[str, Any], stop: i
     assert all(bool(p.isfinite().all()) for p in params)
 
 
-# Weights that are rounded by chance, and those with an arithmetic of their own, under all options.
-WAYS = [(dtype, ways) for dtype in (torch.bfloat16, torch.float64) for ways in OPTIONS]
-WAYS += [
-    (dtype, ways) for dtype in (torch.float32, torch.float16) for ways in ("default", "additive", "vote")
+def _ways() -> Iterator[Any]:
+    """Weights that are rounded by chance, and those with an arithmetic of their own, under all options."""
+    for number, way in enumerate(OPTIONS):
+        for place, kind in enumerate(CLASSES):
+            usual = way in ("default", "all stages") or number % len(CLASSES) == place
+            yield kind, torch.bfloat16, way, usual
+            yield kind, torch.float64, way, (number + 1) % len(CLASSES) == place
+            if way in ("default", "additive", "vote"):
+                yield kind, torch.float32, way, True
+                yield kind, torch.float16, way, True
+
+
+WAYS = [
+    pytest.param(*way, id=f"{name_of(way[1])}-{way[2]}-{way[0]}", marks=[] if usual else [pytest.mark.slow])
+    for *way, usual in _ways()
 ]
 
 
-@pytest.mark.parametrize(("dtype", "ways"), WAYS, ids=lambda x: x if isinstance(x, str) else name_of(x))
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize(("kind", "dtype", "ways"), WAYS)
 def test_resume_is_bitwise(kind: str, dtype: torch.dtype, ways: str) -> None:
     check_resume(kind, dtype, OPTIONS[ways])
 
@@ -67,8 +79,7 @@ def test_wherever_it_was_stopped(kind: str, stop: int) -> None:
     check_resume(kind, torch.bfloat16, {}, stop)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("kind", CLASSES)
+@EVERY
 def test_saving_changes_nothing(kind: str, options: dict[str, Any]) -> None:
     quiet, watched = parameters(torch.bfloat16), parameters(torch.bfloat16)
     a, b = build(kind, quiet, **options), build(kind, watched, **options)

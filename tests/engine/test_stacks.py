@@ -11,7 +11,18 @@ from torch import Tensor
 from automagic_cameamp import Automagic_CameAMP
 from automagic_cameamp.state import chunks as buckets
 from automagic_cameamp.state import stacks as arena
-from engine.helpers import CLASSES, FLOATS, OPTIONS, build, differences, name_of, parameters, snapshot, train
+from engine.helpers import (
+    CLASSES,
+    EVERY,
+    FLOATS,
+    OPTIONS,
+    build,
+    differences,
+    name_of,
+    parameters,
+    snapshot,
+    train,
+)
 
 # Odd sizes put elements of one tensor into different lanes of a vector, depending on the stack.
 MANY = [(5, 7), (31, 33), (1, 17), (17, 1), (2, 3, 43), (8, 4, 3, 3), (1, 1), (33,), (), (40, 32), (3, 400)]
@@ -30,8 +41,7 @@ def outcome(kind: str, dtype: torch.dtype, options: dict[str, Any], steps: int =
     return snapshot(optimizer)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("kind", CLASSES)
+@EVERY
 def test_results_do_not_depend_on_the_size_of_the_stack(
     kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

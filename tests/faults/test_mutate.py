@@ -24,6 +24,17 @@ def f(a: int = 0, b: "x == 1" = 5) -> "1 + 1":
 '''
 
 
+def with_mutate(name: str) -> Any:
+    """A script that imports the two beside it."""
+    both = {other: script(other) for other in ("mutate", "mutate_map")}
+    sys.modules.update(both)
+    try:
+        return script(name)
+    finally:
+        for other in both:
+            del sys.modules[other]
+
+
 def script(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
@@ -34,6 +45,36 @@ def script(name: str) -> Any:
     finally:
         del sys.modules[name]
     return module
+
+
+KERNEL = """// 1 + 1
+template <int A = 0>
+float f(const float* x, bool on) {
+    float sum = 0;  // x < y
+    for (int i = 0; i < 8; ++i) sum += x[i] * smaller(x[i], 1.0f);
+    return !on && sum >= 10 ? sum : -sum;
+}
+"""
+
+
+def test_what_can_be_changed_in_the_kernels() -> None:
+    kernels = with_mutate("mutate_kernels")
+    found = kernels.mutants_of("f.h", KERNEL, set(range(1, 7)))
+    assert [(m.line, m.after) for m in found] == [
+        (4, "0 becomes 1"),
+        (5, "< becomes <="),
+        (5, "+= becomes -="),
+        (5, "* becomes /"),
+        (5, "0 becomes 1"),
+        (5, "1 becomes 0"),
+        (5, "smaller becomes larger"),
+        (6, "&& becomes ||"),
+        (6, ">= becomes >"),
+        (6, "! becomes nothing"),
+    ]
+    programs = {kernels.mutated(KERNEL, m.number, set(range(1, 7))) for m in found}
+    assert len(programs) == len(found) and KERNEL not in programs
+    assert not kernels.mutants_of("f.h", KERNEL, {1, 2, 7}), "what is not compiled or only says what is"
 
 
 def test_what_can_be_changed_and_what_not() -> None:
@@ -86,7 +127,7 @@ def test_the_map_names_modules_and_tests_that_are_there() -> None:
     } | {"eager.py", "optimizer.py", "step.py"}
     empty = {n for n in there if not mutate.mutants_of(n, (package / n).read_text("utf-8"))}
     assert covered.keys() == there - empty
-    for tests in covered.values():
+    for tests in (*covered.values(), script("mutate_map").KERNELS):
         names = [text.removeprefix("--deselect=") for text in tests if "tests/" in text]
         assert names and all((ROOT / name.partition("::")[0]).is_file() for name in names)
         for name in names:

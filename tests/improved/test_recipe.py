@@ -22,6 +22,7 @@ from automagic_cameamp.types import Layout, Phase
 from improved import drive
 from reference import drive as base_drive
 from reference.draws import stack
+from rotated import rotated
 
 SHAPES = [(), (1,), (9,), (1, 9), (9, 1), (5, 7), (8, 16), (2, 5, 6), (4, 3, 3, 3), (6, 4, 1, 1)]
 
@@ -45,8 +46,7 @@ def test_stacked_equals_looped_in_every_phase(way, dtype):
                     assert torch.equal(whole[name][row], x), f"{name} of {shape} at t={t}"
 
 
-@pytest.mark.parametrize("code", drive.CODED)
-@pytest.mark.parametrize("way", ["default", "strong", "percentile", "mask per row", "unfactored"])
+@rotated("way, code", ["default", "strong", "percentile", "mask per row", "unfactored"], drive.CODED)
 def test_the_size_of_a_chunk_changes_no_bit(way, code, monkeypatch):
     """The whole optimizer, with stacks as large as they get, in pairs, and one by one."""
     cls, own = drive.CODED[code]
@@ -60,8 +60,7 @@ def test_the_size_of_a_chunk_changes_no_bit(way, code, monkeypatch):
     assert base_drive.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("warmup", [0, 5, 6])
-@pytest.mark.parametrize("way", drive.WAYS)
+@rotated("way, warmup", drive.WAYS, [0, 5, 6])
 def test_mixed_equals_static_bitwise(way, warmup):
     for shape in ((5, 7), (3,), (2, 4, 5), (4, 3, 3, 3)):
         layout = Layout.of(shape)

@@ -18,6 +18,7 @@ from torch.optim import SGD, lr_scheduler
 from automagic_cameamp import accumulate_in_fp32, release_gradients
 from engine.helpers import differences, snapshot
 from loops.helpers import NAMES, build, groups_of, loss_of, model, same, same_memory, twins
+from rotated import rotated
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text("utf-8")
 PAGE = PAGE.split("\n## Gradient release\n")[0]
@@ -144,26 +145,26 @@ def prepared(name: str, precision: str) -> list[tuple[Any, Any]]:
     return made
 
 
-@pytest.mark.parametrize("name", ["Automagic_CameAMP8bit", "Automagic_CameAMP_COptim"])
-@pytest.mark.parametrize("precision, features", COMBINATIONS, ids=lambda text: text.replace(", ", "+"))
-def test_every_combination(name: str, precision: str, features: str) -> None:
+@rotated("name, cell", ["Automagic_CameAMP8bit", "Automagic_CameAMP_COptim"], COMBINATIONS)
+def test_every_combination(name: str, cell: tuple[str, str]) -> None:
+    precision, features = cell
     if "fp32 gradients" in precision and not HAS_GRAD_DTYPE:
         pytest.skip("this torch has no Tensor.grad_dtype")
-    cell = COMBINATIONS[precision, features]
+    outcome = COMBINATIONS[cell]
     (net, optimizer), (other, plain) = prepared(name, precision)
-    if cell == "equal":
+    if outcome == "equal":
         users_loop(net, optimizer, precision, features)
         by_hand(other, plain, precision, features)
         assert same(optimizer, plain) == []
         assert not torch.equal(net.head.weight, model(net.head.weight.dtype).head.weight)  # type: ignore[union-attr]
         return
     before = snapshot(optimizer)
-    if cell == "refused":
+    if outcome == "refused":
         expected: tuple[type[Exception], str] = (RuntimeError, "GradScaler|max_norm")
         if "accumulation" in features and "clipping" in features:
             expected = (ValueError, "max_norm")
     else:
-        assert cell == "refused by torch"
+        assert outcome == "refused by torch"
         closure_first = "closure" in features and precision.startswith("fp16 autocast")
         expected = (
             (RuntimeError, "Closure use") if closure_first else (Exception, "FP16 gradients|Closure use")

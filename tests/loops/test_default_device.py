@@ -14,6 +14,7 @@ import torch
 from automagic_cameamp import release_gradients
 from engine.helpers import disk
 from loops.helpers import NAMES, plain, same, twins
+from rotated import rotated
 
 
 @pytest.fixture
@@ -34,9 +35,7 @@ def fresh() -> None:
     dynamic8._tables.cache_clear()
 
 
-@pytest.mark.parametrize("engine", ["auto", "reference"])
-@pytest.mark.parametrize("released", [False, True], ids=["plain", "released"])
-@pytest.mark.parametrize("name", NAMES)
+@rotated("engine, released, name", ["auto", "reference"], [False, True], NAMES)
 def test_a_default_device_changes_nothing(
     name: str, released: bool, engine: str, where: str, elsewhere: torch.device
 ) -> None:

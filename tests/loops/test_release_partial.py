@@ -14,6 +14,7 @@ from automagic_cameamp import release_gradients
 from counts.helpers import ENGINES
 from engine.helpers import draw
 from loops.helpers import NAMES, build, loss_of, model, same, told
+from rotated import rotated
 
 EXPERTS = 4
 # Per backward pass: the experts that it reaches, and whether it reaches what all of them share.
@@ -49,9 +50,7 @@ PROGRAM = [({t % 4}, t % 3 == 0) for t in range(16)]
 LATE = [({0}, False)] * 5 + [({0, 1}, True)] * 3 + [({2}, False)] * 2
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("name", NAMES)
+@rotated("engine, accumulation, name", ENGINES, [1, 2], NAMES)
 @settings(max_examples=3, phases=NO_SHRINKING)
 @example(PROGRAM)
 @example(LATE)

@@ -83,7 +83,7 @@ ROWS: dict[str, Row] = {
     "lr_level": Row("distance", native=False, sharded="refused"),
     "weight_decay_phase": Row("always", {"weight_decay": 0.9}),
     "stochastic_rounding": Row(False, dtype=BF16),
-    "master_weight_bits": Row(24, dtype=BF16, native=False),
+    "master_weight_bits": Row(24, dtype=BF16),
     "seed": Row(1, dtype=BF16),
     "engine": Row("native", shows="who steps"),
     "offload": Row("cpu", shows="the host"),

@@ -60,7 +60,7 @@ def test_an_option_acts_alike_in_reference_and_kernels(name: str, option: str) -
                 for p, q in zip(params, others, strict=True):
                     q.copy_(p)
             other.load_state_dict(copy.deepcopy(reference.state_dict()))
-            before = [p.detach().clone() for p in params]
+            before = [lockstep.weights(reference, p) for p in params]
             for optimizer, own in ((reference, params), (other, others)):
                 drive.take(optimizer, own, step, row)
             first = [r.engine for r in other.engine_report().rows if "param_0" in r.names]

@@ -103,9 +103,9 @@ class Codecs:
 
     def __init__(self, library: ctypes.CDLL, flavour: str) -> None:
         self.flavour = flavour
-        self._decode, self._encode, self._convert, self._random, self._mask = (
+        self._decode, self._encode, self._convert, self._random, self._mask, self._whole = (
             getattr(library, f"automagic_{name}_{flavour}")
-            for name in ("decode", "encode", "convert", "random", "mask")
+            for name in ("decode", "encode", "convert", "random", "mask", "whole")
         )
         long, uint = ctypes.c_int64, ctypes.c_uint32
         self.i64, self.u32 = long, uint
@@ -139,6 +139,26 @@ class Codecs:
         kind = TYPES[typed.dtype]
         counts = (self.i64(first), self.i64(x.numel()))
         self._convert(mode, kind, self.u32(key & 0xFFFFFFFF), step, *counts, address(x), address(typed))
+
+    def join(self, weight: Tensor, rest: Tensor) -> Tensor:
+        """fp32 weights of two parts."""
+        x = torch.empty(weight.numel())
+        nothing = (0, self.u32(0), 0, self.i64(0))
+        self._whole(0, TYPES[weight.dtype], *nothing, self.i64(x.numel()), *map(address, (x, weight, rest)))
+        return x
+
+    def split(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        rest: Tensor,
+        noise: tuple[int, int] | None = None,
+        first: int = 0,
+    ) -> None:
+        """fp32 weights into two parts, from ``first`` on; the noise is a key and a step, or None: nearest."""
+        key, step = noise or (0, 0)
+        rounds = (noise is not None, self.u32(key & 0xFFFFFFFF), step, self.i64(first))
+        self._whole(1, TYPES[weight.dtype], *rounds, self.i64(x.numel()), *map(address, (x, weight, rest)))
 
     def random(self, key: int, step: int, count: int) -> Tensor:
         """Random bits of the first elements, int32."""

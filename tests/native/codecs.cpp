@@ -92,6 +92,18 @@ AUTOMAGIC_EXPORT void AUTOMAGIC_JOIN(automagic_random, AUTOMAGIC_ISA)(uint32_t k
     for (int64_t i = 0; i < count; ++i) out[i] = random_bits(base, static_cast<uint32_t>(i));
 }
 
+// Weights of 24 bits: joined into x (0), or x split into them (1).
+AUTOMAGIC_EXPORT void AUTOMAGIC_JOIN(automagic_whole, AUTOMAGIC_ISA)(int32_t mode, int32_t type, int32_t rounds,
+                                                                    uint32_t key, int32_t step, int64_t first,
+                                                                    int64_t count, float* x, void* p, int8_t* rest) {
+    Task t{};
+    t.p = p, t.rest = rest, t.p_type = type, t.rounds = rounds;
+    if (mode == 0)
+        load_weights(t, first, count, x);
+    else
+        store_weights(x, t, first, count, random_base(key, step));
+}
+
 // One step of the mask's words by `by`, their values, and the signs of g, which are kept.
 AUTOMAGIC_EXPORT void AUTOMAGIC_JOIN(automagic_mask, AUTOMAGIC_ISA)(const float* g, int64_t count, int32_t by,
                                                                    uint8_t* word, float* value, uint8_t* negative) {

@@ -91,6 +91,14 @@ def test_nearest_rounding() -> None:
     lockstep.check("Automagic_CameAMP", BF16, BEFORE, stochastic_rounding=False)
 
 
+@pytest.mark.parametrize("dtype", [BF16, FP16])
+@pytest.mark.parametrize("kind", ["base", "base dynamic", "balanced", "affine", "contextual 8bit"])
+@pytest.mark.parametrize("beside", [{}, {"lr_level": "auto"}, {"stochastic_rounding": False}], ids=str)
+def test_weights_of_24_bits(kind: str, dtype: torch.dtype, beside: dict[str, Any]) -> None:
+    name, options = CLASSES[kind]
+    lockstep.check(name, dtype, BEFORE, warmup_steps=100, master_weight_bits=24, **options, **beside)
+
+
 # What tests/matrix does not set: it takes every option off its default, in every phase.
 BASE = [
     {"lr_mask_rule": "none"}, {"lr_mask_granularity": "tensor"}, {"weight_decay": 0.0},

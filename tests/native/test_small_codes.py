@@ -11,6 +11,7 @@ from torch import Tensor
 from automagic_cameamp.state.random_bits import parameter_key, random_bits, stochastic_round
 from automagic_cameamp.storage import Softsign4, Unit4
 from automagic_cameamp.storage.residual import pack_nibbles, unpack_nibbles
+from automagic_cameamp.storage.rounding import join, split
 from automagic_cameamp.techniques import learning_rate
 from automagic_cameamp.techniques._bits import pack_bits
 from automagic_cameamp.types import Layout
@@ -134,6 +135,51 @@ def test_stochastic_rounding(lib, dtype: torch.dtype, step: int) -> None:
     lib.convert(2, x[1003:2006].clone(), part, key, step, 1003)
     assert torch.equal(part[1003:2006].view(torch.int16), mine[1003:2006].view(torch.int16))
     assert not part[:1003].any() and not part[2006:].any()
+
+
+def same_halves(a: Tensor, b: Tensor) -> bool:
+    """Equal bits, but for those of what is not a number."""
+    number = ~b.isnan()
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(
+        a.view(torch.int16)[number], b.view(torch.int16)[number]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_weight_of_24_bits(lib, dtype: torch.dtype) -> None:
+    """All 2^24 of them, joined; and split again, to the nearest."""
+    weights = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+    again, rest_again = torch.empty_like(weights), torch.empty(weights.shape, dtype=torch.int8)
+    for number in range(-128, 128):
+        rest = torch.full(weights.shape, number, dtype=torch.int8)
+        x = join(weights, rest)
+        mine, real = lib.join(weights, rest), ~weights.isnan()
+        assert torch.equal(mine[real].view(torch.int32), x[real].view(torch.int32)), number
+        assert torch.equal(mine.isnan(), ~real), number
+        if number % 16:
+            continue
+        theirs = split(x, None, dtype)
+        lib.split(x, again, rest_again)
+        assert same_halves(again, theirs[0]) and torch.equal(rest_again, theirs[1]), number
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("random", [False, True])
+def test_splitting_into_24_bits(lib, dtype: torch.dtype, random: bool) -> None:
+    x = torch.cat([special(), torch.randn(4999, generator=torch.Generator().manual_seed(2))])
+    key, step = parameter_key(11, 3), 9
+    bits = random_bits(torch.tensor([key], dtype=torch.int32), torch.tensor([float(step)]), x.numel())[0]
+    theirs = split(x, bits if random else None, dtype)
+    mine = torch.empty(x.numel(), dtype=dtype), torch.full((x.numel(),), 99, dtype=torch.int8)
+    noise = (key, step) if random else None
+    lib.split(x, *mine, noise)
+    # A run in the middle uses the noise of its own elements.
+    part = torch.zeros(x.numel(), dtype=dtype), torch.zeros(x.numel(), dtype=torch.int8)
+    lib.split(x[1003:2006].clone(), *part, noise, 1003)
+    assert same_halves(mine[0], theirs[0]) and torch.equal(mine[1], theirs[1])
+    assert same_halves(part[0][1003:2006], mine[0][1003:2006])
+    assert torch.equal(part[1][1003:2006], mine[1][1003:2006])
+    assert not any(c[:1003].any() or c[2006:].any() for c in part)
 
 
 @pytest.mark.parametrize("live", [0, 1])

@@ -18,6 +18,7 @@ from torch.optim import lr_scheduler
 
 from automagic_cameamp import OPTIMIZERS, Automagic_CameAMP, Automagic_CameAMP8bit, convert_state
 from automagic_cameamp.configs import OptimizerConfig8bit
+from rotated import rotated
 
 STEPS = 6
 SHAPES = [(12, 40), (33,)]
@@ -315,9 +316,7 @@ def test_no_option_of_a_group_has_a_name_that_schedulers_write() -> None:
 # ---------------------------------------------------------------- cycled momentum
 
 
-@pytest.mark.parametrize("engine", ["auto", "reference"])
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-@pytest.mark.parametrize("came", [True, False])
+@rotated("engine, name, came", ["auto", "reference"], sorted(OPTIMIZERS), [True, False])
 def test_cycled_momentum_keeps_the_state_and_resumes_bitwise(name: str, engine: str, came: bool) -> None:
     def run(scheduler_of: Callable[[Any], Any], stop: int | None) -> list[torch.Tensor]:
         draw = torch.Generator().manual_seed(1)

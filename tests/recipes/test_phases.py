@@ -14,6 +14,7 @@ from automagic_cameamp.schedule import phase_between, phase_of
 from automagic_cameamp.types import Layout, Phase
 from reference import drive
 from reference.draws import stack
+from rotated import rotated
 
 E, M, L = Phase.EARLY, Phase.MIDDLE, Phase.LATE
 
@@ -65,8 +66,7 @@ def assert_same(a, b, where):
         assert torch.equal(a[name], b[name]), f"{name} {where}"
 
 
-@pytest.mark.parametrize("warmup", [0, 5, 6])
-@pytest.mark.parametrize("way", drive.WAYS)
+@rotated("way, warmup", drive.WAYS, [0, 5, 6])
 def test_mixed_equals_static_bitwise(way, warmup):
     for shape in ((5, 7), (3,), (2, 3, 4)):
         layout = Layout.of(shape)

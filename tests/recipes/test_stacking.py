@@ -16,6 +16,7 @@ from automagic_cameamp.state import chunks as buckets
 from automagic_cameamp.types import Layout
 from reference import drive
 from reference.draws import stack
+from rotated import rotated
 
 SHAPES = [(), (1,), (3,), (9,), (4097,), (1, 1), (1, 9), (9, 1), (5, 7), (8, 16), (2, 3, 5), (3, 2, 3, 3)]
 
@@ -38,8 +39,7 @@ def test_stacked_equals_looped_in_every_phase(way, dtype):
                     assert torch.equal(whole[name][row], x), f"{name} of {shape} at t={t}"
 
 
-@pytest.mark.parametrize("cls", [Automagic_CameAMP, Automagic_CameAMP8bit])
-@pytest.mark.parametrize("way", drive.WAYS)
+@rotated("way, cls", drive.WAYS, [Automagic_CameAMP, Automagic_CameAMP8bit])
 def test_the_size_of_a_chunk_changes_no_bit(way, cls, monkeypatch):
     """The whole optimizer, with stacks as large as they get, in pairs, and one by one."""
     shapes = [(40, 32)] * 5 + [(7,)] * 4 + [(2, 3, 5)] * 3

@@ -189,12 +189,13 @@ class ContextualController:
         )
         square = self._square if self._square is not None else zero
         wrong = self._bad if self._bad is not None else zero > 0
-        finite = torch.isfinite(loss) | ~told
+        finite = (loss.abs() < math.inf) | ~told  # torch.isfinite would be four operations
         told = told & finite
 
         last = memory.sketches[1]
         size, before = q.square().sum(), last.square().sum()
-        moved = (size > 0) & torch.isfinite(size) & (square > 0) & torch.isfinite(square) & ~wrong
+        both = torch.stack([size, square])
+        moved = ((both > 0) & (both < math.inf)).all() & ~wrong
         paired = moved & (before > 0)
         cosine = (q * last).sum() * torch.where(paired, (size * before).clamp(min=TINY).rsqrt(), 0.0)
         seen = Seen(

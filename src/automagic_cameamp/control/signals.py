@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -51,11 +52,16 @@ class Signals(NamedTuple):
         size = torch.maximum(self.loss_slow.abs(), self.loss_deviation).clamp(min=TINY)
         return (self.loss_fast - self.loss_slow) / size
 
-    def edge(self, threshold: float, window: int) -> Tensor:
-        """Whether the step was an edge case: fewer of them the lower the threshold."""
+    def edge(self, threshold: float, window: int, trend: Tensor | None = None) -> Tensor:
+        """Whether the step was an edge case: fewer of them the lower the threshold.
+
+        Args:
+            threshold, window: the controller's.
+            trend: ``trend()``, where it is known.
+        """
         slack = 1 - threshold
         turned = self.kappa < -slack
-        rose = self.trend() > slack
+        rose = (self.trend() if trend is None else trend) > slack
         swelled = self.norm_fast - self.norm_slow > math.log1p(10 * slack)
         return (turned | rose | swelled | (self.bad > 0)) & (self.steps >= min(START_UP, window))
 
@@ -72,10 +78,18 @@ class Seen(NamedTuple):
     bad: Tensor
 
 
-def _mean(old: Tensor, new: Tensor, rate: float, count: Tensor, have: Tensor) -> Tensor:
-    """Running mean that starts as a plain one; unchanged where there is nothing new."""
-    weight = count.clamp(min=1).reciprocal().clamp(min=rate)
-    return torch.where(have, torch.lerp(old, new, weight), old)
+def _means(
+    old: list[Tensor], new: list[Tensor], counts: list[Tensor], rates: Tensor, have: list[Tensor]
+) -> tuple[Tensor, ...]:
+    """Running means that start as plain ones; unchanged where there is nothing new. All in one go."""
+    before, weights = torch.stack(old), torch.maximum(torch.stack(counts).clamp(min=1).reciprocal(), rates)
+    return torch.where(torch.stack(have), torch.lerp(before, torch.stack(new), weights), before).unbind()
+
+
+@lru_cache(maxsize=64)
+def _rates(device: torch.device, kappa: float, fast: float, slow: float) -> Tensor:
+    """Least weight of a new value in each mean, in the order of ``Signals``."""
+    return torch.tensor([kappa, fast, slow, fast, slow, slow], dtype=torch.float32, device=device)
 
 
 def advance(
@@ -92,21 +106,29 @@ def advance(
     losses = s.losses + seen.told.float()
     cosines, norms = s.cosines + seen.paired.float(), s.norms + seen.moved.float()
     distance = torch.where(s.losses > 0, (seen.loss - s.loss_slow).abs(), 0.0)
+    kappa, norm_fast, norm_slow, loss_fast, loss_slow, loss_deviation = _means(
+        [s.kappa, s.norm_fast, s.norm_slow, s.loss_fast, s.loss_slow, s.loss_deviation],
+        [seen.cosine, seen.log_norm, seen.log_norm, seen.loss, seen.loss, distance],
+        [cosines, norms, norms, losses, losses, losses],
+        _rates(s.kappa.device, rate, fast, slow),
+        [seen.paired, seen.moved, seen.moved, seen.told, seen.told, seen.told],
+    )
     s = s._replace(
         steps=s.steps + 1,
         losses=losses,
         cosines=cosines,
         norms=norms,
-        kappa=_mean(s.kappa, seen.cosine, rate, cosines, seen.paired),
-        norm_fast=_mean(s.norm_fast, seen.log_norm, fast, norms, seen.moved),
-        norm_slow=_mean(s.norm_slow, seen.log_norm, slow, norms, seen.moved),
-        loss_fast=_mean(s.loss_fast, seen.loss, fast, losses, seen.told),
-        loss_slow=_mean(s.loss_slow, seen.loss, slow, losses, seen.told),
-        loss_deviation=_mean(s.loss_deviation, distance, slow, losses, seen.told),
+        kappa=kappa,
+        norm_fast=norm_fast,
+        norm_slow=norm_slow,
+        loss_fast=loss_fast,
+        loss_slow=loss_slow,
+        loss_deviation=loss_deviation,
         bad=seen.bad.float(),
     )
-    edge = s.edge(threshold, window)
-    target = CONSISTENT * s.kappa - TREND_WEIGHT * torch.tanh(s.trend() / TREND_SCALE)
+    trend = s.trend()
+    edge = s.edge(threshold, window, trend)
+    target = CONSISTENT * s.kappa - TREND_WEIGHT * torch.tanh(trend / TREND_SCALE)
     target = torch.where(edge, target.clamp(max=EDGE_LOG_MULTIPLIER), target)
     target = target.clamp(math.log(bounds[0]), math.log(bounds[1]))
     return s._replace(

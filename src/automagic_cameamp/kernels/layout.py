@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes as c
 from typing import Any, NamedTuple
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 MAX_SCALES = 6
 CODES = {"dynamic": 1, "softsign": 2, "affine": 3, "unit4": 4, "log16": 6, "log": 7, "softsign4": 8}
 SKETCH = 4096
@@ -55,7 +55,7 @@ class Task(c.Structure):
         *((name, Coded) for name in COLUMNS),
         ("scale", Coded * MAX_SCALES),
         *((name, c.c_uint64) for name in ("step", "avg_lr", "torque", "mask_sum", "mask", "polarity")),
-        *((name, c.c_uint64) for name in ("basis", "lowrank_rate", "level", "anchor")),
+        *((name, c.c_uint64) for name in ("basis", "lowrank_rate", "level", "anchor", "rest")),
         *((name, c.c_int32) for name in ("p_type", "g_type", "options", "key", "rounds", "matrix")),
         *((name, c.c_int32) for name in ("kept", "ok", "tail", "sampled")),
         ("square", c.c_double),

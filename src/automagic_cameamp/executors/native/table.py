@@ -56,9 +56,10 @@ COLUMN = {
     "auto_anchor": "anchor",
     "lowrank_basis": "basis",
     "lowrank_tail": "basis",
+    CORRECTION.name: "rest",
 }
 PLAIN = ("step", "avg_lr", "s", "lr_mask_sum", "lr_mask", "last_polarity", *DIRECTIONS, "lowrank_rate")
-PLAIN += ("auto_level", "auto_anchor")
+PLAIN += ("auto_level", "auto_anchor", CORRECTION.name)
 TASK = np.dtype(abi.Task)
 OPTIONS = np.dtype(abi.Options)
 
@@ -93,8 +94,6 @@ def _unsupported_options(work: Work, hosted: bool) -> str | None:
         return f"{p.dtype} parameters on {p.device.type!r}"
     if work.recipe not in (base, contextual, improved):
         return "another recipe"
-    if any(spec.name == CORRECTION.name for spec, _ in work.fields):
-        return "master_weight_bits=24"
     matrix = chunk.layout.matrix
     for name, bad in (
         ("came", not hp.came),

@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-enum { ABI_VERSION = 6 };  // counts changes of this file, and functions that Python needs
+enum { ABI_VERSION = 7 };  // counts changes of this file, and functions that Python needs
 enum Type { F32 = 0, BF16 = 1, F16 = 2 };
 enum Code { PLAIN = 0, DYNAMIC8 = 1, SOFTSIGN8 = 2, AFFINE8 = 3, UNIT4 = 4, LOG16 = 6, LOG8 = 7, SOFTSIGN4 = 8 };
 enum { MAX_SCALES = 6 };
@@ -64,6 +64,7 @@ struct Task {
   float* lowrank_rate;
   float* level;                 // of the automatic level: evidence, and what it remembers
   float* anchor;                // [rows, sampled] weights that it looks back to
+  int8_t* rest;                 // of weights of 24 bits: 256ths of their last place
   int32_t p_type, g_type;
   int32_t options;              // index
   int32_t key;                  // of its random numbers

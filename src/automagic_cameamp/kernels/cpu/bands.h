@@ -215,6 +215,13 @@ inline Rows piece_of(const void* x, int32_t type, const Job& j, const Band& b, f
     return {held, b.count};
 }
 
+inline Rows weights_of(const Job& j, const Band& b, float* held) {
+    const Task& t = *j.t;
+    if (t.rest == nullptr) return piece_of(t.p, t.p_type, j, b, held);
+    for_lines(j, b, [&](int64_t first, int64_t n, int64_t at) { load_weights(t, first, n, held + at); });
+    return {held, b.count};
+}
+
 inline Rows decoded_piece(const Coded& c, const Job& j, const Band& b, float* held) {
     if (c.code == PLAIN) return {static_cast<const float*>(c.q) + b.row * j.n + b.column, j.n};
     for_lines(j, b, [&](int64_t first, int64_t n, int64_t at) { decode_run(c, first, n, held + at); });

@@ -62,7 +62,8 @@ constexpr Field TASK_FIELDS[] = {
     FIELD(Task, sq_row), FIELD(Task, sq_col), FIELD(Task, res), FIELD(Task, res_row), FIELD(Task, res_col),
     FIELD(Task, spatial), FIELD(Task, edge), FIELD(Task, scale), FIELD(Task, step), FIELD(Task, avg_lr),
     FIELD(Task, torque), FIELD(Task, mask_sum), FIELD(Task, mask), FIELD(Task, polarity), FIELD(Task, basis),
-    FIELD(Task, lowrank_rate), FIELD(Task, level), FIELD(Task, anchor), FIELD(Task, p_type), FIELD(Task, g_type), FIELD(Task, options), FIELD(Task, key),
+    FIELD(Task, lowrank_rate), FIELD(Task, level), FIELD(Task, anchor),
+    FIELD(Task, rest), FIELD(Task, p_type), FIELD(Task, g_type), FIELD(Task, options), FIELD(Task, key),
     FIELD(Task, rounds), FIELD(Task, matrix), FIELD(Task, kept), FIELD(Task, ok), FIELD(Task, tail),
     FIELD(Task, sampled), FIELD(Task, square),
 };

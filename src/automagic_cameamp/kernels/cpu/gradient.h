@@ -33,7 +33,7 @@ inline void clear_columns(const Job& j, int64_t slab, int count) {
 // Sums over the raw gradient and the weights.
 inline void add_raw_sums(const Job& j, int64_t first, int64_t n, Part& part, Local& w) {
     const float* g = load_run(j.t->g, j.t->g_type, first, n, w.raw);
-    const float* p = j.along ? load_run(j.t->p, j.t->p_type, first, n, w.other) : nullptr;
+    const float* p = j.along ? load_weights(*j.t, first, n, w.other) : nullptr;
     RawSums sums = raw_sums(g, p, n);
     part.sum[SQUARE] += sums.squares, part.sum[ABS] += sums.magnitudes, part.sum[ALONG] += sums.along;
 }

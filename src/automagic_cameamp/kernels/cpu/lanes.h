@@ -123,6 +123,26 @@ inline void store_run(const float* x, void* p, int32_t type, int64_t first, int6
     }
 }
 
+// Weights, with the bits beside them where they have some.
+inline const float* load_weights(const Task& t, int64_t first, int64_t n, float* buffer) {
+    if (t.rest == nullptr) return load_run(t.p, t.p_type, first, n, buffer);
+    const uint16_t* h = static_cast<const uint16_t*>(t.p) + first;
+    if (t.p_type == BF16)
+        run_joined_bf16(h, t.rest + first, n, buffer);
+    else
+        run_joined_fp16(h, t.rest + first, n, buffer);
+    return buffer;
+}
+
+inline void store_weights(const float* x, const Task& t, int64_t first, int64_t n, uint32_t base) {
+    if (t.rest == nullptr) return store_run(x, t.p, t.p_type, first, n, t.rounds, base);
+    uint16_t* h = static_cast<uint16_t*>(t.p) + first;
+    if (t.p_type == BF16)
+        run_split_bf16(x, t.rounds, base, first, n, h, t.rest + first);
+    else
+        run_split_fp16(x, t.rounds, base, first, n, h, t.rest + first);
+}
+
 // ---- coded fields ------------------------------------------------------------------------------
 
 inline const float* decode_run(const Coded& c, int64_t first, int64_t n, float* buffer) {

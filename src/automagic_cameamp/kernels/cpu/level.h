@@ -17,7 +17,7 @@ inline void look_back(const Job& j, const Tile& tile, Part& part, Local& w) {
         for (int64_t c = 0; c < width; c += RUN) {
             const int64_t n = smaller(RUN, width - c), first = r * j.n + c;
             float* anchor = t.anchor + r * width + c;
-            const float* p = load_run(t.p, t.p_type, first, n, w.other);
+            const float* p = load_weights(t, first, n, w.other);
             if (s.renews) copy_run(p, n, anchor);
             if (!s.looks) continue;
             const float* g = load_run(t.g, t.g_type, first, n, w.raw);

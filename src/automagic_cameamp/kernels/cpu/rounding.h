@@ -171,6 +171,52 @@ AUTOMAGIC_INLINE uint16_t stochastic_fp16(float x, uint32_t bits) {
     return to_fp16_portable(stochastic_fp16_value(x, bits));
 }
 
+// ---- 24 bits: a weight and 256ths of its last place ------------------------------------------
+
+AUTOMAGIC_INLINE float join_bf16(uint16_t h, int8_t rest) {
+    const int32_t size = static_cast<int32_t>(static_cast<uint32_t>(h & 0x7FFFu) << 16);
+    const int32_t whole = larger(size + static_cast<int32_t>(rest) * 256, 0);
+    return float_of(static_cast<uint32_t>(size < 0x7F800000 ? whole : size) | static_cast<uint32_t>(h & 0x8000u) << 16);
+}
+
+// The noise is 0x80 to round to nearest, or eight random bits.
+AUTOMAGIC_INLINE void split_bf16(float x, uint32_t noise, uint16_t* h, int8_t* rest) {
+    const uint32_t raw = bits_of(x), size = raw & 0x7FFFFFFFu;
+    const bool finite = size < 0x7F800000u;
+    const int32_t word = smaller(static_cast<int32_t>((size + noise) >> 8), static_cast<int32_t>(0x7F7F7F));
+    const int32_t high = (word + 0x80) >> 8;
+    const uint32_t special = size >> 16 | static_cast<uint32_t>(size > 0x7F800000u) << 6;
+    *h = static_cast<uint16_t>((finite ? static_cast<uint32_t>(high) : special) | raw >> 31 << 15);
+    *rest = static_cast<int8_t>(finite ? word - high * 256 : 0);
+}
+
+// A 256th of the last place of a number of fp16, and the reciprocal: powers of two.
+AUTOMAGIC_INLINE float fine_unit(float w) {
+    const int32_t exponent = larger(static_cast<int32_t>(bits_of(w) >> 23 & 0xFFu), 113);
+    return float_of(static_cast<uint32_t>(exponent - 18) << 23);
+}
+
+AUTOMAGIC_INLINE float inverse_fine_unit(float w) {
+    const int32_t exponent = larger(static_cast<int32_t>(bits_of(w) >> 23 & 0xFFu), 113);
+    return float_of(static_cast<uint32_t>(272 - smaller(exponent, 254)) << 23);
+}
+
+AUTOMAGIC_INLINE float join_fp16(uint16_t h, int8_t rest) {
+    const float x = from_fp16_portable(h);
+    const bool plain = (h & 0x7C00u) == 0x7C00u || rest == 0;  // nothing is added to -0, which would lose its sign
+    return plain ? x : x + static_cast<float>(rest) * fine_unit(x);
+}
+
+AUTOMAGIC_INLINE void split_fp16(float x, bool rounds, uint32_t bits, uint16_t* h, int8_t* rest) {
+    const float size = float_of(bits_of(x) & 0x7FFFFFFFu), inside = larger(smaller(x, 65504.0f), -65504.0f);
+    const uint16_t half = to_fp16_portable(size < 65520.0f ? inside : x);
+    const float w = from_fp16_portable(half), part = (x - w) * inverse_fine_unit(w);
+    // 127 at most: a half is a tie, which would be split into other two.
+    const float whole = larger(smaller(rounds ? round_to_grid(part, bits) : nearest(part), 127.0f), -127.0f);
+    *h = half;
+    *rest = static_cast<int8_t>((half & 0x7C00u) == 0x7C00u ? 0 : static_cast<int32_t>(whole));
+}
+
 // ---- runs of elements -----------------------------------------------------------------------
 // ``first`` is the position in the flattened tensor of the run's first element: it decides the noise.
 
@@ -188,6 +234,36 @@ inline void run_stochastic_bf16(const float* AUTOMAGIC_RESTRICT x, uint32_t base
     int32_t size = static_cast<int32_t>(count);
     for (int32_t i = 0; i < size; ++i)
         h[i] = stochastic_bf16(x[i], random_bits(base, start + static_cast<uint32_t>(i)));
+}
+
+inline void run_joined_bf16(const uint16_t* AUTOMAGIC_RESTRICT h, const int8_t* AUTOMAGIC_RESTRICT rest,
+                            int64_t count, float* AUTOMAGIC_RESTRICT x) {
+    for (int64_t i = 0; i < count; ++i) x[i] = join_bf16(h[i], rest[i]);
+}
+
+inline void run_joined_fp16(const uint16_t* AUTOMAGIC_RESTRICT h, const int8_t* AUTOMAGIC_RESTRICT rest,
+                            int64_t count, float* AUTOMAGIC_RESTRICT x) {
+    for (int64_t i = 0; i < count; ++i) x[i] = join_fp16(h[i], rest[i]);
+}
+
+inline void run_split_bf16(const float* AUTOMAGIC_RESTRICT x, bool rounds, uint32_t base, int64_t first, int64_t count,
+                           uint16_t* AUTOMAGIC_RESTRICT h, int8_t* AUTOMAGIC_RESTRICT rest) {
+    const uint32_t start = static_cast<uint32_t>(first);
+    const int32_t size = static_cast<int32_t>(count);
+    if (!rounds) {
+        for (int32_t i = 0; i < size; ++i) split_bf16(x[i], 0x80u, h + i, rest + i);
+        return;
+    }
+    for (int32_t i = 0; i < size; ++i)
+        split_bf16(x[i], random_bits(base, start + static_cast<uint32_t>(i)) & 0xFFu, h + i, rest + i);
+}
+
+inline void run_split_fp16(const float* AUTOMAGIC_RESTRICT x, bool rounds, uint32_t base, int64_t first, int64_t count,
+                           uint16_t* AUTOMAGIC_RESTRICT h, int8_t* AUTOMAGIC_RESTRICT rest) {
+    const uint32_t start = static_cast<uint32_t>(first);
+    const int32_t size = static_cast<int32_t>(count);
+    for (int32_t i = 0; i < size; ++i)
+        split_fp16(x[i], rounds, random_bits(base, start + static_cast<uint32_t>(i)), h + i, rest + i);
 }
 
 inline void run_from_fp16(const uint16_t* AUTOMAGIC_RESTRICT h, int64_t count, float* AUTOMAGIC_RESTRICT x) {

@@ -164,7 +164,7 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
         if (allora) {
             clear_rows(band, w.row);
             for_pieces(j, band, [&](const Band& b) {
-                Rows p = piece_of(t.p, t.p_type, j, b, w.band[2]);
+                Rows p = weights_of(j, b, w.band[2]);
                 shaped(j, b, [&](auto s, int64_t r) { add_row_squares<false>(s, p.from(r), w.row + r); });
             });
         }
@@ -175,7 +175,7 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
             int64_t first = b.row * j.n + b.column;
             a.g = piece_of(t.g, t.g_type, j, b, w.band[0]);
             a.m = {plane_piece(j, tile, b, w, used_plane(j)), j.n};
-            a.p = piece_of(t.p, t.p_type, j, b, w.band[2]);
+            a.p = weights_of(j, b, w.band[2]);
             a.to = const_cast<float*>(a.p.p);
             const int64_t r = b.row - band.row;
             a.gain = of_rows(j, b, w.inverse + r, w.spread[0]), a.rate = of_rows(j, b, w.row + r, w.spread[1]);
@@ -206,7 +206,7 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
             });
             if (t.p_type == F32 || a.dry) return;
             for_lines(j, b, [&](int64_t from, int64_t n, int64_t at) {
-                store_run(a.to + at, t.p, t.p_type, from, n, t.rounds, base);
+                store_weights(a.to + at, t, from, n, base);
             });
         }, along);
     });
