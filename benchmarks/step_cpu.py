@@ -41,7 +41,8 @@ from benchmarks.workloads import WORKLOADS, GradientPool, make_params
 REFERENCE = "adamw-fused"
 PEERS = [REFERENCE, "adamw-foreach", "bnb-adamw8bit", "came"]
 OURS = ["Automagic_CameAMP", "Automagic_CameAMP8bit"]
-COMPILED = {"torchao-adamw8bit", "ao-adamw8bit", "sdnq-adamw", "heavyball-adamw"}  # peers whose step is compiled
+# Peers whose step is compiled.
+COMPILED = {"torchao-adamw8bit", "ao-adamw8bit", "sdnq-adamw", "heavyball-adamw"}
 # All seven classes; the last one by its profiles too. ao-adamw8bit compiles for a minute: on request only.
 FAMILY = [
     *OURS,
