@@ -5,7 +5,8 @@ TORCH       ?= torch==2.13.0
 TORCH_INDEX ?=
 EXTRAS      ?= bnb,bench,dev
 VENV        := .venv
-JOBS        ?= $(shell nproc 2>/dev/null || echo 2)
+# nproc would answer with an OMP_NUM_THREADS of yours.
+JOBS        ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)
 ARGS        ?=
 
 # PY=/some/python runs a target with an environment of your own; then .venv is not built.
