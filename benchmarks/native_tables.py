@@ -7,7 +7,6 @@ from benchmarks.rows import Rows, last, named
 from benchmarks.step_cpu import FAMILY as CLASSES
 
 PEERS = ["adamw-fused", "adamw-foreach", "bnb-adamw8bit", "torchao-adamw8bit", "came", "adafactor8bit"]
-PEERS += ["adv-adamw", "sdnq-adamw", "heavyball-adamw", "optimi-adamw"]
 COLUMNS = [
     ("lora-sdxl", "late"),
     ("lora-sdxl", "early"),
@@ -110,3 +109,15 @@ def without(rows: Rows, language: str) -> str:
         f"{work} {phase}" for work in ("lora-sdxl", "one-big", "one-small") for phase in ("late", "early")
     ]
     return markdown(["optimizer", *columns, "slowest first step, s"], body)
+
+
+def peers(rows: Rows, language: str) -> str:
+    """The same, late, of one run with more peers and bf16 weights."""
+    found: dict[str, dict[str, str]] = {}
+    for row in rows.all("step_cpu_peers"):
+        options = {name: value for name, value in row["options"].items() if name != "engine"}
+        cells = found.setdefault(label(row["optimizer"], options), {})
+        cells[row["workload"]] = f"{row['ratio']:.2f} ({row['ns_per_param']:.2f})"
+    works = ["lora-sdxl", "one-big", "one-small", "lora-sdxl-bf16", "one-big-bf16"]
+    body = [[f"`{name}`", *map(cells.get, works)] for name, cells in found.items()]
+    return markdown(["optimizer", *works], body)

@@ -268,9 +268,10 @@ def run(
             noticing.add(words.partition(" ")[2].partition(" - ")[0])
         print(f"{'SURVIVED' if how == PASSED else how}: {said} | {words[:150]}", flush=True)
     # A test that fails by itself would notice everything.
-    built = build(copy)
+    if not build(copy):
+        raise SystemExit("not built without any change")
     how, words = copy.test(sorted(noticing), float("inf")) if noticing else (PASSED, "")
-    if how != PASSED or not built:
+    if how != PASSED:
         raise SystemExit(f"{how} without any change: {words}")
     return found
 
@@ -284,10 +285,10 @@ def environment() -> dict[str, Any]:
     return json.loads(output.stdout)
 
 
-def _last(path: Path, seed: int) -> dict[str, Any]:
-    """The newest row of a seed."""
+def _last(path: Path, seed: int, modules: list[str] | None) -> dict[str, Any]:
+    """The newest row of a seed and of these modules; rows of other modules have other mutants."""
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    return next(row for row in reversed(rows) if row["seed"] == seed)
+    return next(row for row in reversed(rows) if row["seed"] == seed and row.get("of_modules") == modules)
 
 
 def import_once() -> None:
@@ -353,7 +354,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     covered = {m: t for m, t in COVERED.items() if args.modules is None or m.startswith(tuple(args.modules))}
     if args.tests:
         covered = {module: args.tests for module in covered}
-    last = _last(args.out, args.seed) if args.again else None
+    last = _last(args.out, args.seed, args.modules) if args.again else None
     only = args.only if last is None else [text.split()[0] for text in last["survivors"]]
     if only:
         known = {m.name: m for m in sample(sys.maxsize, 0, covered)[0]}

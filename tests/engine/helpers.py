@@ -45,16 +45,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def _every() -> Iterator[Any]:
-    for number, (name, options) in enumerate(OPTIONS.items()):
+def usual_pairs() -> Iterator[tuple[str, str, bool]]:
+    """Every code with every set of options, and whether the two meet at every run."""
+    for number, name in enumerate(OPTIONS):
         for place, kind in enumerate(CLASSES):
-            usual = name in ("default", "all stages") or number % len(CLASSES) == place
-            marks = [] if usual else [pytest.mark.slow]
-            yield pytest.param(kind, options, id=f"{kind}-{name}", marks=marks)
+            yield kind, name, name in ("default", "all stages") or number % len(CLASSES) == place
+
+
+def usually(*values: Any, name: str, usual: bool) -> Any:
+    """A row of parameters that is slow where it is not usual."""
+    return pytest.param(*values, id=name, marks=[] if usual else [pytest.mark.slow])
 
 
 # Each set of options with one code, in turn, two with all of them; the other pairs under `pytest -m slow`.
-EVERY = pytest.mark.parametrize(("kind", "options"), list(_every()))
+EVERY = pytest.mark.parametrize(
+    ("kind", "options"),
+    [usually(kind, OPTIONS[way], name=f"{kind}-{way}", usual=usual) for kind, way, usual in usual_pairs()],
+)
 
 # Two of a kind, odd sizes, every rank; 40 x 32 is large enough to be quantised.
 SHAPES = [(40, 32), (8,), (40, 32), (3, 5, 7), (4, 3, 3, 3), (), (40, 32), (8,), (40, 32)]

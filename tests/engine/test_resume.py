@@ -26,6 +26,8 @@ from engine.helpers import (
     snapshot,
     train,
     twin_of,
+    usual_pairs,
+    usually,
 )
 
 HALF, ALL = 6, 12
@@ -51,23 +53,14 @@ def check_resume(kind: str, dtype: torch.dtype, options: dict[str, Any], stop: i
 
 def _ways() -> Iterator[Any]:
     """Weights that are rounded by chance, and those with an arithmetic of their own, under all options."""
-    for number, way in enumerate(OPTIONS):
-        for place, kind in enumerate(CLASSES):
-            usual = way in ("default", "all stages") or number % len(CLASSES) == place
-            yield kind, torch.bfloat16, way, usual
-            yield kind, torch.float64, way, (number + 1) % len(CLASSES) == place
-            if way in ("default", "additive", "vote"):
-                yield kind, torch.float32, way, True
-                yield kind, torch.float16, way, True
+    for kind, way, usual in usual_pairs():
+        few = way in ("default", "additive", "vote")
+        for dtype in (torch.bfloat16, torch.float64, *((torch.float32, torch.float16) if few else ())):
+            often = usual or dtype in (torch.float32, torch.float16)
+            yield usually(kind, dtype, way, name=f"{name_of(dtype)}-{way}-{kind}", usual=often)
 
 
-WAYS = [
-    pytest.param(*way, id=f"{name_of(way[1])}-{way[2]}-{way[0]}", marks=[] if usual else [pytest.mark.slow])
-    for *way, usual in _ways()
-]
-
-
-@pytest.mark.parametrize(("kind", "dtype", "ways"), WAYS)
+@pytest.mark.parametrize(("kind", "dtype", "ways"), list(_ways()))
 def test_resume_is_bitwise(kind: str, dtype: torch.dtype, ways: str) -> None:
     check_resume(kind, dtype, OPTIONS[ways])
 
