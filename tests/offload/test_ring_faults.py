@@ -370,9 +370,14 @@ def test_the_thread_ends_and_nothing_is_kept_alive(wild: Wild, monkeypatch: pyte
     held = weakref.ref(ring.shared())
     gone = [weakref.ref(far), weakref.ref(net.head.weight)]
     del far, net, handle
+
+    def left() -> list[object]:
+        """Threads of the tests before wait for more work a moment longer."""
+        threads = [t for t in threading.enumerate() if "host step" in t.name]
+        return [found for ref in (*gone, held) if (found := ref()) is not None] + threads
+
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and (any(ref() for ref in gone) or held() is not None):
+    while time.monotonic() < deadline and left():
         gc.collect()
         time.sleep(0.01)
-    assert not any(ref() for ref in gone) and held() is None
-    assert not [t for t in threading.enumerate() if "host step" in t.name]
+    assert not left()

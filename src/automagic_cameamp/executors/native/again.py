@@ -70,7 +70,7 @@ class Again:
     def run(self, group: Group, shared: Shared, p: Tensor) -> Outcome:
         """The update, after ``fits``."""
         held, work = self._table, self._work
-        tell(held, 0, work.recipe, table.renewed(work.hp, group), shared)
+        tell(held, 0, work.recipe, table.renewed(work.hp, table.heard(group)), shared)
         held.tasks["p"] = p.data_ptr()
         try:
             held.call(self._gradient, [p])

@@ -59,6 +59,7 @@ class Plan:
             numbers.setdefault(work.chunk.key[0], []).append(number)
         # group, its rows of options, any options of it
         self.rates = [(g, rows, works[rows[0]].hp) for g, rows in numbers.items()]
+        self.told: dict[int, tuple[tuple[Any, ...], float]] = {}  # of each group, what the table was told last
         self.table.watch(
             [
                 (s["lr_mask_sum"], p.numel())
@@ -144,6 +145,16 @@ class Plan:
         self.table.steer(steering)
         return levels
 
+    def _tell_rates(self, model: Model, multiplier: float, levels: dict[int, float]) -> None:
+        """What schedulers, the controller and the level have changed since the last step."""
+        for number, rows, hp in self.rates:
+            now = table.heard(model.groups[number])
+            factor = multiplier * levels.get(number, 1.0)
+            if (now, factor) == self.told.get(number):
+                continue
+            table.renew(self.table.options, rows, table.renewed(hp, now), model.recipe, factor)
+            self.told[number] = now, factor
+
     def run(self, model: Model) -> list[Outcome]:
         """One step of all parameters, after ``fits``; its outcomes, where anybody wants to know them."""
         multiplier = 1.0
@@ -151,10 +162,7 @@ class Plan:
             multiplier = float(
                 model.controller.multiplier(torch.zeros((), dtype=torch.float32, device="cpu"))
             )
-        levels = self._steer(model)
-        for number, rows, hp in self.rates:
-            now = table.renewed(hp, model.groups[number])
-            table.renew(self.table.options, rows, now, model.recipe, multiplier * levels.get(number, 1.0))
+        self._tell_rates(model, multiplier, self._steer(model))
         params = self.take(self.live)
         step = self.table.step
         masks = step.mask_count

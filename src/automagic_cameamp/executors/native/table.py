@@ -196,10 +196,18 @@ def options(hp: Hyper, recipe: Any, signals: bool) -> Any:
     return row
 
 
-def renewed(hp: Hyper, group: Group) -> Hyper:
-    """The options of a group with those of now that ``renew`` reads."""
-    now = dict(zip(RENEWED, _renewed(group), strict=True))
-    return hp._replace(**{**now, "lr": float(now["lr"])})
+def heard(group: Group) -> tuple[Any, ...]:
+    """What ``renew`` reads of a group, as it is now: copies of what a program may change where it is."""
+    return tuple([float(x) if isinstance(x, Tensor) else _copy(x) for x in _renewed(group)])
+
+
+def _copy(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def renewed(hp: Hyper, now: tuple[Any, ...]) -> Hyper:
+    """The options of a group with what was ``heard`` of it."""
+    return hp._replace(**dict(zip(RENEWED, now, strict=True)))
 
 
 def renew(options: Any, rows: Any, hp: Hyper, recipe: Any, multiplier: float) -> None:

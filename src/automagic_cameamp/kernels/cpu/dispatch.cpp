@@ -1,5 +1,6 @@
 // The library's plain C interface: picks the flavour that this processor can run.
 #include "fields.h"
+#include "pool.h"
 
 #if defined(_WIN32)
 #define PUBLIC extern "C" __declspec(dllexport)
@@ -57,6 +58,9 @@ PUBLIC const char* automagic_field(int32_t index, int32_t* place, const char** k
   }
   return nullptr;
 }
+
+// How a step spreads over threads, for benchmarks/scaling.py.
+PUBLIC int64_t automagic_watch(Share* shares, int64_t room) { return watch(shares, room); }
 
 PUBLIC void automagic_step(Step* s) {
 #if defined(AUTOMAGIC_X86)

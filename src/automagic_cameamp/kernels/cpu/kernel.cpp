@@ -1,4 +1,6 @@
 // One step of all tensors; compiled once per instruction set.
+#include <algorithm>
+
 #include "pool.h"
 #include "weights.h"
 
@@ -10,7 +12,8 @@ thread_local Arena shared_arena;  // what the passes of a tensor share
 thread_local Local local;         // what a thread needs to walk a tile
 
 constexpr int64_t BUNDLE = 65536;  // elements that one thread takes at a time
-constexpr int64_t ALONE = 1 << 19; // from here on the slabs of a tensor are spread over all threads
+constexpr int64_t ALONE = 1 << 19; // from here on the slabs of a tensor may be spread over all threads
+constexpr int64_t EVEN = 4;        // tensors of this part of a thread's work: so many fill it about as evenly as slabs do
 
 // What the step counter and the options decide before anything is read.
 void begin(Job& j, Task& t, const Step& s, double mask_mean) {
@@ -107,20 +110,20 @@ void update(Job& j, int threads, double* sketch) {
     finish_weights(j);
 }
 
-// Consecutive tensors that one thread takes together; where they begin depends on shapes alone.
+// Consecutive tensors that one thread takes together; where they begin depends on shapes alone. Who takes which, and
+// when, changes nothing.
 struct Bundles {
     Step* step;
     double mask_mean;
-    int64_t* first;
+    const int64_t *first, *order;
     double* sketches;
 };
 
-void one_bundle(void* context, int64_t index) {
+void one_bundle(void* context, int64_t place) {
     Bundles& b = *static_cast<Bundles*>(context);
     Step& s = *b.step;
-    int64_t i = b.first[index], end = b.first[index + 1];
-    if (i < 0) return;  // done before, on all threads
-    for (end = end < 0 ? -1 - end : end; i < end; ++i) {
+    const int64_t index = b.order[place];
+    for (int64_t i = b.first[index]; i < b.first[index + 1]; ++i) {
         Job j;
         begin(j, s.tasks[i], s, b.mask_mean);
         update(j, 1, b.sketches ? b.sketches + index * SKETCH : nullptr);
@@ -128,6 +131,13 @@ void one_bundle(void* context, int64_t index) {
 }
 
 int64_t size_of(const Task& t) { return t.batch * t.rows * t.cols; }
+
+// Whether the slabs of a tensor are spread over all threads, which wait for each other after every pass. So it is where
+// they would wait longer for the one that has it, or where each would need scratch as large as a tensor.
+bool spreads(const Job& j, int64_t total, int threads) {
+    if (j.numel < ALONE) return 2 * j.numel >= total;
+    return EVEN * threads * j.numel > total || (j.resident && !in_place(j));
+}
 
 }  // namespace
 
@@ -139,7 +149,7 @@ void step(Step* s) {
     for (int64_t i = 0; i < s->count; ++i) total += size_of(s->tasks[i]);
     // At most 256 bundles: each may hold a sketch of the model.
     int64_t target = larger(BUNDLE, total / 256);
-    int64_t* first = static_cast<int64_t*>(malloc(static_cast<size_t>(s->count + 2) * sizeof(int64_t)));
+    int64_t* first = static_cast<int64_t*>(malloc(static_cast<size_t>(2 * s->count + 2) * sizeof(int64_t)));
     if (first == nullptr) {
         for (int64_t i = 0; i < s->count; ++i) s->tasks[i].ok = -1;
         return;
@@ -152,29 +162,32 @@ void step(Step* s) {
     first[bundles] = s->count;
     double* sketches = nullptr;
     if (s->sketch != nullptr) sketches = static_cast<double*>(calloc(static_cast<size_t>(bundles + 1) * SKETCH, 8));
-    Bundles b{s, mask_mean, first, sketches};
+    int64_t *order = first + bundles + 1, waiting = 0;
     for (int64_t i = 0; i < bundles; ++i) {
-        int64_t size = size_of(s->tasks[first[i]]);
-        bool alone = first[i + 1] - first[i] == 1 && (size >= ALONE || 2 * size >= total);
-        if (!alone) continue;
-        Job j;
-        begin(j, s->tasks[first[i]], *s, mask_mean);
-        update(j, s->threads, sketches ? sketches + i * SKETCH : nullptr);
-        first[i] = -1 - first[i];
+        if (first[i + 1] - first[i] == 1) {
+            Job j;
+            begin(j, s->tasks[first[i]], *s, mask_mean);
+            if (spreads(j, total, s->threads)) {
+                update(j, s->threads, sketches ? sketches + i * SKETCH : nullptr);
+                continue;
+            }
+        }
+        order[waiting++] = i;
     }
-    parallel_for(s->threads, bundles, one_bundle, &b);
+    // The largest first: nobody is left with one when all others have ended.
+    const auto size = [&](int64_t i) { return first[i + 1] - first[i] == 1 ? size_of(s->tasks[first[i]]) : 0; };
+    std::stable_sort(order, order + waiting, [&](int64_t a, int64_t b) { return size(a) > size(b); });
+    Bundles b{s, mask_mean, first, order, sketches};
+    parallel_for(s->threads, waiting, one_bundle, &b);
     s->bad = 0;
     s->square = 0;
     for (int64_t i = 0; i < s->count; ++i) {
         s->bad += s->tasks[i].ok != 1;
         s->square += s->tasks[i].square;
     }
-    if (sketches != nullptr)
-        for (int64_t c = 0; c < SKETCH; ++c) {
-            double q = 0;
-            for (int64_t i = 0; i < bundles; ++i) q += sketches[i * SKETCH + c];
-            s->sketch[c] = q;
-        }
+    for (int64_t c = 0; sketches != nullptr && c < SKETCH; ++c) s->sketch[c] = 0;
+    for (int64_t i = 0; sketches != nullptr && i < bundles; ++i)
+        for (int64_t c = 0; c < SKETCH; ++c) s->sketch[c] += sketches[i * SKETCH + c];
     free(sketches);
     free(first);
 }

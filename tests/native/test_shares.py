@@ -1,0 +1,119 @@
+"""How a step spreads over threads: in enough shares for eight of them, whatever they are, and nothing changed by looking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from automagic_cameamp.kernels import native
+from benchmarks.common import build, parse_candidate
+from benchmarks.scaling import Watch, deal, foretell
+from benchmarks.step_cpu import FAMILY
+
+EIGHT = 8
+pytestmark = pytest.mark.skipif(native.why_not() is not None, reason="the CPU kernels are not built")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def made(candidate: str, shapes: list[tuple[int, ...]]) -> tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]:
+    name, options = parse_candidate(candidate)
+    generator = torch.Generator().manual_seed(3)
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator)
+        p._is_lora_layer = "lora" in candidate  # type: ignore[attr-defined]
+    return build(name, params, lr=1e-3, **options), params
+
+
+def shares(candidate: str, shapes: list[tuple[int, ...]]) -> list[int]:
+    """Of each parallel section of a step, the second, how many shares it has for eight threads."""
+    optimizer, _ = made(candidate, shapes)
+    optimizer.step()
+    torch.set_num_threads(EIGHT)
+    with Watch() as watch:
+        optimizer.step()
+    return list(map(len, watch.sections()))
+
+
+@pytest.mark.parametrize("candidate", FAMILY)
+def test_each_pass_over_a_large_matrix_has_enough(candidate: str) -> None:
+    """Three shares for each of eight threads: the last of them to end lets seven wait for a third of its work at most."""
+    passes = shares(candidate, [(1024, 640)])
+    assert len(passes) >= 3 and min(passes) >= 3 * EIGHT
+
+
+@pytest.mark.parametrize("shape", [(640, 1024), (4096, 256), (640, 320, 3, 3), (1 << 16, 8)], ids=str)
+def test_of_whatever_shape(shape: tuple[int, ...]) -> None:
+    passes = shares("Automagic_CameAMP8bit", [shape])
+    assert min(passes) >= 3 * EIGHT
+
+
+@pytest.mark.parametrize("candidate", FAMILY[:2])
+def test_many_small_ones_are_bundled_for_all(candidate: str) -> None:
+    (bundles,) = shares(candidate, [(16, 640), (640, 16)] * 160)
+    assert 3 * EIGHT <= bundles <= 256
+
+
+@pytest.mark.parametrize("candidate", FAMILY)
+def test_matrices_of_a_whole_model_do_not_wait_for_each_other(candidate: str) -> None:
+    """A matrix that is a small part of a thread's work is one share; the others' passes end in no barrier."""
+    assert shares(candidate, [(768, 768)] * 40) == [40]
+
+
+def test_the_largest_is_spread_and_the_next_come_first() -> None:
+    optimizer, _ = made("Automagic_CameAMP8bit", [(64, 64)] * 20 + [(768, 768)] * 40 + [(2048, 4096)])
+    optimizer.step()
+    torch.set_num_threads(EIGHT)
+    with Watch() as watch:
+        optimizer.step()
+    *passes, rest = watch.sections()
+    assert list(map(len, passes)) == [32] * len(passes)
+    assert len(rest) in (41, 42)  # the small ones are a bundle or two
+    assert min(rest[:40]) > max(rest[40:])  # nanoseconds of 589,824 elements and of 65,536 at most
+
+
+def test_scratch_as_large_as_a_tensor_is_wanted_once() -> None:
+    """New low-rank directions need the whole update: such a matrix has all threads, and the others wait."""
+    candidate = "Automagic_CameAMP_Improved_8Bit:profile=balanced;verbose=False;lora_rank_penalty=True"
+    found = shares(candidate, [(36864, 16)] * 40)
+    assert len(found) > 40
+
+
+def test_looking_changes_nothing_and_ends() -> None:
+    optimizer, params = made("Automagic_CameAMP8bit", [(1024, 640), (16, 64), (7,)])
+    twin, same = made("Automagic_CameAMP8bit", [(1024, 640), (16, 64), (7,)])
+    for _ in range(2):
+        with Watch() as watch:
+            optimizer.step()
+        twin.step()
+    found = watch.sections()
+    assert all(torch.equal(p, q) for p, q in zip(params, same, strict=True))
+    optimizer.step()
+    assert watch.sections() == found
+    assert all(taken >= 0 for section in found for taken in section)
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=60), st.integers(1, 9))
+def test_work_is_dealt_as_a_free_thread_would_take_it(taken: list[int], threads: int) -> None:
+    busy = deal(taken, threads)
+    mean = sum(taken) / threads
+    assert sum(busy) == sum(taken)
+    # Graham 1969 (Bounds on Multiprocessing Timing Anomalies, theorem 1): at most the mean and one share more.
+    assert max(mean, max(taken)) <= max(busy) <= mean + max(taken)
+
+
+def test_what_is_serial_stays() -> None:
+    taken, uneven = foretell([[10, 10, 10, 10], [6]], total=66, threads=4)
+    assert taken == 20 + 10 + 6
+    assert uneven == pytest.approx(16 * 4 / 46)
