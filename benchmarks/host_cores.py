@@ -16,9 +16,9 @@ from typing import Any
 
 from benchmarks.common import RESULTS, label, markdown
 from benchmarks.rows import Rows
+from benchmarks.traffic import MEMORY
 
 CORES = (2, 8, 16)
-MEMORY = {"40 GB/s": 40.0, "70 GB/s": 70.0}  # what is left of two channels of DDR4-3200 and of DDR5-5600
 BUS = 2 * 2 / 12.0  # ns: to the host, two bytes of each; back goes beside it
 MODEL = 2.567e9  # parameters of SDXL's U-Net
 

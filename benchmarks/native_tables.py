@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks import scaling
 from benchmarks.common import label, markdown
 from benchmarks.rows import Rows, last, named
 from benchmarks.step_cpu import FAMILY as CLASSES
@@ -65,20 +66,25 @@ def thread(rows: Rows, language: str) -> str:
 def sets(rows: Rows, language: str) -> str:
     """Times fused AdamW in the same rounds, without and with AVX-512 on one processor."""
     body = []
-    columns = [column for column in COLUMNS if column[0] != "full-124m"]
     for candidate in (*PEERS, *CLASSES):
         found = named(candidate)
         own = candidate in CLASSES
         options = {"engine": "native", **found["options"]} if own else found["options"]
         cells = []
-        for workload, phase in columns:
+        for workload, phase in COLUMNS:
             wanted = {"optimizer": found["optimizer"], "options": options, "workload": workload}
             wanted |= {"phase": phase if own else None}
             both = [last(rows.sets, {**wanted, "isa": isa}) for isa in ("avx2", "avx512")]
             cells.append(" / ".join(f"{row['ratio']:.2f}" for row in both if row))
         if any(cells):
             body.append([f"`{_short(candidate)}`", *cells])
-    return markdown(["optimizer", *(" ".join(column) for column in columns)], body)
+    return markdown(["optimizer", *(" ".join(column) for column in COLUMNS)], body)
+
+
+def threads(rows: Rows, language: str) -> str:
+    """What more threads would have to do, by the last row of each workload and optimizer."""
+    found = {(row["workload"], row["optimizer"], str(row["options"])): row for row in rows.all("scaling")}
+    return scaling.table(found.values())
 
 
 def without(rows: Rows, language: str) -> str:

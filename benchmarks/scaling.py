@@ -2,14 +2,16 @@
 
     python -m benchmarks.scaling
 
-No machine of ours has more than two cores. The kernels hand out a step in shares (tensors, bundles of small ones,
-slabs of those that would keep one thread too long), and a thread that is free takes the next. So the times of the
-shares that 2, 4 or 8 threads would get, all taken by one, say what each would have to do: they are dealt out as the
-pool does it. What the kernels do between shares, and Python before and after them, no thread can help with. That is
-the processors' bound; the memory's is the bytes of a step (``traffic``) at what two channels of DDR4-3200 or
-DDR5-5600 deliver. The step is timed on two threads in the same run, beside what is foretold for two.
+No machine of ours has more than two cores. The kernels hand out a step in shares (tensors, bundles of small
+ones, slabs of those that would keep one thread too long), and a thread that is free takes the next. So the
+times of the shares that 2, 4 or 8 threads would get, all taken by one, say what each would have to do: they
+are dealt out as the pool does it. What the kernels do between shares, and Python before and after them, no
+thread can help with. That is the processors' bound; the memory's is the bytes of a step (``traffic``) at
+what two channels of DDR4-3200 or DDR5-5600 deliver. The step is timed on two threads in the same run,
+beside what is foretold for two.
 
-`imbalance` is the time of the busiest thread over the mean of all; 1 is even. Rows go to `results/scaling.jsonl`.
+`imbalance` is the time of the busiest thread over the mean of all; 1 is even. Rows go to
+`results/scaling.jsonl`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import ctypes
 import heapq
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,8 @@ from benchmarks.common import (
     median,
     parse_candidate,
 )
-from benchmarks.host_cores import MEMORY
 from benchmarks.step_cpu import FAMILY
-from benchmarks.traffic import bytes_per_param
+from benchmarks.traffic import MEMORY, bytes_per_param
 from benchmarks.workloads import WORKLOADS, GradientPool, make_params
 
 THREADS = (2, 4, 8)
@@ -199,7 +200,7 @@ COLUMNS = [
 ]
 
 
-def table(rows: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> str:
+def table(rows: Iterable[dict[str, Any]]) -> str:
     """Of rows."""
     return markdown(COLUMNS, [cells(row) for row in rows])
 

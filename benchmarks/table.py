@@ -18,6 +18,7 @@ from benchmarks import (
     quant_update_error,
     release_memory,
     resident,
+    scaling,
     state_error,
     step_cpu,
 )
@@ -25,6 +26,7 @@ from benchmarks.common import argument_parser, read_rows
 
 PRINTERS = {
     "against": against.table,
+    "scaling": scaling.table,
     "step_cpu": step_cpu.table,
     "memory": memory.table,
     "quant_update_error": quant_update_error.table,

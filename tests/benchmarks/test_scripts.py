@@ -21,6 +21,7 @@ from benchmarks import (
     release_memory,
     resident,
     run_all,
+    scaling,
     step_cpu,
     table,
     traffic,
@@ -52,6 +53,16 @@ def test_step_cpu(tmp_path):
     assert by_name["adamw-fused", None]["ratio"] == 1.0
     eight = by_name["Automagic_CameAMP8bit", "early"]["state_bytes_per_param"]
     assert 0 < eight < by_name["Automagic_CameAMP", "early"]["state_bytes_per_param"]
+
+
+def test_scaling_foretells_what_two_threads_take(tmp_path):
+    out = tmp_path / "scaling.jsonl"
+    scaling.main(["--quick", "--optimizers", OURS[1], "--out", str(out)])
+    for row in check(out, {"ms", "measured_2", "bytes_moved_per_param", "memory_ms", "isa"}):
+        for threads, on in row["on"].items():
+            assert 0 < on["serial_ms"] and 0 < on["largest_share"] <= 1 and on["shares"] >= on["sections"]
+            assert 1 <= on["imbalance"] <= int(threads)
+            assert 0 < on["speedup"]
 
 
 def test_two_checkouts_step_in_turn(tmp_path):

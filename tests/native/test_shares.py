@@ -1,4 +1,4 @@
-"""How a step spreads over threads: in enough shares for eight of them, whatever they are, and nothing changed by looking."""
+"""How a step spreads over threads: in enough shares for eight of them, and looking changes nothing."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from benchmarks.common import build, parse_candidate
+from benchmarks.scaling import Watch, deal, foretell
+from benchmarks.step_cpu import FAMILY
 from hypothesis import given
 from hypothesis import strategies as st
 
 from automagic_cameamp.kernels import native
-from benchmarks.common import build, parse_candidate
-from benchmarks.scaling import Watch, deal, foretell
-from benchmarks.step_cpu import FAMILY
 
 EIGHT = 8
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason="the CPU kernels are not built")
@@ -26,7 +26,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def made(candidate: str, shapes: list[tuple[int, ...]]) -> tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]:
+Shapes = list[tuple[int, ...]]
+
+
+def made(candidate: str, shapes: Shapes) -> tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]:
     name, options = parse_candidate(candidate)
     generator = torch.Generator().manual_seed(3)
     params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
@@ -36,7 +39,7 @@ def made(candidate: str, shapes: list[tuple[int, ...]]) -> tuple[torch.optim.Opt
     return build(name, params, lr=1e-3, **options), params
 
 
-def shares(candidate: str, shapes: list[tuple[int, ...]]) -> list[int]:
+def shares(candidate: str, shapes: Shapes) -> list[int]:
     """Of each parallel section of a step, the second, how many shares it has for eight threads."""
     optimizer, _ = made(candidate, shapes)
     optimizer.step()
@@ -48,7 +51,7 @@ def shares(candidate: str, shapes: list[tuple[int, ...]]) -> list[int]:
 
 @pytest.mark.parametrize("candidate", FAMILY)
 def test_each_pass_over_a_large_matrix_has_enough(candidate: str) -> None:
-    """Three shares for each of eight threads: the last of them to end lets seven wait for a third of its work at most."""
+    """Three for each of eight threads: seven wait for the last of them a third of their work at most."""
     passes = shares(candidate, [(1024, 640)])
     assert len(passes) >= 3 and min(passes) >= 3 * EIGHT
 
@@ -109,7 +112,7 @@ def test_work_is_dealt_as_a_free_thread_would_take_it(taken: list[int], threads:
     busy = deal(taken, threads)
     mean = sum(taken) / threads
     assert sum(busy) == sum(taken)
-    # Graham 1969 (Bounds on Multiprocessing Timing Anomalies, theorem 1): at most the mean and one share more.
+    # Graham 1969 (Bounds on Multiprocessing Timing Anomalies): at most the mean and one share more.
     assert max(mean, max(taken)) <= max(busy) <= mean + max(taken)
 
 

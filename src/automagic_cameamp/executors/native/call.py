@@ -50,8 +50,10 @@ class Table:
         self.sizes = [p.numel() for p in params]
         self.strided = [i for i, p in enumerate(params) if not copies.plain(p)]
         self.counters = versions.counters(self.states)
+        self._no_sketch = torch.zeros(0, dtype=torch.float64, device="cpu")
+        self._place = self.tasks.ctypes.data  # numpy takes a microsecond to say so
         self.step = abi.Step(
-            tasks=self.tasks.ctypes.data,
+            tasks=self._place,
             options=self.options.ctypes.data,
             count=len(self.tasks),
             sketch=None,
@@ -103,9 +105,12 @@ class Table:
     def _run(self, tasks: Any) -> Folded:
         """Run these rows, and nothing else; they lie in one piece."""
         step = self.step
-        step.tasks, step.count = tasks.ctypes.data, len(tasks)
-        sketch = torch.zeros(abi.SKETCH if self.signals else 0, dtype=torch.float64, device="cpu")
-        step.sketch = sketch.data_ptr() if self.signals else None
+        step.tasks = self._place if tasks is self.tasks else tasks.ctypes.data
+        step.count, step.sketch = len(tasks), None
+        sketch = self._no_sketch
+        if self.signals:
+            sketch = torch.zeros(abi.SKETCH, dtype=torch.float64, device="cpu")
+            step.sketch = sketch.data_ptr()
         native.library().automagic_step(ctypes.byref(step))
         return Folded(sketch, step.square, step.bad)
 
