@@ -63,6 +63,14 @@ def test_threads_change_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
+def test_a_matrix_may_be_for_one_thread_or_for_all(name: str) -> None:
+    """Of six, one is a sixth of the work: one thread takes it whole, two take it together."""
+    shapes = [(768, 704)] * 6
+    one, two = (held(*run(name, range(2), threads, shapes)) for threads in (1, 2))
+    same(one, two)
+
+
+@pytest.mark.parametrize("name", CLASSES)
 def test_resume_is_bitwise(name: str) -> None:
     whole = held(*run(name, range(6)))
     first, params = run(name, range(3))
