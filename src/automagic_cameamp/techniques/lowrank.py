@@ -25,8 +25,12 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     if a.device.type != "cpu":
         return a @ b
     pairs = zip(a.flatten(0, 1).unbind(0), b.flatten(0, 1).unbind(0), strict=True)
-    products = [torch.mm(x.double().contiguous().clone(), y.double().contiguous().clone()) for x, y in pairs]
+    products = [torch.mm(_copy(x), _copy(y)) for x, y in pairs]
     return torch.stack(products).view(*a.shape[:-1], b.shape[-1]).to(a.dtype)
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
 
 
 def tail_is_smaller(layout: Layout, rank_keep: int) -> bool:
