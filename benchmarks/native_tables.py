@@ -66,19 +66,20 @@ def thread(rows: Rows, language: str) -> str:
 def sets(rows: Rows, language: str) -> str:
     """Times fused AdamW in the same rounds, without and with AVX-512 on one processor."""
     body = []
+    columns = [*COLUMNS, ("lora-sdxl-bf16", "late"), ("one-big-bf16", "late")]
     for candidate in (*PEERS, *CLASSES):
         found = named(candidate)
         own = candidate in CLASSES
         options = {"engine": "native", **found["options"]} if own else found["options"]
         cells = []
-        for workload, phase in COLUMNS:
+        for workload, phase in columns:
             wanted = {"optimizer": found["optimizer"], "options": options, "workload": workload}
             wanted |= {"phase": phase if own else None}
             both = [last(rows.sets, {**wanted, "isa": isa}) for isa in ("avx2", "avx512")]
             cells.append(" / ".join(f"{row['ratio']:.2f}" for row in both if row))
         if any(cells):
             body.append([f"`{_short(candidate)}`", *cells])
-    return markdown(["optimizer", *(" ".join(column) for column in COLUMNS)], body)
+    return markdown(["optimizer", *(" ".join(column) for column in columns)], body)
 
 
 def threads(rows: Rows, language: str) -> str:
