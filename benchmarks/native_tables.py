@@ -8,6 +8,7 @@ from benchmarks.rows import Rows, last, named
 from benchmarks.step_cpu import FAMILY as CLASSES
 
 PEERS = ["adamw-fused", "adamw-foreach", "bnb-adamw8bit", "torchao-adamw8bit", "came", "adafactor8bit"]
+FEWER = [CLASSES[0], CLASSES[1], CLASSES[3], CLASSES[-3], CLASSES[-2]]  # of those that differ most
 COLUMNS = [
     ("lora-sdxl", "late"),
     ("lora-sdxl", "early"),
@@ -83,9 +84,10 @@ def sets(rows: Rows, language: str) -> str:
 
 
 def threads(rows: Rows, language: str) -> str:
-    """What more threads would have to do, by the last row of each workload and optimizer."""
+    """What more threads would have to do, by the last row of each workload and of the fewer classes."""
     found = {(row["workload"], row["optimizer"], str(row["options"])): row for row in rows.all("scaling")}
-    return scaling.table(found.values())
+    wanted = [named(candidate) for candidate in FEWER]
+    return scaling.table(row for row in found.values() if {k: row[k] for k in wanted[0]} in wanted)
 
 
 def without(rows: Rows, language: str) -> str:
