@@ -122,12 +122,14 @@ def test_momentum_scales(scales: Any) -> None:
     lockstep.check("Automagic_CameAMP_COptim", FP32, BEFORE, momentum_scales=scales)
 
 
-@pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
+@pytest.mark.parametrize(("dtype", "bits"), [(FP32, 16), (BF16, 16), (FP16, 16), (BF16, 24), (FP16, 24)])
 @pytest.mark.parametrize("keep", [3, 10])
 @pytest.mark.parametrize("before", [0, BEFORE])
-def test_a_step_that_searches_directions(before: int, keep: int, dtype: torch.dtype) -> None:
+def test_a_step_that_searches_directions(before: int, keep: int, dtype: torch.dtype, bits: int) -> None:
     """The first one, and one after which the tail owes the rates of several steps."""
     options: dict[str, Any] = {"rank_keep": keep, "rank_penalty_strength": 1.0, "sync_frequency": BEFORE}
+    if bits == 24:
+        options["master_weight_bits"] = bits
     lockstep.check("Automagic_CameAMP_Improved", dtype, before, warmup_steps=2, **options)
 
 

@@ -59,7 +59,8 @@ class Plan:
             numbers.setdefault(work.chunk.key[0], []).append(number)
         # group, its rows of options, any options of it
         self.rates = [(g, rows, works[rows[0]].hp) for g, rows in numbers.items()]
-        self.told: dict[int, tuple[tuple[Any, ...], float]] = {}  # of each group, what the table was told last
+        # Of each group, what the table was told last.
+        self.told: dict[int, tuple[tuple[Any, ...], float]] = {}
         self.table.watch(
             [
                 (s["lr_mask_sum"], p.numel())

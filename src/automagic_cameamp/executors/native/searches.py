@@ -18,11 +18,14 @@ from torch import Tensor
 from ...recipes import improved
 from ...state.counts import directions_of, read
 from ...state.fields import stack_params
+from ...storage import CORRECTION
+from ...storage.rounding import join, split
 from ..update import Noise, write_params
 from ..work import Work
 
 STRAIGHT = torch.contiguous_format
 SMALL = 1 << 20  # elements
+OF_FEWER_BITS = ("p_type", "rounds", "rest")  # of a row of the table: 0 where the weight is fp32
 
 
 @contextmanager
@@ -115,17 +118,24 @@ class Search:
         self.usual: Any = None
         self.weights = {i: params[i].detach() for i in self.due}
         if params[0].dtype != torch.float32:
-            self.weights = {i: w.to(torch.float32, memory_format=STRAIGHT) for i, w in self.weights.items()}
+            self.weights = {i: self._widened(i) for i in self.due}
             self.usual = rows[self.due]
             rows["p"][self.due] = [w.data_ptr() for w in self.weights.values()]
-            rows["p_type"][self.due], rows["rounds"][self.due] = 0, 0
+            for name in OF_FEWER_BITS:
+                rows[name][self.due] = 0
+
+    def _widened(self, i: int) -> Tensor:
+        """A member's weight in fp32, with the bits beside it where it has some."""
+        weight, rest = self.weights[i], self.work.states[i].get(CORRECTION.name)
+        wide = weight if rest is None else join(weight, rest.view(weight.shape))
+        return wide.to(torch.float32, memory_format=STRAIGHT)
 
     def finish(self) -> None:
         """Search, shrink and write, after the step: only where the gradient was usable."""
         m = self.work
         done = [i for i in self.due if self.rows["ok"][i] == 1]
         if self.usual is not None:
-            for name in ("p", "p_type", "rounds"):
+            for name in ("p", *OF_FEWER_BITS):
                 self.rows[name][self.due] = self.usual[name]
         if not done:
             return
@@ -143,4 +153,9 @@ class Search:
         if m.rounds and m.keys is not None:
             step = torch.stack([state["step"] for state in states]).flatten()
             noise = Noise(m.keys[done], step)
+        if CORRECTION.name in states[0]:
+            new, rest = split(new, None if noise is None else noise.bits(new.shape, 0), params[0].dtype)
+            beside = [state[CORRECTION.name] for state in states]
+            torch._foreach_copy_(beside, [r.view_as(h) for r, h in zip(rest.unbind(0), beside, strict=True)])
+            noise = None
         write_params(params, new, noise)

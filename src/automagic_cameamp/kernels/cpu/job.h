@@ -185,30 +185,40 @@ inline int64_t turn_pitch(int64_t r) { return (r + 31) / 32 * 32; }
 
 inline int64_t rounded(int64_t n) { return (n + 31) / 16 * 16; }
 
-// Memory that the passes of one tensor share.
+// Sizes of the memory that the passes of one tensor share: elements of its arrays, and bytes in all.
+struct Sizes {
+    int64_t row, col, partial, sketch, basis, sides;
+    size_t bytes;
+
+    explicit Sizes(const Job& j) {
+        row = rounded(j.rows), col = rounded(j.K * j.n), partial = (j.K == 1 ? j.slabs : 1) * j.K * j.n;
+        sketch = j.o->signals ? j.slabs * smaller(j.numel, int64_t(4096)) : 0;
+        int64_t side = smaller(j.m, j.n);
+        basis = j.low_rank ? j.K * side * turn_pitch(side) : 0;
+        sides = j.picture ? j.K : 0;
+        int planes = 0;
+        for (int i = 0; i < PLANES; ++i) planes += j.resident && uses(j, i);
+        int64_t floats = 5 * row + 5 * col + 2 * rounded(j.n) + sketch + basis + planes * rounded(j.numel);
+        bytes = static_cast<size_t>(floats) * 4 + static_cast<size_t>(4 * partial) * 8 +
+                sizeof(Part) * static_cast<size_t>(j.slabs) + static_cast<size_t>(sides) + 64 * 41;
+    }
+};
+
+// That memory.
 inline bool lay_out(Job& j, Arena& a) {
-    int64_t row = rounded(j.rows), col = rounded(j.K * j.n);
-    int64_t partial = (j.K == 1 ? j.slabs : 1) * j.K * j.n;
-    int64_t sketch = j.o->signals ? j.slabs * smaller(j.numel, int64_t(4096)) : 0;
-    int64_t side = smaller(j.m, j.n), basis = j.low_rank ? j.K * side * turn_pitch(side) : 0;
-    int planes = 0;
-    for (int i = 0; i < PLANES; ++i) planes += j.resident && uses(j, i);
-    int64_t sides = j.picture ? j.K : 0;
-    size_t bytes = static_cast<size_t>(5 * row + 5 * col + 2 * rounded(j.n) + sketch + basis + planes * rounded(j.numel)) * 4 +
-                   static_cast<size_t>(4 * partial) * 8 + sizeof(Part) * static_cast<size_t>(j.slabs) +
-                   static_cast<size_t>(sides) + 64 * 41;
-    if (!a.reserve(bytes)) return false;
+    const Sizes of(j);
+    if (!a.reserve(of.bytes)) return false;
     float** by_row[] = {&j.R, &j.rf, &j.S, &j.rs, &j.row_var};
     float** by_col[] = {&j.C, &j.cf, &j.D, &j.ds, &j.col_var};
-    for (float** v : by_row) *v = a.take<float>(row);
-    for (float** v : by_col) *v = a.take<float>(col);
+    for (float** v : by_row) *v = a.take<float>(of.row);
+    for (float** v : by_col) *v = a.take<float>(of.col);
     j.first = a.take<float>(rounded(j.n));
     j.second = a.take<float>(rounded(j.n));
-    for (int i = 0; i < 4; ++i) j.columns[i] = a.take<double>(partial);
+    for (int i = 0; i < 4; ++i) j.columns[i] = a.take<double>(of.partial);
     j.parts = a.take<Part>(j.slabs);
-    j.sketches = sketch ? a.take<float>(sketch) : nullptr;
-    j.basis = basis ? a.take<float>(basis) : nullptr;
-    j.sides = sides ? a.take<uint8_t>(sides) : nullptr;
+    j.sketches = of.sketch ? a.take<float>(of.sketch) : nullptr;
+    j.basis = of.basis ? a.take<float>(of.basis) : nullptr;
+    j.sides = of.sides ? a.take<uint8_t>(of.sides) : nullptr;
     for (int i = 0; i < PLANES; ++i) j.full[i] = j.resident && uses(j, i) ? a.take<float>(rounded(j.numel)) : nullptr;
     if (in_place(j)) j.full[MOMENTUM] = static_cast<float*>(j.t->exp_avg.q);
     return true;
