@@ -133,6 +133,24 @@ def test_a_step_that_searches_directions(before: int, keep: int, dtype: torch.dt
     lockstep.check("Automagic_CameAMP_Improved", dtype, before, warmup_steps=2, **options)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-3])
+@pytest.mark.parametrize("shape", [(8, 8), (40, 24), (24, 40)], ids=str)
+def test_rows_that_hardly_differ_within(shape: tuple[int, ...], noise: float) -> None:
+    """Their variance is a difference of two numbers almost the same: no executor takes it for detail."""
+    moves = []
+    for engine in ("reference", "native"):
+        optimizer, (p,) = lockstep.make("Automagic_CameAMP_Improved", [shape], FP32, engine, warmup_steps=0)
+        generator = torch.Generator().manual_seed(1)
+        side = (shape[0], 1) if shape[0] <= shape[1] else (1, shape[1])
+        p.grad = torch.randn(side, generator=generator) * (
+            1 + noise * torch.randn(shape, generator=generator)
+        )
+        old = p.detach().clone()
+        optimizer.step()
+        moves.append(p.detach() - old)
+    assert lockstep.off_by(*moves) < 5e-3  # 8 eps of rounding, of a variance that is 1e-4 at least
+
+
 def test_a_plan_outlives_the_search() -> None:
     """And the gradient that is not finite keeps its parameter as it was, what the tail owes included."""
     (_, _), (optimizer, params) = lockstep.twin(

@@ -100,6 +100,7 @@ CASES: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
         [full(0), full(1), full(2)],
     ),
     "row_variance": (T.row_variance, [full(0)]),
+    "variance_of": (T.variance_of, [full(0).square() + 1, full(1) / 9]),
     "shrink_tail": (T.shrink_tail, [full(0), bases(1), positive(2, B, 1, 1, 1) / 9]),
     "sketch": (T.sketch, [full(0)]),
     "spatial_gain": (lambda v: T.spatial_gain(v, 0.2), [positive(0, B, K, M, 1)]),

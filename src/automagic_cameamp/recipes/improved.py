@@ -189,7 +189,7 @@ def _detail(u: Tensor, state: State, layout: Layout, hp: Hyper) -> T.Steps[tuple
         variance = T.ema(state.spatial_variance, T.row_variance(u), T.SPATIAL_BETA)
         return (yield from T.spatial_gain.steps(variance, hp.detail_preservation)), variance
     [square, centre] = yield [T.mean(u.square(), over=T.COLUMNS), T.mean(u, over=T.COLUMNS)]
-    variance = T.ema(state.spatial_variance, (square - centre.square()).clamp(min=0.0), T.SPATIAL_BETA)
+    variance = T.ema(state.spatial_variance, T.variance_of(square, centre), T.SPATIAL_BETA)
     return T.spatial_gain(variance.mT, hp.detail_preservation).mT, variance  # all columns are here
 
 

@@ -48,7 +48,7 @@ from .momentum import ema, torque
 from .multiscale import kept_scales, multiscale, multiscale_gain, own_beta, own_scale, scale_weights
 from .scaling import all_finite, belief_residual, factored_moment, factored_rsqrt, rms_clip, rms_gain
 from .sketch import SKETCH_SIZE, fold, random_signs, sketch
-from .spatial import SPATIAL_BETA, background_gain, row_variance, spatial_gain
+from .spatial import SPATIAL_BETA, background_gain, row_variance, spatial_gain, variance_of
 from .stencil import (
     EDGE_BETA,
     Sides,
@@ -102,6 +102,7 @@ __all__ = [
     "neighbours",
     "picture",
     "row_variance",
+    "variance_of",
     "second_difference",
     "shrink_tail",
     "spatial_gain",

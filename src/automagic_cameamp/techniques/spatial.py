@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..types import Locality, local
@@ -9,6 +10,8 @@ from ._reduce import row_mean
 from .sums import COLUMNS, Steps, mean, summing
 
 SPATIAL_BETA = 0.9
+# Of a row's mean square: below it, a variance is what rounding left of a difference of two numbers.
+FLAT = 1e-4
 
 
 @local(Locality.TENSOR)
@@ -37,10 +40,16 @@ def background_gain(energy: Tensor) -> Steps[Tensor]:
     return (share / 0.1).sqrt().clamp(0.5, 1.0)
 
 
+@local(Locality.ELEMENT)
+def variance_of(square: Tensor, centre: Tensor) -> Tensor:
+    """Variance from a mean square and a mean, at least ``FLAT`` of the first: less is rounding."""
+    return torch.maximum(square - centre.square(), FLAT * square)
+
+
 @local(Locality.ROW)
 def row_variance(u: Tensor) -> Tensor:
-    """Variance of an update within each row: [B,K,m,n] -> [B,K,m,1]."""
-    return (row_mean(u.square()) - row_mean(u).square()).clamp_(min=0.0)
+    """Variance of an update within each row, as in ``variance_of``: [B,K,m,n] -> [B,K,m,1]."""
+    return variance_of(row_mean(u.square()), row_mean(u))
 
 
 @local(Locality.TENSOR)
@@ -61,8 +70,8 @@ def spatial_gain(variance: Tensor, detail: float) -> Steps[Tensor]:
     Deviations: the variance is taken on the short side of a matrix (per column of a tall one), where it
     costs least.
     Options: spatial_awareness, detail_preservation. 0 is off.
-    Measured: 1 where all rows are equal; mean 1 where nothing is clamped; invariant to scale
-    (``tests/improved/test_gains.py``).
+    Measured: 1 where all rows are equal, or constant to a hundredth; mean 1 where nothing is clamped;
+    invariant to scale (``tests/improved/test_gains.py``).
     """
     [level] = yield [mean(variance, over=COLUMNS)]
     ratio = (variance + 1e-38) / (level + 1e-38)

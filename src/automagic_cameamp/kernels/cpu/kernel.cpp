@@ -133,10 +133,10 @@ void one_bundle(void* context, int64_t place) {
 int64_t size_of(const Task& t) { return t.batch * t.rows * t.cols; }
 
 // Whether the slabs of a tensor are spread over all threads, which wait for each other after every pass. So it is where
-// they would wait longer for the one that has it, or where each would need, and keep, scratch as large as half the tensor.
+// they would wait longer for the one that has it, or where each would need, and keep, scratch as large as itself in fp32.
 bool spreads(const Job& j, int64_t total, int threads) {
     if (j.numel < ALONE) return 2 * j.numel >= total;
-    return EVEN * threads * j.numel > total || Sizes(j).bytes > static_cast<size_t>(2 * j.numel);
+    return EVEN * threads * j.numel > total || Sizes(j).bytes > static_cast<size_t>(4 * j.numel);
 }
 
 }  // namespace

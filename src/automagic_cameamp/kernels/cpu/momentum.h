@@ -24,12 +24,15 @@ inline Signs signs_of(const Job& j) {
     return j.o->grams ? Signs{1.0f - 2.0f * j.mix, 1.0f, 1.0f} : Signs{1.0f, 1.0f, 1.0f};
 }
 
+constexpr float FLAT = 1e-4f;  // techniques/spatial.py
+
 // Running variance <- that of rows with these sums of elements and of squares.
 inline void move_variance(const float* AUTOMAGIC_RESTRICT sums, const float* AUTOMAGIC_RESTRICT squares, float n,
                           int64_t count, float* AUTOMAGIC_RESTRICT variance) {
     for (int64_t i = 0; i < count; ++i) {
         float mean = sums[i] / n;
-        variance[i] = lerp(variance[i], larger(squares[i] / n - mean * mean, 0.0f), 0.1f);
+        float square = squares[i] / n;
+        variance[i] = lerp(variance[i], larger(square - mean * mean, FLAT * square), 0.1f);
     }
 }
 
