@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .text import read
@@ -117,6 +118,12 @@ def rate(name: str, value: Any) -> float | Tensor:
     return number(0.0)(name, value)
 
 
+def wide(lr: Any) -> Any:
+    """A learning rate as arithmetic wants it: what it is divided by has no room in 16 bits."""
+    narrow = isinstance(lr, Tensor) and lr.dtype not in (torch.float32, torch.float64)
+    return lr.float() if narrow else lr
+
+
 def _filled(name: str, value: Any, default: Sequence[float], check: Check) -> tuple[float, ...]:
     items = list(value) if isinstance(value, Iterable) else [value]
     if not 1 <= len(items) <= len(default):
@@ -129,6 +136,13 @@ def betas(name: str, value: Any) -> tuple[float, ...]:
     if not isinstance(value, (list, tuple)) or len(value) < 2:
         raise fail(name, value, "two or three numbers in [0, 1)", "For example betas=(0.8, 0.99, 0.999).")
     return _filled(name, value, (0.8, 0.99, 0.999), number(0.0, 1.0, open_high=True))
+
+
+def decays(value: Any) -> tuple[float, ...]:
+    """A group's betas as they are now: what a program has put there may be a list, an array or tensors."""
+    if type(value) is tuple and len(value) == 3 and all(type(beta) is float for beta in value):
+        return value
+    return betas("betas", [float(beta) for beta in value] if isinstance(value, Iterable) else value)
 
 
 def epsilons(name: str, value: Any) -> tuple[float, ...]:

@@ -133,6 +133,16 @@ def test_a_step_that_searches_directions(before: int, keep: int, dtype: torch.dt
     lockstep.check("Automagic_CameAMP_Improved", dtype, before, warmup_steps=2, **options)
 
 
+@pytest.mark.parametrize("kind", ["base dynamic", "balanced", "contextual"])
+@pytest.mark.parametrize("before", [0, BEFORE])
+@pytest.mark.parametrize("off", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_means_without_a_memory(off: tuple[int, ...], before: int, kind: str) -> None:
+    """A surprise of exactly 0 makes a confidence of 1e20: no product of two such numbers may overflow."""
+    name, options = CLASSES[kind]
+    betas = [0.0 if i in off else beta for i, beta in enumerate((0.8, 0.99, 0.999))]
+    lockstep.check(name, FP32, before, warmup_steps=2, betas=tuple(betas), **options)
+
+
 @pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-3])
 @pytest.mark.parametrize("shape", [(8, 8), (40, 24), (24, 40)], ids=str)
 def test_rows_that_hardly_differ_within(shape: tuple[int, ...], noise: float) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -60,3 +63,67 @@ def test_whatever_changes_the_rates_is_told(turns: list[list[Turn]], level: str)
             lockstep.take(optimizer, params, step)
         results.append(held(optimizer, params))
     same(*results)
+
+
+def filled(betas: Any) -> None:
+    betas[0].fill_(0.1) if isinstance(betas[0], torch.Tensor) else betas.__setitem__(0, 0.1)
+
+
+FORMS: list[Callable[[], Any]] = [
+    lambda: [0.5, 0.9, 0.99],
+    lambda: tuple(map(torch.tensor, (0.5, 0.9, 0.99))),
+    lambda: np.array([0.5, 0.9, 0.99]),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_betas_of_whatever_form_changed_where_they_are(form: Callable[[], Any]) -> None:
+    results = []
+    for engine in ("reference", "native"):
+        optimizer, params = lockstep.make(
+            "Automagic_CameAMP", [(20, 30)], torch.float32, engine, warmup_steps=0
+        )
+        group = optimizer.param_groups[0]
+        for step in range(8):
+            if step == 2:
+                group["betas"] = form()
+            if step == 5:
+                filled(group["betas"])
+            lockstep.take(optimizer, params, step)
+        results.append(params[0].detach().clone())
+    torch.testing.assert_close(*results, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["reference", "native"])
+def test_betas_that_are_none_are_refused_by_name(engine: str) -> None:
+    optimizer, params = lockstep.make("Automagic_CameAMP", [(20, 30)], torch.float32, engine)
+    lockstep.take(optimizer, params, 0)
+    old = held(optimizer, params)
+    for bad, words in (
+        ((0.5,), r"betas=\[0.5\] is not allowed"),
+        ((0.5, 2.0), r"betas\[1\]=2.0"),
+        (7, "betas=7"),
+    ):
+        optimizer.param_groups[0]["betas"] = bad
+        with pytest.raises(ValueError, match=words):
+            lockstep.take(optimizer, params, 1)
+        same(old, held(optimizer, params))
+    optimizer.param_groups[0]["betas"] = (0.5, 0.9)  # the third is the constructor's
+    lockstep.take(optimizer, params, 1)
+
+
+@pytest.mark.parametrize("level", ["fixed", "auto"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_rate_that_is_a_tensor_of_16_bits(dtype: torch.dtype, level: str) -> None:
+    results = []
+    for engine in ("reference", "native"):
+        rate = torch.tensor(1e-3, dtype=dtype)
+        optimizer, params = lockstep.make(
+            "Automagic_CameAMP", [(20, 30)], torch.float32, engine, lr=rate, lr_level=level
+        )
+        for step in range(6):
+            lockstep.take(optimizer, params, step)
+            if step == 3:
+                rate.fill_(2e-4)
+        results.append(params[0].detach().clone())
+    torch.testing.assert_close(*results, rtol=0, atol=1e-6)

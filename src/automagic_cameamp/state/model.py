@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..recipes import LAGGED, Hyper, Shared, share
 from ..storage import CORRECTION, Policy
+from ..validate import decays, wide
 from . import shards
 from .adapters import LoraReport
 from .chunks import Chunk, chunks
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 Group = dict[str, Any]
 Members = tuple[Group, Chunk, list[int]]  # a chunk, with the places in it that are meant
+# Options for which a program may put something else there than the constructor did.
+AS_IT_IS_NOW = (("betas", decays), ("lr", wide))
 Lagged = list[dict[str, list[tuple[Tensor, int]]]]
 
 
@@ -140,6 +143,7 @@ class Model:
             table: 1: rows of the parameters are no neighbours; 2: nor are columns.
         """
         values = {name: group[name] for name in Hyper._fields if name in group}
+        values |= {name: read(values[name]) for name, read in AS_IT_IS_NOW if name in values}
         if values.get("final_clip") is None:
             values["final_clip"] = group["clip_threshold"]
         values["allora"] = lora and not group["full_finetune"]
@@ -228,7 +232,7 @@ class Model:
             the group where that is highest.
         """
         peers = [g for g in self.groups if g["lr_level"] == group["lr_level"]]
-        ratios = [g["lr"] / g["base_lr"] for g in peers if g["base_lr"] > 0]
+        ratios = [wide(g["lr"]) / g["base_lr"] for g in peers if g["base_lr"] > 0]
         start = max(g["base_lr"] for g in peers)
         held = next((ratio for ratio in ratios if isinstance(ratio, Tensor)), None)
         if held is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...recipes import level_under, steered
 from ...state.model import Model
+from ...validate import wide
 from ..reference import REFERENCE
 from ..work import Left, Outcome, Work
 from . import table
@@ -141,7 +142,7 @@ class Plan:
             if group["lr_level"] == "auto":
                 start, schedule = model.course(group)
                 steering = steered(rows, start, schedule, rows.device) if steering is None else steering
-                group["d"] = level_under(steering, start, group["lr"], group["base_lr"])
+                group["d"] = level_under(steering, start, wide(group["lr"]), group["base_lr"])
                 levels[number] = float(group["d"])
         self.table.steer(steering)
         return levels

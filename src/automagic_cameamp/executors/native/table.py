@@ -18,6 +18,7 @@ from ...state.counts import DIRECTIONS
 from ...state.model import Group
 from ...state.tensors import is_wrapper
 from ...storage import CORRECTION, ErrorCorrected
+from ...validate import decays
 from ..work import Work
 from . import copies
 
@@ -37,6 +38,7 @@ KNOWN = frozenset(
 )
 # Names in a group of what ``renew`` reads: they may change from step to step.
 RENEWED = ("lr", "base_lr", "lr_floor", "lr_cap", "hard_min_lr", "betas", "weight_decay")
+BETAS = RENEWED.index("betas")
 _renewed = itemgetter(*RENEWED)
 # Field of the recipe -> column of the table, where the names differ.
 COLUMN = {
@@ -198,11 +200,9 @@ def options(hp: Hyper, recipe: Any, signals: bool) -> Any:
 
 def heard(group: Group) -> tuple[Any, ...]:
     """What ``renew`` reads of a group, as it is now: copies of what a program may change where it is."""
-    return tuple([float(x) if isinstance(x, Tensor) else _copy(x) for x in _renewed(group)])
-
-
-def _copy(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    now = [float(x) if isinstance(x, Tensor) else x for x in _renewed(group)]
+    now[BETAS] = decays(now[BETAS])
+    return tuple(now)
 
 
 def renewed(hp: Hyper, now: tuple[Any, ...]) -> Hyper:

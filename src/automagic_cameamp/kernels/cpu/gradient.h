@@ -139,7 +139,7 @@ inline double wide_sum(const float* AUTOMAGIC_RESTRICT x, int64_t n) {
 inline double wide_dot(const float* AUTOMAGIC_RESTRICT x, const float* AUTOMAGIC_RESTRICT y, int64_t n) {
     double s = 0;
 #pragma omp simd reduction(+ : s)
-    for (int64_t i = 0; i < n; ++i) s += static_cast<double>(x[i] * y[i]);
+    for (int64_t i = 0; i < n; ++i) s += static_cast<double>(x[i]) * static_cast<double>(y[i]);  // may be 1e20 each
     return s;
 }
 
