@@ -59,9 +59,11 @@ def summary(rows: Rows) -> str:
                 ratios = [over(losses, here["adamw"][rate]) for losses in starts.values()]
                 spread = [r[0] for r in ratios if r is not None]
                 cells.append(f"{min(spread):.3f} to {max(spread):.3f}" if spread else "-")
-                for peer in PEERS[:2]:
+                for peer in PEERS:
                     started = here.get(peer, {})
                     cells.append(shown(over(started[1e-6], here["adamw"][rate])) if 1e-6 in started else "-")
+                came = here.get("came")
+                cells.append(shown(over(came[best(came)[0]], here["adamw"][rate])) if came else "-")
                 body.append(cells)
     header = [
         "task",
@@ -70,7 +72,11 @@ def summary(rows: Rows) -> str:
         "no rate / AdamW (seeds)",
         "no rate / our best rate",
     ]
-    return markdown([*header, "starts 1e-8 to 1e-2 / AdamW", "Prodigy / AdamW", "ProdigyPlus / AdamW"], body)
+    peers = [
+        f"{name} / AdamW"
+        for name in ("Prodigy", "ProdigyPlus", "adv_optm's Prodigy", "CAME's best rate of four")
+    ]
+    return markdown([*header, "starts 1e-8 to 1e-2 / AdamW", *peers], body)
 
 
 def classes(rows: Rows) -> str:
