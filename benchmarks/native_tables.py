@@ -8,7 +8,11 @@ from benchmarks.rows import Rows, last, named
 from benchmarks.step_cpu import FAMILY as CLASSES
 
 PEERS = ["adamw-fused", "adamw-foreach", "bnb-adamw8bit", "torchao-adamw8bit", "came", "adafactor8bit"]
-FEWER = [CLASSES[0], CLASSES[1], CLASSES[3], CLASSES[-3], CLASSES[-2]]  # of those that differ most
+# Those that differ most.
+FEWER = [
+    *("Automagic_CameAMP", "Automagic_CameAMP8bit", "Automagic_CameAMP_COptim8bit"),
+    *(name for name in CLASSES if "memory_optimized" in name or "balanced" in name),
+]
 COLUMNS = [
     ("lora-sdxl", "late"),
     ("lora-sdxl", "early"),

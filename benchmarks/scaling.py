@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from automagic_cameamp.kernels import native
+from benchmarks.against import PHASES
 from benchmarks.common import (
     CANDIDATE_HELP,
     RESULTS,
@@ -44,7 +45,6 @@ from benchmarks.traffic import MEMORY, bytes_per_param
 from benchmarks.workloads import WORKLOADS, GradientPool, make_params
 
 THREADS = (2, 4, 8)
-PHASES = {"early": 10**6, "late": 0}  # warmup_steps
 ROOM = 1 << 16
 Sections = list[list[int]]  # of each parallel section, nanoseconds of its shares in order
 
@@ -124,9 +124,7 @@ def measure(workload: str, candidate: str, phase: str, rounds: int) -> dict[str,
     name, options = parse_candidate(candidate)
     optimizer = build(name, params, **{"lr": 1e-6, **options, "warmup_steps": PHASES[phase]})
 
-    def step() -> None:
-        optimizer.step()
-
+    step = optimizer.step
     pool.redraw(params)
     torch.set_num_threads(2)
     for _ in range(3):

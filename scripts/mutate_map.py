@@ -30,6 +30,7 @@ SHARDED = ["tests/distributed/test_sharded.py", "tests/distributed/test_saved.py
 LOOP, BLOCKS = "tests/storage/test_in_the_loop.py", "tests/storage/test_blocks.py"
 
 LOCKSTEP, PLAN = "tests/native/test_lockstep.py", "tests/native/test_plan.py"
+SHARES, TOLD = "tests/native/test_shares.py", "tests/native/test_told.py"
 NATIVE = [
     PLAN,
     "tests/native/test_abi.py",
@@ -47,6 +48,7 @@ KERNELS = [
     LOCKSTEP,
     "tests/matrix/test_options.py::test_an_option_acts_alike_in_reference_and_kernels",
     "tests/native/test_fuzz_shapes.py",
+    SHARES,
     "tests/native/test_small_codes.py",
     "tests/native/test_codecs.py",
     "-k",
@@ -59,11 +61,12 @@ COVERED: dict[str, list[str]] = {
     "executors/native/call.py": [*NATIVE, "tests/contextual/test_optimizer.py"],
     "executors/native/plan.py": [
         PLAN,
+        TOLD,
         "tests/layout/test_versions.py",
         "tests/counts/test_caches.py",
         *NATIVE[1:],
     ],
-    "executors/native/table.py": [*NATIVE, "tests/layout/test_engine_report.py"],
+    "executors/native/table.py": [*NATIVE, TOLD, "tests/layout/test_engine_report.py"],
     "kernels/build.py": ["tests/test_packaging.py::test_the_optimizers_wheel_is_small"],
     "kernels/layout.py": NATIVE,
     "kernels/native.py": [

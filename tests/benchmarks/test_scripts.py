@@ -55,7 +55,7 @@ def test_step_cpu(tmp_path):
     assert 0 < eight < by_name["Automagic_CameAMP", "early"]["state_bytes_per_param"]
 
 
-def test_scaling_foretells_what_two_threads_take(tmp_path):
+def test_scaling_deals_out_a_step(tmp_path):
     out = tmp_path / "scaling.jsonl"
     scaling.main(["--quick", "--optimizers", OURS[1], "--out", str(out)])
     for row in check(out, {"ms", "measured_2", "bytes_moved_per_param", "memory_ms", "isa"}):

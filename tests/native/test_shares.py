@@ -74,7 +74,7 @@ def test_matrices_of_a_whole_model_do_not_wait_for_each_other(candidate: str) ->
     assert shares(candidate, [(768, 768)] * 40) == [40]
 
 
-def test_the_largest_is_spread_and_the_next_come_first() -> None:
+def test_only_the_largest_is_spread() -> None:
     optimizer, _ = made("Automagic_CameAMP8bit", [(64, 64)] * 20 + [(768, 768)] * 40 + [(2048, 4096)])
     optimizer.step()
     torch.set_num_threads(EIGHT)
@@ -83,7 +83,6 @@ def test_the_largest_is_spread_and_the_next_come_first() -> None:
     *passes, rest = watch.sections()
     assert list(map(len, passes)) == [32] * len(passes)
     assert len(rest) in (41, 42)  # the small ones are a bundle or two
-    assert min(rest[:40]) > max(rest[40:])  # nanoseconds of 589,824 elements and of 65,536 at most
 
 
 LOWRANK = "lora_rank_penalty=True"  # wants the whole update at once
