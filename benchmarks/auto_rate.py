@@ -50,6 +50,7 @@ CHANGES = {
     "weight_decay=0": "no weight decay",
     "weight_decay_phase=always": "weight decay to the end",
     "beta1_decay=1.0": "momentum and Grams mix do not decay",
+    "beta1_follows_lr=False": "momentum decays to 0.4, whatever the schedule does",
     "full_finetune=True": "no ALLoRA row gain",
     "use_orthograd=True": "OrthoGrad on (off by default)",
     "use_agr=True": "AGR on (off by default)",

@@ -147,3 +147,9 @@ def test_every_listed_name_resolves_and_has_a_summary() -> None:
     for row in rows:
         assert resolve_optimizer(row.name).__name__ == row.name
     assert all(row.summary for row in rows if row.name in OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", [".", ".adamw", "..", "torch..AdamW"])
+def test_a_path_with_empty_parts_is_refused_in_words(name: str) -> None:
+    with pytest.raises(OptimizerArgumentError, match="optimizer '.*': (cannot import|.* has no )"):
+        resolve_optimizer(name)

@@ -58,6 +58,11 @@ class SharedConfig:
     )
     betas: tuple[float, ...] = option((0.8, 0.99, 0.999), betas, "decays of momentum, moment, confidence")
     beta1_decay: float = technique(0.9995, number(0, 1, open_low=True), "decay of beta1 and of the Grams mix")
+    beta1_follows_lr: bool | None = technique(
+        None,
+        optional(flag),
+        "beta1 decays as far as the learning rate has fallen, not to 0.4; None: where the rate is found",
+    )
     eta: float = technique(2.0, number(0, open_low=True), "ALLoRA: gain of a zero row")
     weight_decay: float = option(5e-4, number(0), "strength of the adaptive weight decay")
     warmup_steps: int = option(500, integer(0), "length of the warm-up: phases and mask learning")

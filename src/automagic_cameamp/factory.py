@@ -92,7 +92,7 @@ def _dotted(path: str) -> type[torch.optim.Optimizer]:
         module = importlib.import_module(module_name)
         if not hasattr(module, class_name) and hasattr(module, "optim"):  # bitsandbytes.AdamW8bit
             module = module.optim
-    except ImportError as error:
+    except (ImportError, ValueError, TypeError) as error:  # '.', '.name', '..'
         missing = getattr(error, "name", None) or module_name
         raise OptimizerArgumentError(
             f"optimizer {path!r}: cannot import {missing!r} ({error}); install it, or use another optimizer"

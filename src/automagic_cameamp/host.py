@@ -171,6 +171,8 @@ class HostStepper(Stepper):
     def hold(self, model: Model, p: Tensor) -> bool:
         """Add a gradient to those of earlier passes, on the host."""
         offload.check(model, p)
+        if not p.numel():
+            return True  # it is in no stack: there is nothing to add up
         if not self._holding:
             self._holding = True
             self._reserve(model, summing=True)

@@ -34,6 +34,7 @@ class BaseTechniques(TypedDict, total=False):
     lr_bump: float
     clip_threshold: float
     beta1_decay: float
+    beta1_follows_lr: bool | None
     eta: float
     factored: bool
     confidence_1d: bool
@@ -55,6 +56,7 @@ class BaseSingle(TypedDict, total=False):
     lr_bump: float
     clip_threshold: float
     beta1_decay: float
+    beta1_follows_lr: bool | None
     eta: float
     factored: bool
     confidence_1d: bool
@@ -141,6 +143,7 @@ class ImprovedTechniques(TypedDict, total=False):
     lr_bump: float
     clip_threshold: float
     beta1_decay: float
+    beta1_follows_lr: bool | None
     eta: float
     factored: bool
     confidence_1d: bool
@@ -167,6 +170,7 @@ class ImprovedSingle(TypedDict, total=False):
     lr_bump: float
     clip_threshold: float
     beta1_decay: float
+    beta1_follows_lr: bool | None
     eta: float
     factored: bool
     confidence_1d: bool
@@ -211,6 +215,7 @@ class EightBitTechniques(TypedDict, total=False):
     lr_bump: float
     clip_threshold: float
     beta1_decay: float
+    beta1_follows_lr: bool | None
     eta: float
     factored: bool
     confidence_1d: bool
@@ -238,6 +243,7 @@ class EightBitSingle(TypedDict, total=False):
     lr_bump: float
     clip_threshold: float
     beta1_decay: float
+    beta1_follows_lr: bool | None
     eta: float
     factored: bool
     confidence_1d: bool

@@ -17,6 +17,7 @@ from torch import Tensor
 from .executors.work import Folded, Outcome, Work, work_of
 from .state import fits, kinds, memory, tensors
 from .state.chunks import Chunk
+from .state.groups import follow_scheduler
 from .state.model import Group, Members, Model
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ class Step:
 
     def __init__(self, model: Model, every: bool = False, owners: Sequence[Tensor] | None = None) -> None:
         self.model = model
+        for group in model.groups:
+            follow_scheduler(group)
+        model.tell_raised()
         plan = list(model.chunks())
         fits.check(model, plan, every=every)
         owners = model.params() if owners is None else owners
@@ -107,10 +111,15 @@ class Stepper:
 
     def __init__(self) -> None:
         self.open: Step | None = None  # begun by released gradients
-        self.released = False  # whether hooks release gradients
+        self.handle: object | None = None  # of gradients that are released: its hooks do not keep it alive
         self.drops = 0  # times that gradients were set to None
         self.abandoned = 0  # steps that were begun and never ended
         self._plans: Plans | None = None
+
+    @property
+    def released(self) -> bool:
+        """Whether hooks release gradients."""
+        return self.handle is not None
 
     @property
     def plans(self) -> Plans:

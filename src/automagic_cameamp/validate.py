@@ -7,7 +7,7 @@ import difflib
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -119,9 +119,17 @@ def rate(name: str, value: Any) -> float | Tensor:
 
 
 def wide(lr: Any) -> Any:
-    """A learning rate as arithmetic wants it: what it is divided by has no room in 16 bits."""
-    narrow = isinstance(lr, Tensor) and lr.dtype not in (torch.float32, torch.float64)
-    return lr.float() if narrow else lr
+    """A learning rate as arithmetic wants it: what it is divided by has no room in 16 bits.
+
+    Raises:
+        ValueError: a program has put a number there which is none, or below 0. Tensors are not read.
+    """
+    if isinstance(lr, Tensor):
+        return lr if lr.dtype in (torch.float32, torch.float64) else lr.float()
+    if type(lr) is float and 0 <= lr < math.inf:
+        return lr
+    plain = isinstance(lr, SupportsFloat) and not isinstance(lr, bool)  # numpy's numbers too
+    return number(0.0)("lr", float(lr) if plain else lr)
 
 
 def _filled(name: str, value: Any, default: Sequence[float], check: Check) -> tuple[float, ...]:
@@ -202,7 +210,9 @@ def callers_depth() -> int:
 def unknown_option(owner: str, name: str, known: Iterable[str]) -> TypeError:
     """The complaint about a keyword that does not exist."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, 3, 0.5)
+    said = str(name).lower()
+    near = [n for n in names if said in (n.lower(), "".join(word[:1] for word in n.split("_")))]  # wd, LR
+    near = near or difflib.get_close_matches(said, names, 3, 0.5)
     hint = f"Did you mean {', '.join(repr(n) for n in near)}?" if near else f"Known: {', '.join(names)}."
     return TypeError(f"{owner} has no option {name!r}. {hint}")
 

@@ -298,7 +298,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "step 0": (lambda: edit(adamw(), "step", 0), "'step' of parameter 0 is 0"),
     "step word": (lambda: edit(adamw(), "step", "six"), "is 'six', expected a number"),
     "rows": (lambda: edit(came(), "exp_avg_sq_row", lambda x: x[:3]), "'exp_avg_sq_row' of parameter 0"),
-    "huge": (lambda: edit(adamw(), "exp_avg_sq", lambda x: x * 1e35), "possible are"),
+    "huge": (lambda: edit(adamw(), "exp_avg_sq", lambda x: x * 1e39), "holds NaN or infinities"),
     "Lion": (lambda: edit_lion(), "only Adam and AdamW can be imported"),
     "scales": (lambda: edit(bnb(), "absmax1", lambda x: x[:7]), "7 scales for 5120 elements"),
     "no scales": (lambda: edit(bnb(), "absmax1", None), "only blockwise states"),

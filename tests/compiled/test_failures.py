@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -78,3 +80,21 @@ def test_an_option_that_changes_at_every_step(monkeypatch: pytest.MonkeyPatch, f
             optimizer.param_groups[0]["weight_decay"] = 0.01 * step
             optimizer.step()
     assert len(fresh.graphs) == compiled.OPTIONS_PER_STACK
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_small_matrices_of_16_bits_end_in_no_memory_fault(dtype: str) -> None:
+    """Rounded at random, in the warm-up: Inductor's vectorised C++ ended the process (torch 2.13)."""
+    text = f"""
+import torch
+import automagic_cameamp
+torch.manual_seed(0)
+p = torch.nn.Parameter(torch.randn(8, 8).to(torch.{dtype}))
+optimizer = automagic_cameamp.Automagic_CameAMP([p], lr=1e-3, engine="compiled")
+for _ in range(2):
+    p.grad = torch.randn(8, 8).to(p.dtype)
+    optimizer.step()
+print(optimizer.engine_report().elements("compiled"))
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.strip() == "64", done.stderr[-2000:]

@@ -38,6 +38,7 @@ class Shapes(nn.Module):
         self.one = nn.Parameter(torch.randn(1, 7))
         self.twins = nn.ParameterList([nn.Parameter(torch.randn(10, 6)) for _ in range(2)])
         self.wide = nn.Parameter(torch.randn(9, 256))
+        self.alone = nn.Parameter(torch.randn(1))  # a vector of which all processes but one hold nothing
 
 
 def build(name: str, params: Any, **options: Any) -> Any:

@@ -39,6 +39,7 @@ BAD: dict[str, list[Any]] = {
     "betas": [0.9, (0.9,), (), (0.9, 1.0), (-0.1, 0.9), (0.9, 0.99, 1.0), (0.9, NAN), ("0.9", "x"), None]
     + [(0.9, 0.99, 0.999, 0.9999), "0.9, 1.0", {0.9, 0.99}],
     "beta1_decay": [*POSITIVE, 1.0001, INF],
+    "beta1_follows_lr": [x for x in FLAG if x is not None],
     "eta": [*POSITIVE, INF],
     "weight_decay": [*NOT_NEGATIVE, INF],
     "warmup_steps": [-1, 0.5, NAN, INF, "500.5", None, True, [500]],
@@ -460,3 +461,9 @@ def test_a_parameter_in_two_groups_is_refused() -> None:
     with pytest.raises(ValueError, match="more than one parameter group"):
         optimizer.add_param_group({"params": [p]})
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(("written", "meant"), [("wd", "weight_decay"), ("LR", "lr"), ("Betas", "betas")])
+def test_initials_and_capitals_are_understood_as_what_was_meant(written: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=rf"no option '{written}'. Did you mean '{meant}'\?"):
+        Automagic_CameAMP([torch.nn.Parameter(torch.zeros(2))], **{written: 1e-3})

@@ -180,7 +180,7 @@ def test_there_is_no_argument_beyond_the_table(cls):
     extra = names - table.keys()
     assert not table.keys() - names
     # The shared table stands in full in the docs; what is here beyond it must say why it exists.
-    assert extra <= {"d_coef", "lr_mask_dtype"}, extra
+    assert extra <= {"d_coef", "lr_mask_dtype", "beta1_follows_lr"}, extra
     signature = inspect.signature(optimizer_class).parameters
     single = {f.name for f in aliases.settings(config_class).values()}
     assert set(signature) - {"params", "techniques", "single"} == names - single

@@ -62,6 +62,7 @@ ROWS: dict[str, Row] = {
     "clip_threshold": Row(0.2),
     "betas": Row((0.3, 0.9, 0.95)),
     "beta1_decay": Row(0.5),
+    "beta1_follows_lr": Row(True, {"beta1_decay": 0.5}),
     "eta": Row(0.5),
     "weight_decay": Row(0.9),
     "warmup_steps": Row(3),

@@ -14,10 +14,12 @@ SHAPES = [(), (7,), (5, 7), (1, 6), (6, 1), (2, 3, 4), (3, 2, 2, 2)]
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 2, 7, 12])
-@pytest.mark.parametrize("full_finetune", [False, True])
-def test_default_recipe_in_fp64(warmup, full_finetune):
+@pytest.mark.parametrize(("full_finetune", "follows"), [(False, False), (True, False), (False, True)])
+def test_default_recipe_in_fp64(warmup, full_finetune, follows):
     """Several shapes at once, because the mask is divided by its mean over all of them."""
-    options = recipe.Options(warmup_steps=warmup, allora=not full_finetune, weight_decay=0.05)
+    options = recipe.Options(
+        warmup_steps=warmup, allora=not full_finetune, weight_decay=0.05, follows=follows
+    )
     params = [torch.nn.Parameter(normal(s, i)) for i, s in enumerate(SHAPES)]
     for p in params:
         p._is_lora_layer = True  # type: ignore[attr-defined]
@@ -30,6 +32,7 @@ def test_default_recipe_in_fp64(warmup, full_finetune):
         weight_decay=options.weight_decay,
         warmup_steps=warmup,
         full_finetune=full_finetune,
+        beta1_follows_lr=follows or None,
     )
     for t in range(1, 31):
         schedule = 1.0 if t < 20 else 0.25

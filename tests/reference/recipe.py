@@ -30,6 +30,7 @@ class Options:
     clip: float = 1.0
     allora: bool = True
     torque_eps: float = 1e-8
+    follows: bool = False
 
 
 @dataclass
@@ -61,7 +62,8 @@ class Tensor:
             )
             self.came.momentum(u, o.betas[0], damping + o.torque_eps)
         else:
-            self.came.momentum(u, max(o.betas[0] * o.beta1_decay**self.t, min(0.4, o.betas[0])))
+            lowest = max(min(0.4, o.betas[0]), o.betas[0] * min(1.0, schedule) if o.follows else 0.0)
+            self.came.momentum(u, max(o.betas[0] * o.beta1_decay**self.t, lowest))
         out = self.came.confident(u)
         mixed = single.grams(out.ravel().tolist(), g.ravel().tolist(), o.beta1_decay**self.t)
         out = np.array(mixed).reshape(self.p.shape)

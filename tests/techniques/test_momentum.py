@@ -130,6 +130,35 @@ def test_a_coefficient_below_the_floor_is_never_raised():
     assert float(at(5, 0.0).beta1) == 0.0
 
 
+RATES = st.floats(0, 1e3)
+
+
+@given(st.floats(0, 0.99), RATES, RATES, st.booleans())
+def test_the_lowest_coefficient_is_the_formula_for_numbers_and_tensors(beta1, lr, base_lr, follows):
+    low = min(0.4, beta1)
+    left = min(1.0, lr / base_lr) if base_lr > 1e-30 else 1.0
+    base_lr = base_lr if base_lr > 1e-30 else 0.0
+    expected = max(low, beta1 * left) if follows else low
+    assert schedule.lowest_beta1(beta1, lr, base_lr, follows) == pytest.approx(expected, rel=1e-12)
+    wide = torch.tensor(lr, dtype=torch.float64)
+    for base in (base_lr, torch.tensor(base_lr, dtype=torch.float64)):
+        found = schedule.lowest_beta1(beta1, wide, base, follows)
+        assert float(found) == pytest.approx(expected, rel=1e-12)
+
+
+@given(st.floats(0.4, 0.99), st.integers(1, 5000), st.floats(0, 1))
+def test_momentum_stays_at_a_constant_rate_and_goes_with_a_falling_one(beta1, t, left):
+    def beta(lr: float, follows: bool = True) -> float:
+        lowest = schedule.lowest_beta1(beta1, lr, 2e-3, follows)
+        now = torch.full((1, 1, 1, 1), float(t), dtype=torch.float64)
+        return float(schedule.scalars(now, beta1, 0.9995, 0, lowest=lowest).beta1)
+
+    documented = beta(2e-3 * left, follows=False)
+    assert beta(2e-3) == beta(3e-3) == pytest.approx(beta1, rel=1e-12)
+    assert documented - 1e-12 <= beta(2e-3 * left) <= beta1 + 1e-12
+    assert beta(0.0) == pytest.approx(documented, rel=1e-12)
+
+
 @given(st.integers(1, 3000), st.integers(0, 1200))
 def test_the_coefficient_decays_only_after_the_first_half_of_the_warm_up(t, warmup):
     value = float(at(t, 0.8, 0.9995, warmup).beta1)

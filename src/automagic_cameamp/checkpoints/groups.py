@@ -111,6 +111,8 @@ def _by_todays_names(own: dict[str, Any], saved: Mapping[str, Any]) -> Mapping[s
     """
     if "base_beta1" not in saved and isinstance(saved.get("betas"), (list, tuple)) and saved["betas"]:
         saved = {**saved, "base_beta1": saved["betas"][0]}  # what its fields were chosen by
+    if "base_lr" in saved and "beta1_follows_lr" not in saved:
+        saved = {**saved, "beta1_follows_lr": False}  # a run of an older version goes on as it was
     if "lr_floor" in saved or "base_lr" not in saved:
         return saved
     rest = {k: v for k, v in saved.items() if k not in configs.GROUP_NAMES}

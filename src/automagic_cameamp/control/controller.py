@@ -149,7 +149,8 @@ class ContextualController:
             square: sum of squares of their raw gradients.
             bad: number of unusable gradients.
         """
-        total = torch.full((), square, dtype=torch.float32, device=sketch.device)
+        # What has no room in fp32 is infinite, as where torch forms the sum.
+        total = torch.tensor(square, dtype=torch.float64, device="cpu").float().to(sketch.device)
         self._join(sketch.float(), total, torch.full((), bad > 0, device=sketch.device))
 
     def finish(self, groups: list[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes as c
 from typing import Any, NamedTuple
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 MAX_SCALES = 6
 CODES = {"dynamic": 1, "softsign": 2, "affine": 3, "unit4": 4, "log16": 6, "log": 7, "softsign4": 8}
 SKETCH = 4096
@@ -31,7 +31,7 @@ class Options(c.Structure):
         ("eps", c.c_double * 3),
         *((name, c.c_double) for name in ("clip", "final_clip")),
         ("beta", c.c_double * 3),
-        *((name, c.c_double) for name in ("log_decay", "eta", "weight_decay", "warmup")),
+        *((name, c.c_double) for name in ("lowest_beta1", "log_decay", "eta", "weight_decay", "warmup")),
         *((name, c.c_double) for name in ("edge_penalty", "edge_threshold", "detail", "frequency")),
         *((name, c.c_double) for name in ("emphasis", "rank_strength", "own_share", "update_share")),
         ("share", c.c_double * MAX_SCALES),

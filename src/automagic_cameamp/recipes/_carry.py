@@ -27,8 +27,8 @@ REQUIRED |= {"exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col"}
 MASK = ("lr_mask", "last_polarity", "lr_mask_sum")
 RESIZABLE = frozenset({"lowrank_basis", "lowrank_tail"})  # its size is an option; another size starts anew
 LEVEL = {"distance": "level_anchor", "vote": "sign_history"}  # the field that only this rule keeps
-# Far outside what a run can reach, and small enough that squares and sums stay finite in fp32.
-LIMIT_WEIGHT, LIMIT_MEAN, LIMIT_MOMENT = 1e6, 1e15, 1e30
+# Means: far outside what a run can reach. Moments: whatever a step takes, be it an accident.
+LIMIT_MEAN, LIMIT_MOMENT = 1e15, torch.finfo(torch.float32).max
 MIXED_SIGNS = 0x33  # neither eight equal signs nor eight alternating ones: no vote
 NO_NORM = 9e29  # a norm that clips nothing
 LEAST_SURPRISE = 0.01
@@ -292,17 +292,17 @@ def bounds(spec: StateSpec, layout: Layout, hp: Hyper) -> tuple[float, float]:
         "beta1_product": (0.0, 1.0),
         "avg_lr": (0.0, LIMIT_MEAN),
         "lr_mask_sum": (n * MASK_LOW * 0.99, n * MASK_HIGH * 1.01),
-        "lr_mask_vote": (-float(n), float(n)),
+        "lr_mask_vote": (-float(n * hp.d_coef), float(n * hp.d_coef)),
         "vote_clock": (-1.0, LIMIT_MEAN),
         "lr_level": (1.0, LIMIT_MEAN),
-        "level_anchor": (-LIMIT_WEIGHT, LIMIT_WEIGHT),
-        "auto_anchor": (-LIMIT_WEIGHT, LIMIT_WEIGHT),
+        "level_anchor": (-LIMIT_MOMENT, LIMIT_MOMENT),
+        "auto_anchor": (-LIMIT_MOMENT, LIMIT_MOMENT),
         "auto_level": (-LIMIT_MOMENT, LIMIT_MOMENT),
         "level_norm": (0.0, LIMIT_MEAN),
         "lowrank_basis": (-1.1, 1.1),
         "lowrank_tail": (-127, 127),
         "lowrank_rate": (0.0, LIMIT_MEAN),
-        "gnorm_history": (0.0, LIMIT_MOMENT),
+        "gnorm_history": (0.0, math.inf),  # a norm whose square has no room is infinite
     }
     if name in named:
         return named[name]

@@ -57,6 +57,7 @@ class Hyper(NamedTuple):
     clip_threshold: float
     betas: tuple[float, float, float]
     beta1_decay: float
+    beta1_follows_lr: bool
     eta: float
     weight_decay: float
     warmup_steps: int

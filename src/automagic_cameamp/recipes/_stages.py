@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import schedule
 from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
@@ -65,6 +66,17 @@ def _moment(name: str, factored: bool) -> list[StateSpec]:
     if factored:
         return [StateSpec(f"{name}_row", "row", "vector"), StateSpec(f"{name}_col", "col", "vector")]
     return [StateSpec(name, "full", "positive")]
+
+
+def scalars(state: State, p: Tensor, hp: Hyper, phase: Phase, beta1: float | None = None) -> Scalars:
+    """Scalars of the update that follows a state, in the type of the weights.
+
+    Args:
+        beta1: coefficient of ``exp_avg``; None: that of the options.
+    """
+    beta1 = hp.betas[0] if beta1 is None else beta1
+    lowest = schedule.lowest_beta1(beta1, hp.lr, hp.base_lr, hp.beta1_follows_lr)
+    return schedule.scalars(state.step.to(p.dtype) + 1, beta1, hp.beta1_decay, hp.warmup_steps, phase, lowest)
 
 
 def normalise(g: Tensor, state: State, hp: Hyper) -> T.Steps[tuple[Tensor, State]]:

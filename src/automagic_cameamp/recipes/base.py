@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import schedule
 from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Phase
@@ -33,6 +32,7 @@ from ._stages import (
     moment_specs,
     moved,
     normalise,
+    scalars,
 )
 
 
@@ -61,7 +61,7 @@ def update(
     Returns:
         New weights and state; the engine keeps the old ones where ``ok`` is False.
     """
-    k = schedule.scalars(state.step.to(p.dtype) + 1, hp.betas[0], hp.beta1_decay, hp.warmup_steps, phase)
+    k = scalars(state, p, hp, phase)
     raw = g
     if hp.use_agr:
         g = yield from T.agr.steps(g)

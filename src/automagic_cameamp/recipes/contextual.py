@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import schedule
 from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
@@ -28,6 +27,7 @@ from ._stages import (
     moment_specs,
     moved,
     normalise,
+    scalars,
 )
 
 
@@ -86,8 +86,7 @@ def update(
     p: Tensor, g: Tensor, state: State, shared: Shared, hp: Hyper, phase: Phase, layout: Layout
 ) -> T.Steps[Result]:
     """One step of a stack; arguments, sums and result as in ``base.update``."""
-    beta1 = T.own_beta(hp.betas[0], hp.momentum_scales, hp.base_beta1)
-    k = schedule.scalars(state.step.to(p.dtype) + 1, beta1, hp.beta1_decay, hp.warmup_steps, phase)
+    k = scalars(state, p, hp, phase, T.own_beta(hp.betas[0], hp.momentum_scales, hp.base_beta1))
     raw = g
     if hp.use_agr:
         g = yield from T.agr.steps(g)

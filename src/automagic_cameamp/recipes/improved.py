@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import schedule
 from .. import techniques as T
 from ..storage.spec import StateSpec
 from ..types import Layout, Phase, Scalars
@@ -25,6 +24,7 @@ from ._stages import (
     displacement,
     moment_specs,
     normalise,
+    scalars,
 )
 
 CLIP_HISTORY = 100
@@ -67,7 +67,7 @@ def update(
     p: Tensor, g: Tensor, state: State, shared: Shared, hp: Hyper, phase: Phase, layout: Layout
 ) -> T.Steps[Result]:
     """One step of a stack; arguments, sums and result as in ``base.update``."""
-    k = schedule.scalars(state.step.to(p.dtype) + 1, hp.betas[0], hp.beta1_decay, hp.warmup_steps, phase)
+    k = scalars(state, p, hp, phase)
     g, state = yield from _clip_percentile(g, state, k, hp)
     raw = g
     pictured = hp.frequency_penalty > 0 or state.edge_history is not None

@@ -13,9 +13,9 @@ from .model import Model
 
 
 class Stepped(Protocol):
-    """What of its steps an optimizer shows: whether hooks release its gradients, and who adds them up."""
+    """What of its steps an optimizer shows: whose hooks release its gradients, and who adds them up."""
 
-    released: bool
+    handle: object | None
     drops: int
     abandoned: int
 

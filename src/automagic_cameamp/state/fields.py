@@ -45,10 +45,13 @@ def fields_of(
 
 
 def stack_params(params: list[Tensor], layout: Layout, compute: torch.dtype | None) -> Tensor:
-    """[B,K,m,n] in this type, or in their own; a copy, except of a single contiguous tensor."""
+    """[B,K,m,n] in this type, or in their own; a copy, except of a single contiguous tensor.
+
+    In the order of the indices, however the weights lie: sums then round alike on a device and on the host.
+    """
     shape = (len(params), *layout.view)
     if len(params) == 1:
-        stack = tensors.plain(params[0]).reshape(shape)
+        stack = tensors.plain(params[0]).contiguous().reshape(shape)
     else:
         stack = torch.stack([tensors.plain(p) for p in params]).reshape(shape)
     return stack if compute is None else stack.to(compute)

@@ -58,6 +58,17 @@ def new_group(model: Model, param_group: dict[str, Any]) -> dict[str, Any]:
     return group
 
 
+def follow_scheduler(group: dict[str, Any]) -> None:
+    """Where the rate is found, a scheduler's own rates count relative to their highest.
+
+    ``OneCycleLR`` and ``CyclicLR`` write ``max_lr`` before the first step (our option of this name is called
+    ``lr_cap`` in a group); relative to a first rate that nobody has chosen they would mean nothing.
+    """
+    top = group.get("max_lr")
+    if group["lr_level"] == "auto" and group["clock"] == 0 and isinstance(top, (int, float)) and top > 0:
+        group["base_lr"] = float(top)
+
+
 def check_rate(group: dict[str, Any]) -> None:
     """Warn where bounds change what lr asks for; refuse a level rule without a start."""
     lr, low, high = group["base_lr"], group["lr_floor"], group["lr_cap"]

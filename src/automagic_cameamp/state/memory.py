@@ -21,16 +21,18 @@ NEUTRAL = "the controller starts neutral, with multiplier 1."
 
 
 def keep(state: Mapping[Any, dict[str, Any]], params: Iterable[Tensor], memory: Tensor | None) -> None:
-    """Put the memory where it was, or to the first of these parameters that has state."""
-    home = None
-    for p in params:
-        own = state.get(p)
-        if own and (home is None or KEY in own):
-            home = own
-            if KEY in own:
-                break
-    if home is not None and memory is not None:
-        home[KEY] = memory
+    """Put the memory to the first of these parameters that has state, wherever it was.
+
+    Checkpoints that name every entry (torch's distributed ones) are loaded into an optimizer that has just
+    been made: it must be where that one has it, though an earlier parameter may have got its state later.
+    """
+    first = True
+    for own in filter(None, map(state.get, params)):
+        if first and memory is not None:
+            own[KEY] = memory
+        elif KEY in own:
+            del own[KEY]
+        first = False
 
 
 def adopt(model: Model) -> None:

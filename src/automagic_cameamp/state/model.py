@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..recipes import LAGGED, Hyper, Shared, share
 from ..storage import CORRECTION, Policy
-from ..validate import decays, wide
+from ..validate import callers_depth, decays, wide
 from . import shards
 from .adapters import LoraReport
 from .chunks import Chunk, chunks
@@ -38,6 +39,7 @@ Group = dict[str, Any]
 Members = tuple[Group, Chunk, list[int]]  # a chunk, with the places in it that are meant
 # Options for which a program may put something else there than the constructor did.
 AS_IT_IS_NOW = (("betas", decays), ("lr", wide))
+RAISED = "raised"  # key of what is said once
 Lagged = list[dict[str, list[tuple[Tensor, int]]]]
 
 
@@ -146,6 +148,8 @@ class Model:
         values |= {name: read(values[name]) for name, read in AS_IT_IS_NOW if name in values}
         if values.get("final_clip") is None:
             values["final_clip"] = group["clip_threshold"]
+        if values["beta1_follows_lr"] is None:  # only there a fall is known to be the schedule's
+            values["beta1_follows_lr"] = group["lr_level"] == "auto"
         values["allora"] = lora and not group["full_finetune"]
         if "rank_keep" in group:  # to other recipes they are all alike
             values["lora"], values["table"] = lora, table
@@ -239,6 +243,24 @@ class Model:
             found = [torch.as_tensor(ratio, device=held.device).reshape(()) for ratio in ratios]
             return start, torch.stack(found).max()
         return start, max(ratios, default=0.0)
+
+    def tell_raised(self) -> None:
+        """Say once that a schedule goes above its start where the rate is found."""
+        if RAISED in self.kept.said:
+            return
+        for group in self.groups:
+            lr, base = group["lr"], group["base_lr"]
+            if group["lr_level"] != "auto" or isinstance(lr, Tensor) or wide(lr) <= 1.001 * base:
+                continue
+            self.kept.said.add(RAISED)
+            text = (
+                f"{self.called}: a scheduler has set lr to {lr:g}, and its first value was {base:g}. Where "
+                "the rate is found, lr is a factor relative to its first value, not a rate, so "
+            )
+            text += "the found rate is multiplied too. " if base else "nothing moves. "
+            text += "Give lr=1, lr_level='auto', and schedules relative to 1 (eta_min too)."
+            warnings.warn(text, stacklevel=callers_depth())
+            return
 
     def tell_level(self) -> None:
         """Let every group whose rate is found say which: what is applied is ``d * lr``, as with Prodigy."""

@@ -153,7 +153,8 @@ def look_back(g: Tensor, anchor: Tensor, p: Tensor, level: Level) -> Steps[tuple
     now, seen = left(p, columns), left(g, columns)
     anchor = torch.where(level.renews, now.to(anchor.dtype), anchor)
     way = anchor.to(p.dtype) - now
-    share = level.looks.to(p.dtype) * (p.shape[-1] / max(1, columns))
+    # Where a process holds nothing of a vector, the sums are still those of the whole one.
+    share = level.looks.to(p.dtype) * (p.shape[-1] / columns if columns else 1.0)
     sums = yield [total(seen * way), total(seen * seen), total(way * way)]
     return torch.cat([(x.flatten(1) * share).clamp(-LARGEST, LARGEST) for x in sums], 1), anchor
 

@@ -6,6 +6,7 @@ update waits for the other gradients: the result is that of ``step()``, bit for 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,7 +22,10 @@ from .precision import refuse_scaler
 
 @eagerly
 class ReleaseHandle:
-    """Hooks that update every parameter as soon as its gradient is complete. Ends with ``remove()``.
+    """Hooks that update every parameter as soon as its gradient is complete, until ``remove()``.
+
+    The optimizer holds the handle and the hooks do not, or neither could be freed before ``remove()``: torch
+    does not see a cycle that goes through the hooks of a parameter.
 
     Args:
         optimizer: whose parameters they are.
@@ -48,9 +52,12 @@ class ReleaseHandle:
         self._counted = self._over()
         self._drops = optimizer.stepper.drops
         self._norms: dict[int, Tensor] | None = None
+        self._before: dict[int, Tensor] = {}  # gradients that were there when the norm is measured
+        self._reentrant = False  # whether a checkpoint of the old kind was met
         self._gain: Tensor | None = None
-        self._hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in params]
-        optimizer.stepper.released = True
+        hook = _Arrival(self)
+        self._hooks = [p.register_post_accumulate_grad_hook(hook) for p in params]
+        optimizer.stepper.handle = self
 
     def step(self, loss: Any = None) -> Any:
         """The same as ``optimizer.step(loss=loss)``: ends the step."""
@@ -58,6 +65,9 @@ class ReleaseHandle:
 
     def backward(self, loss: Tensor) -> Tensor | None:
         """``loss.backward()``; with ``max_norm`` two passes: the first measures, the second updates.
+
+        The norm is that of all trainable parameters of the optimizer, with what their gradients held before;
+        no other leaf gets a gradient of the first pass.
 
         Args:
             loss: the scalar to minimise.
@@ -70,27 +80,74 @@ class ReleaseHandle:
         if self.max_norm is None:
             loss.backward()
             return None
-        self._norms = {}
-        try:
-            loss.backward(retain_graph=True)
-            norms = [self._norms[id(p)] for p in self._params if id(p) in self._norms]
-        finally:
-            self._norms = None
+        own = [p for p in self.optimizer.model.params() if p.requires_grad and p.is_leaf]
+        norms = self._measured(loss, own)
         if not norms:
             raise RuntimeError("backward reached no parameter of the handle: there is no gradient to clip.")
         total = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
         # The coefficient of torch.nn.utils.clip_grad_norm_.
-        self._gain = (self.max_norm / (total + 1e-6)).clamp(max=1.0)
+        self._gain = gain = (self.max_norm / (total + 1e-6)).clamp(max=1.0)
         try:
             loss.backward()
+            for p in own:
+                if p.grad is not None:  # for step(): not released, or not reached in this pass
+                    p.grad.mul_(gain.to(p.grad.device))
         finally:
             self._gain = None
         return total
 
+    def _measured(self, loss: Tensor, own: list[Tensor]) -> list[Tensor]:
+        """Norms of what a backward pass gives, which leaves gradients as they were."""
+        self._norms = {}
+        self._before = {id(p): p.grad for p in own if p.grad is not None}
+        try:
+            self._first_pass(loss, own)
+            for p in own:
+                if id(p) not in self._norms and (p.grad is not None or id(p) in self._before):
+                    self._measure(p)
+            order = dict.fromkeys([*map(id, self._params), *map(id, own)])
+            return [self._norms[key] for key in order if key in self._norms]
+        finally:
+            for p in own:
+                p.grad = self._before.get(id(p))
+            self._norms, self._before = None, {}
+
+    def _first_pass(self, loss: Tensor, own: list[Tensor]) -> None:
+        """A backward pass that gives no other leaf a gradient."""
+        for p in own:
+            p.grad = None
+        if own and not self._reentrant:
+            try:
+                return loss.backward(retain_graph=True, inputs=own)
+            except RuntimeError as error:
+                if "use_reentrant" not in str(error):
+                    raise
+            self._reentrant = True  # such checkpoints take no list of leaves: the others get theirs back
+            self._norms = {}
+            for p in own:
+                p.grad = None
+        known = set(map(id, own))
+        others = [(p, p.grad) for p in _leaves(loss) if id(p) not in known]
+        try:
+            for p, _ in others:
+                p.grad = None
+            loss.backward(retain_graph=True)
+        finally:
+            for p, before in others:
+                p.grad = before
+
+    def _measure(self, p: Tensor) -> None:
+        assert self._norms is not None
+        if id(p) in self._norms:
+            raise _twice(self.optimizer, p, 1)
+        parts = [g for g in (p.grad, self._before.get(id(p))) if g is not None]
+        self._norms[id(p)] = torch.linalg.vector_norm(parts[0] + parts[1] if len(parts) == 2 else parts[0])
+        p.grad = None
+
     def remove(self) -> None:
         """Take the hooks off; gradients stay from now on. Parameters that are updated keep that."""
         if self._hooks:
-            self.optimizer.stepper.released = False
+            self.optimizer.stepper.handle = None
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -106,16 +163,10 @@ class ReleaseHandle:
         """Steps that have ended so far, one way or the other."""
         return self.optimizer.kept.steps, self.optimizer.stepper.abandoned
 
-    @eager
-    @torch.no_grad()
-    def _arrived(self, p: Tensor) -> None:
+    def arrived(self, p: Tensor) -> None:
         """A gradient has been added to ``p.grad``."""
         if self._norms is not None:
-            assert p.grad is not None
-            if id(p) in self._norms:
-                raise _twice(self.optimizer, p, 1)
-            self._norms[id(p)] = torch.linalg.vector_norm(p.grad)
-            p.grad = None
+            self._measure(p)
             return
         if self.max_norm is not None and self._gain is None:
             p.grad = None
@@ -145,6 +196,34 @@ class ReleaseHandle:
                 p.grad.mul_(self._gain.to(p.grad.device))
             self.optimizer.step_parameter(p)
             p.grad = None
+
+
+def _leaves(loss: Tensor) -> list[Tensor]:
+    """Leaves that a backward pass from here reaches; not those within reentrant checkpoints."""
+    found, seen, waiting = [], set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(leaf := getattr(node, "variable", None), Tensor):
+            found.append(leaf)
+        waiting += [before for before, _ in node.next_functions]
+    return found
+
+
+class _Arrival:
+    """Tells a handle of a gradient, as long as there is one."""
+
+    def __init__(self, handle: ReleaseHandle) -> None:
+        self.handle = weakref.ref(handle)
+
+    @eager
+    @torch.no_grad()
+    def __call__(self, p: Tensor) -> None:
+        handle = self.handle()
+        if handle is not None:
+            handle.arrived(p)
 
 
 def _twice(optimizer: Family, p: Tensor, accumulation: int) -> RuntimeError:
@@ -198,7 +277,7 @@ def release_gradients(
             f"None with accumulation={accumulation}",
             "Accumulated gradients are all held anyway: use clip_grad_norm_ and step() without a handle.",
         )
-    if optimizer.stepper.released:
+    if optimizer.stepper.handle is not None:
         raise ValueError("the gradients of this optimizer are released already: call remove() first.")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         if torch.distributed.get_world_size() > 1:

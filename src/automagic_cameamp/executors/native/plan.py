@@ -136,6 +136,7 @@ class Plan:
             return {number: float(shared.level) for number, shared in found.items()}
         if not self.levels:
             return {}
+        model.tell_raised()
         levels: dict[int, float] = {}
         steering, rows = None, torch.stack(self.levels)
         for number, group in enumerate(model.groups):

@@ -14,11 +14,12 @@ from torch import Tensor
 from ...kernels import layout as abi
 from ...recipes import SCALE, Hyper, base, contextual, improved
 from ...recipes._rate import absolute_floor, has_mask, rate_bounds
+from ...schedule import lowest_beta1
 from ...state.counts import DIRECTIONS
 from ...state.model import Group
 from ...state.tensors import is_wrapper
 from ...storage import CORRECTION, ErrorCorrected
-from ...validate import decays
+from ...validate import decays, wide
 from ..work import Work
 from . import copies
 
@@ -27,7 +28,7 @@ MASKS = {"element": 1, "row": 2, "tensor": 3}
 # Options that the kernels know; another one, where it is on, leaves the work to others.
 KNOWN = frozenset(
     """
-    lr base_lr lr_floor lr_cap lr_bump eps clip_threshold betas beta1_decay eta weight_decay
+    lr base_lr lr_floor lr_cap lr_bump eps clip_threshold betas beta1_decay beta1_follows_lr eta weight_decay
     warmup_steps came allora factored confidence_1d final_clip use_agr use_tam use_grams use_orthograd
     use_lr_mask tam_granularity weight_decay_phase hard_min_lr lr_mask_rule lr_mask_granularity lr_level
     lora table use_cautious use_spd edge_suppression edge_penalty edge_threshold
@@ -38,7 +39,7 @@ KNOWN = frozenset(
 )
 # Names in a group of what ``renew`` reads: they may change from step to step.
 RENEWED = ("lr", "base_lr", "lr_floor", "lr_cap", "hard_min_lr", "betas", "weight_decay")
-BETAS = RENEWED.index("betas")
+LR, BETAS = RENEWED.index("lr"), RENEWED.index("betas")
 _renewed = itemgetter(*RENEWED)
 # Field of the recipe -> column of the table, where the names differ.
 COLUMN = {
@@ -62,6 +63,7 @@ COLUMN = {
 }
 PLAIN = ("step", "avg_lr", "s", "lr_mask_sum", "lr_mask", "last_polarity", *DIRECTIONS, "lowrank_rate")
 PLAIN += ("auto_level", "auto_anchor", CORRECTION.name)
+LEAST_FLOOR = 1e-32  # of eps: a millionth of it, in a running mean, is no 0 to vector units
 TASK = np.dtype(abi.Task)
 OPTIONS = np.dtype(abi.Options)
 
@@ -99,6 +101,7 @@ def _unsupported_options(work: Work, hosted: bool) -> str | None:
     matrix = chunk.layout.matrix
     for name, bad in (
         ("came", not hp.came),
+        ("eps", min(hp.eps[:2]) < LEAST_FLOOR),
         ("factored", matrix and not hp.factored),
         ("use_agr", hp.use_agr),
         ("use_orthograd", hp.use_orthograd),
@@ -201,7 +204,7 @@ def options(hp: Hyper, recipe: Any, signals: bool) -> Any:
 def heard(group: Group) -> tuple[Any, ...]:
     """What ``renew`` reads of a group, as it is now: copies of what a program may change where it is."""
     now = [float(x) if isinstance(x, Tensor) else x for x in _renewed(group)]
-    now[BETAS] = decays(now[BETAS])
+    now[LR], now[BETAS] = wide(now[LR]), decays(now[BETAS])
     return tuple(now)
 
 
@@ -221,13 +224,15 @@ def renew(options: Any, rows: Any, hp: Hyper, recipe: Any, multiplier: float) ->
         multiplier: the controller's, times the level.
     """
     low, high = rate_bounds(hp)
+    betas = (contextual.mixture(hp).beta, *hp.betas[1:]) if recipe is contextual else hp.betas
     now = {
         "lr": hp.lr,
         "low": low,
         "high": high,
         "floor": absolute_floor(hp) if hp.hard_min_lr else -math.inf,
         "multiplier": multiplier,
-        "beta": (contextual.mixture(hp).beta, *hp.betas[1:]) if recipe is contextual else hp.betas,
+        "beta": betas,
+        "lowest_beta1": lowest_beta1(betas[0], hp.lr, hp.base_lr, hp.beta1_follows_lr),
         "weight_decay": hp.weight_decay,
         "spd": recipe is improved and hp.use_spd and hp.weight_decay > 0,
     }

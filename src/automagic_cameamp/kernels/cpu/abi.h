@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-enum { ABI_VERSION = 7 };  // counts changes of this file, and functions that Python needs
+enum { ABI_VERSION = 8 };  // counts changes of this file, and functions that Python needs
 enum Type { F32 = 0, BF16 = 1, F16 = 2 };
 enum Code { PLAIN = 0, DYNAMIC8 = 1, SOFTSIGN8 = 2, AFFINE8 = 3, UNIT4 = 4, LOG16 = 6, LOG8 = 7, SOFTSIGN4 = 8 };
 enum { MAX_SCALES = 6 };
@@ -29,6 +29,7 @@ struct Options {
   double eps[3];
   double clip, final_clip;  // infinity: none
   double beta[3];         // beta[0]: coefficient of exp_avg
+  double lowest_beta1;    // what beta[0] decays to
   double log_decay;       // ln(beta1_decay)
   double eta;
   double weight_decay;

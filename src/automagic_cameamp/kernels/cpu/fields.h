@@ -46,7 +46,8 @@ static_assert(complete<Coded>(CODED_FIELDS), "fields.h: a field of Coded is miss
 constexpr Field OPTIONS_FIELDS[] = {
     FIELD(Options, lr), FIELD(Options, low), FIELD(Options, high), FIELD(Options, floor), FIELD(Options, multiplier),
     FIELD(Options, eps), FIELD(Options, clip), FIELD(Options, final_clip), FIELD(Options, beta),
-    FIELD(Options, log_decay), FIELD(Options, eta), FIELD(Options, weight_decay), FIELD(Options, warmup),
+    FIELD(Options, lowest_beta1), FIELD(Options, log_decay), FIELD(Options, eta), FIELD(Options, weight_decay),
+    FIELD(Options, warmup),
     FIELD(Options, edge_penalty), FIELD(Options, edge_threshold), FIELD(Options, detail), FIELD(Options, frequency),
     FIELD(Options, emphasis), FIELD(Options, rank_strength), FIELD(Options, own_share), FIELD(Options, update_share),
     FIELD(Options, share), FIELD(Options, scale_rate), FIELD(Options, scales), FIELD(Options, mixed),

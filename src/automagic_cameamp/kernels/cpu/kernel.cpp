@@ -26,7 +26,7 @@ void begin(Job& j, Task& t, const Step& s, double mask_mean) {
     j.mix = faded;
     // Grams fades into Cautious (recipes/improved.py, HANDOVER).
     j.cautious = o.improved && o.cautious && !j.early && (!o.grams || faded <= 0.500001f);
-    j.beta1 = j.early ? beta : larger(faded * beta, smaller(0.4f, beta));
+    j.beta1 = j.early ? beta : larger(faded * beta, static_cast<float>(o.lowest_beta1));
     j.key = static_cast<uint32_t>(t.key);
     j.mask_mean = o.mask ? mask_mean : 1.0;
     j.torque = j.early && o.tam && t.torque != nullptr;
