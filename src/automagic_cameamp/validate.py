@@ -26,6 +26,9 @@ class Untouched(float):
     """A default that nobody has set, though it may have been passed on: equal to the number, shown as it."""
 
 
+ROUNDED_AWAY = 1e-9  # of a learning rate below 0
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -121,6 +124,8 @@ def rate(name: str, value: Any) -> float | Tensor:
 def wide(lr: Any) -> Any:
     """A learning rate as arithmetic wants it: what it is divided by has no room in 16 bits.
 
+    What a scheduler's rounding leaves below 0 at its end (torch's cosine) is 0.
+
     Raises:
         ValueError: a program has put a number there which is none, or below 0. Tensors are not read.
     """
@@ -128,8 +133,10 @@ def wide(lr: Any) -> Any:
         return lr if lr.dtype in (torch.float32, torch.float64) else lr.float()
     if type(lr) is float and 0 <= lr < math.inf:
         return lr
-    plain = isinstance(lr, SupportsFloat) and not isinstance(lr, bool)  # numpy's numbers too
-    return number(0.0)("lr", float(lr) if plain else lr)
+    if isinstance(lr, SupportsFloat) and not isinstance(lr, bool):  # numpy's numbers too
+        lr = float(lr)
+        lr = 0.0 if -ROUNDED_AWAY < lr < 0 else lr
+    return number(0.0)("lr", lr)
 
 
 def _filled(name: str, value: Any, default: Sequence[float], check: Check) -> tuple[float, ...]:

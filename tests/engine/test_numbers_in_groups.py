@@ -61,6 +61,26 @@ def test_numbers_of_other_kinds_are_rates(kind: Any, engine: str) -> None:
         assert all(map(torch.equal, params, theirs))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("level", ["fixed", "auto"])
+@pytest.mark.parametrize("least", [-5e-324, -3e-20, -1e-12])
+def test_what_rounding_leaves_below_zero_is_zero(least: float, level: str, engine: str) -> None:
+    """Torch's cosine ends a few units of rounding beside 0, on either side."""
+    optimizer, params = build(engine=engine, lr_level=level)
+    other, theirs = build(engine=engine, lr_level=level)
+    for t in range(6):
+        for o, lr in ((optimizer, least), (other, 0.0)):
+            o.param_groups[0]["lr"] = lr if t > 3 else 1e-3
+        before = [p.detach().clone() for p in params]
+        go(optimizer, params, t)
+        go(other, theirs, t)
+        assert all(map(torch.equal, params, theirs))
+        assert t <= 3 or all(map(torch.equal, params, before))
+    again, _ = build(engine=engine, lr_level=level)
+    again.load_state_dict(disk(optimizer.state_dict()))
+    assert again.param_groups[0]["lr"] == 0
+
+
 @pytest.mark.parametrize("floor", [1e-38, 9e-33, 1e-32])
 @pytest.mark.parametrize("place", [0, 1])
 def test_the_least_floors_divide_nothing_by_zero(floor: float, place: int) -> None:

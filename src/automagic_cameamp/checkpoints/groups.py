@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import configs
 from ..state.model import Model
 from ..types import CAP, Layout
+from ..validate import ROUNDED_AWAY
 from . import pairs as saved_pairs
 from .saved import ADVICE, CheckpointError
 
@@ -111,6 +112,8 @@ def _by_todays_names(own: dict[str, Any], saved: Mapping[str, Any]) -> Mapping[s
     """
     if "base_beta1" not in saved and isinstance(saved.get("betas"), (list, tuple)) and saved["betas"]:
         saved = {**saved, "base_beta1": saved["betas"][0]}  # what its fields were chosen by
+    if isinstance(saved.get("lr"), float) and -ROUNDED_AWAY < saved["lr"] < 0:
+        saved = {**saved, "lr": 0.0}  # what a scheduler's rounding leaves at its end
     if "base_lr" in saved and "beta1_follows_lr" not in saved:
         saved = {**saved, "beta1_follows_lr": False}  # a run of an older version goes on as it was
     if "lr_floor" in saved or "base_lr" not in saved:
