@@ -61,7 +61,7 @@ class SharedConfig:
     beta1_follows_lr: bool | None = technique(
         None,
         optional(flag),
-        "beta1 decays as far as the learning rate has fallen, not to 0.4; None: where the rate is found",
+        "beta1 decays no further than the learning rate has fallen; None: where the rate is found",
     )
     eta: float = technique(2.0, number(0, open_low=True), "ALLoRA: gain of a zero row")
     weight_decay: float = option(5e-4, number(0), "strength of the adaptive weight decay")

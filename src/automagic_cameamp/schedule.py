@@ -25,6 +25,10 @@ def phase_between(first: float, last: float, warmup_steps: int) -> Phase:
     return low if low is high else Phase.MIXED
 
 
+def _documented_floor(beta1: float) -> float:
+    return min(BETA1_FLOOR, beta1)
+
+
 def lowest_beta1(beta1: float, lr: float | Tensor, base_lr: float | Tensor, follows: bool) -> float | Tensor:
     r"""What the decay of beta1 stops at.
 
@@ -46,7 +50,7 @@ def lowest_beta1(beta1: float, lr: float | Tensor, base_lr: float | Tensor, foll
     Source: ours; what it gains at constant rates and that it costs nothing under a cosine is in
     docs/evidence/log.md (2026-11-30).
     """
-    low = min(BETA1_FLOOR, beta1)
+    low = _documented_floor(beta1)
     if not follows:
         return low
     if isinstance(base_lr, Tensor):
@@ -89,7 +93,7 @@ def scalars(
     floor is higher while the learning rate is (``lowest_beta1``).
     """
     decay = (t * math.log(beta1_decay)).exp()  # torch.pow rounds by position in the stack
-    floor = min(BETA1_FLOOR, beta1) if lowest is None else lowest
+    floor = _documented_floor(beta1) if lowest is None else lowest
     now = decay * beta1
     now = torch.maximum(now, floor.to(now.dtype)) if isinstance(floor, Tensor) else now.clamp(min=floor)
     if phase.may_be_early:

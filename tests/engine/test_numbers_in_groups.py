@@ -98,7 +98,7 @@ def test_the_least_floors_divide_nothing_by_zero(floor: float, place: int) -> No
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("size", [1e15, 1e16, 3e17, 1e18, 1e19, 1e30])
+@pytest.mark.parametrize("size", [1e15, 1e16, 1e18, 3e18, 5e18, 8e18, 1e19, 1e30])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_after_a_spike_a_run_saves_and_goes_on(name: str, size: float, engine: str) -> None:
     """What a step takes a checkpoint holds and a loader takes; a spike too large for that moves nothing."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from automagic_cameamp import Automagic_CameAMP, Automagic_CameAMP8bit
+from automagic_cameamp import OPTIMIZERS, Automagic_CameAMP, Automagic_CameAMP8bit
 
 STEPS = 40
 
@@ -57,8 +57,9 @@ def test_one_cycle_counts_relative_to_its_highest_rate(
     assert again.param_groups[0]["base_lr"] == top
 
 
-def test_a_scheduler_that_comes_later_changes_nothing() -> None:
-    optimizer, p = made()
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_a_scheduler_that_comes_later_changes_nothing(engine: str) -> None:
+    optimizer, p = made(engine=engine)
     run(optimizer, p, lr_scheduler.LambdaLR(optimizer, lambda t: 1.0), 3)
     optimizer.param_groups[0]["max_lr"] = 1e-3
     run(optimizer, p, lr_scheduler.LambdaLR(optimizer, lambda t: 1.0), 3)
@@ -66,12 +67,20 @@ def test_a_scheduler_that_comes_later_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("engine", ["auto", "reference"])
-def test_a_schedule_above_its_start_is_said_once(engine: str) -> None:
-    optimizer, p = made(engine=engine)
-    cosine = lr_scheduler.CosineAnnealingLR(optimizer, STEPS, eta_min=1e-5)
-    with pytest.warns(UserWarning, match=r"a scheduler has set lr.*multiplied too.*eta_min") as said:
-        run(optimizer, p, cosine)
+@pytest.mark.parametrize("kind", ["an absolute end", "cycles", "from nothing"])
+def test_a_schedule_above_its_start_is_said_once(kind: str, engine: str) -> None:
+    optimizer, p = made(engine=engine, **({"lr": 0.0, "lr_level": "auto"} if kind == "from nothing" else {}))
+    schedule = {
+        "an absolute end": lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS, eta_min=1e-5),
+        "cycles": lambda o: lr_scheduler.CyclicLR(o, 1e-5, 1e-3, 5, cycle_momentum=False),
+        "from nothing": lambda o: lr_scheduler.CyclicLR(o, 0.0, 1.0, 5, cycle_momentum=False),
+    }[kind](optimizer)
+    words = "hardly anything moves" if kind == "from nothing" else "multiplied too"
+    with pytest.warns(UserWarning, match=rf"a scheduler has set lr.*{words}.*eta_min") as said:
+        run(optimizer, p, schedule)
     assert len([w for w in said if "first value" in str(w.message)]) == 1
+    moved = float((p.detach() - draw(1000)).abs().max())
+    assert (moved < 1e-4) == (kind == "from nothing")
 
 
 @pytest.mark.parametrize("given", [{}, {"lr": 1.0, "lr_level": "auto"}, {"lr": 1e-3}])
@@ -110,6 +119,22 @@ def test_a_run_of_an_older_version_keeps_the_momentum_that_it_had(cls: Any) -> N
     del old["param_groups"][0]["beta1_follows_lr"]
     resumed, q = stepped(old)
     assert resumed.param_groups[0]["beta1_follows_lr"] is False and torch.equal(p, q)
-    again, r = stepped(documented.state_dict())
+    again = stepped(documented.state_dict())[0]
     assert again.param_groups[0]["beta1_follows_lr"] is False
-    assert not torch.equal(r, stepped(stepped()[0].state_dict())[1])
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("given", [{}, {"lr": 1e-3, "lr_level": "auto"}, {"lr": 1e-3}])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_momentum_follows_by_default_where_the_rate_is_found(name: str, given: Any, engine: str) -> None:
+    def weights(**options: Any) -> torch.Tensor:
+        p = torch.nn.Parameter(draw(1000))
+        options = {"warmup_steps": 2, "beta1_decay": 0.5, "engine": engine, **given, **options}
+        optimizer = OPTIMIZERS[name]([p], **options)
+        run(optimizer, p, lr_scheduler.LambdaLR(optimizer, lambda t: 1 / (1 + t)), 6)
+        return p.detach()
+
+    plain, follows, documented = (weights(beta1_follows_lr=x) for x in (None, True, False))
+    found = "lr" not in given or "lr_level" in given
+    assert torch.equal(plain, follows if found else documented)
+    assert not torch.equal(follows, documented)

@@ -59,10 +59,10 @@ def new_group(model: Model, param_group: dict[str, Any]) -> dict[str, Any]:
 
 
 def follow_scheduler(group: dict[str, Any]) -> None:
-    """Where the rate is found, a scheduler's own rates count relative to their highest.
+    """Where the rate is found, the rates of ``OneCycleLR`` count relative to their highest.
 
-    ``OneCycleLR`` and ``CyclicLR`` write ``max_lr`` before the first step (our option of this name is called
-    ``lr_cap`` in a group); relative to a first rate that nobody has chosen they would mean nothing.
+    It writes ``max_lr`` before the first step (our option of this name is called ``lr_cap`` in a group);
+    relative to a first rate that nobody has chosen they would mean nothing.
     """
     top = group.get("max_lr")
     if group["lr_level"] == "auto" and group["clock"] == 0 and isinstance(top, (int, float)) and top > 0:

@@ -257,7 +257,7 @@ class Model:
                 f"{self.called}: a scheduler has set lr to {lr:g}, and its first value was {base:g}. Where "
                 "the rate is found, lr is a factor relative to its first value, not a rate, so "
             )
-            text += "the found rate is multiplied too. " if base else "nothing moves. "
+            text += "the found rate is multiplied too. " if base else "hardly anything moves (by min_lr). "
             text += "Give lr=1, lr_level='auto', and schedules relative to 1 (eta_min too)."
             warnings.warn(text, stacklevel=callers_depth())
             return
