@@ -181,13 +181,13 @@ class Order:
             def __exit__(self, *_: object) -> None:
                 self.release()
 
-        class Condition(Lock):
-            def __init__(self) -> None:
-                super().__init__()
+        class Condition:
+            def __init__(self, lock: Lock) -> None:
+                self.lock = lock
                 self.sleepers: list[list[bool]] = []
 
             def notify_all(self) -> None:
-                assert self.holder is order.now
+                assert self.lock.holder is order.now
                 for sleeper in self.sleepers:
                     sleeper[0] = True
                 self.sleepers.clear()
@@ -196,9 +196,9 @@ class Order:
                 while not (found := true()):
                     told = [False]
                     self.sleepers.append(told)
-                    self.release()
+                    self.lock.release()
                     woken = order.until(lambda told=told: told[0], timeout is not None)  # type: ignore[misc]
-                    self.acquire()
+                    self.lock.acquire()
                     if not woken:
                         return true()
                 return found
@@ -220,13 +220,12 @@ class Order:
                 self.real.start()
                 order.line()
 
-            def is_alive(self) -> bool:
-                return not self.task.done
-
         def current_thread() -> Thread | None:
             return Thread.current.get(id(order.now))
 
-        return SimpleNamespace(Lock=Lock, Condition=Condition, Thread=Thread, current_thread=current_thread)
+        return SimpleNamespace(
+            Lock=Lock, RLock=Lock, Condition=Condition, Thread=Thread, current_thread=current_thread
+        )
 
 
 class Drawn(offload.Clones):

@@ -16,11 +16,18 @@ from automagic_cameamp.training import offload, ring
 
 
 @dataclass(eq=False)
+class Done:
+    """A flag. Interrupted, the locks of an event could stay taken."""
+
+    over: bool = False
+
+
+@dataclass(eq=False)
 class Copy:
     source: Tensor
     target: Tensor
     back: bool
-    done: threading.Event = field(default_factory=threading.Event)
+    done: Done = field(default_factory=Done)
 
 
 class All(threading.Event):
@@ -28,10 +35,12 @@ class All(threading.Event):
 
     def __init__(self, copies: list[Copy]) -> None:
         super().__init__()
-        self.events = [copy.done for copy in copies]
+        self.parts = [copy.done for copy in copies]
 
     def wait(self, timeout: float | None = None) -> bool:
-        return all(event.wait(timeout) for event in self.events)
+        while not all(part.over for part in self.parts):
+            time.sleep(2e-5)
+        return True
 
 
 class Wild(offload.Clones):
@@ -45,7 +54,7 @@ class Wild(offload.Clones):
     def __init__(self, seed: int = 0, delay: float = 2e-4) -> None:
         self.random, self.delay = random.Random(seed), delay
         self.pending: list[Copy] = []
-        self.changed = threading.Condition()
+        self.changed = threading.RLock()
         self.thread: threading.Thread | None = None
         self.fetched = self.put_back = self.bytes = 0
 
@@ -81,7 +90,7 @@ class Wild(offload.Clones):
                 self.pending.remove(copy)
                 done = copy.done
             del copy  # and the memory of the source with it
-            done.set()
+            done.over = True
 
     def fetch(self, source: Tensor, target: Tensor) -> None:
         self.fetched += 1

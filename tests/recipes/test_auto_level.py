@@ -53,7 +53,7 @@ def slowly(old, n, gg, vv, s):
 @pytest.mark.parametrize("lean", [0.3, 0.0, -0.3])
 def test_the_rule_is_the_one_that_it_says(lean, begun):
     old = [begun, 3e-7, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
-    fast = torch.tensor(old)
+    fast, numbers = T.Level.of(torch.tensor(old)), T.Level(*old)
     landed = 0
     for t in range(300):
         draw = normal((4,), t).tolist()
@@ -62,19 +62,20 @@ def test_the_rule_is_the_one_that_it_says(lean, begun):
         n = math.sqrt(gg * vv) * math.tanh(turn + 0.2 * draw[2] - (0.8 if 40 < t <= 60 else 0.0))
         s = 1.5 / (1 + math.exp(-draw[3]))
         old = slowly(old, n, gg, vv, s)
-        fast = T.steer(fast, torch.tensor([n, gg, vv]), torch.tensor(s))
-        torch.testing.assert_close(fast, torch.tensor(old), rtol=2e-4, atol=2e-5)
+        fast = T.steer(fast, tuple(torch.tensor([n, gg, vv])), torch.tensor(s))
+        numbers = T.steer(numbers, (n, gg, vv), s)
+        torch.testing.assert_close(torch.stack(fast), torch.tensor(old), rtol=2e-4, atol=2e-5)
+        assert list(numbers) == pytest.approx(old, rel=1e-9, abs=1e-12)
         landed += bool(old[6])
     assert 100 < landed < 300
     assert old[1] != pytest.approx(3e-7)
 
 
 def test_what_a_long_run_can_still_move_is_bounded():
-    far = torch.tensor([1000.0, 1e-3, 0.0, 0.0, 500.0, 0.1, 1.0, 1.0])
-    level = far
+    level = T.Level(1000.0, 1e-3, 0.0, 0.0, 500.0, 0.1, 1.0, 1.0)
     for _ in range(1000):
-        level = T.steer(level, torch.tensor([1.0, 1.0, 1.0]), torch.tensor(1.0))
-    moved = math.log2(float(level[1]) / 1e-3)
+        level = T.steer(level, (1.0, 1.0, 1.0), 1.0)
+    moved = math.log2(level.value / 1e-3)
     assert 0.2 < moved < 0.4, (
         "at most 4000 / 5000 doublings less those after 10,000, and a window is blind at first"
     )
@@ -82,10 +83,10 @@ def test_what_a_long_run_can_still_move_is_bounded():
 
 @pytest.mark.parametrize("schedule, fell", [(1.0, True), (0.999, False)])
 def test_a_level_does_not_fall_late_where_the_schedule_does(schedule, fell):
-    level = torch.tensor([1000.0, 1e-3, 0.0, 0.0, 900.0, 0.1, 1.0, 1.0])
+    level = T.Level(1000.0, 1e-3, 0.0, 0.0, 900.0, 0.1, 1.0, 1.0)
     for _ in range(4000):
-        level = T.steer(level, torch.tensor([-0.1, 1.0, 1.0]), torch.tensor(schedule))
-    down = -math.log2(float(level[1]) / 1e-3)
+        level = T.steer(level, (-0.1, 1.0, 1.0), schedule)
+    down = -math.log2(level.value / 1e-3)
     assert (down > 0.5) is fell
     assert fell or down < 1200 / 3 * (60**2 / 1000**3), "the integral of what is left from step 1,000 on"
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..types import START, Locality, local
+from ._numbers import Number, Truth, clamp, exp2, maximum, where
 from ._reduce import sum_last
 from .sums import Steps, summing, total
 
@@ -31,6 +32,7 @@ REST = 300.0  # from this step on less and less, so that a long run's level come
 LOOKS = 4  # once it has taken off it looks at every fourth step
 SETTLE = 60.0  # from this step on the level falls less and less under a schedule that falls by itself
 LIFT = 6.0  # what a schedule that falls may add, as it falls
+TINY = 1e-30  # stands for 0 where something is divided by it
 LARGEST = 1e30  # of a sum: what is larger is as good as that
 LEFT, LEAST_LEFT = 16, 512  # one column of so many is looked at, or elements of a tensor at least
 
@@ -80,7 +82,7 @@ def distance_level(level: Tensor, r: Tensor, s_norm: Tensor, start: float) -> Te
 
 
 class Level(NamedTuple):
-    """What the automatic level remembers: fp32 numbers, the same for all parameters.
+    """What the automatic level remembers, the same for all parameters: numbers, or 0-D tensors on a device.
 
     Args:
         steps: updates so far.
@@ -92,14 +94,14 @@ class Level(NamedTuple):
         top: highest learning rate so far, relative to the first one.
     """
 
-    steps: Tensor
-    value: Tensor
-    along: Tensor
-    size: Tensor
-    since: Tensor
-    peak: Tensor
-    settled: Tensor
-    top: Tensor
+    steps: Number
+    value: Number
+    along: Number
+    size: Number
+    since: Number
+    peak: Number
+    settled: Number
+    top: Number
 
     @classmethod
     def of(cls, numbers: Tensor) -> Level:
@@ -107,14 +109,14 @@ class Level(NamedTuple):
         return cls(*numbers.unbind())
 
     @property
-    def renews(self) -> Tensor:
+    def renews(self) -> Truth:
         """Whether the weights are remembered anew in this step."""
         return self.since == self.steps
 
     @property
-    def looks(self) -> Tensor:
+    def looks(self) -> Truth:
         """Whether this step looks back."""
-        return (self.settled == 0) | (self.steps.remainder(LOOKS) == 0)
+        return (self.settled == 0) | (self.steps % LOOKS == 0)
 
 
 def level_start(lr: float) -> float:
@@ -151,15 +153,17 @@ def look_back(g: Tensor, anchor: Tensor, p: Tensor, level: Level) -> Steps[tuple
     """
     columns = anchor.shape[-1]
     now, seen = left(p, columns), left(g, columns)
-    anchor = torch.where(level.renews, now.to(anchor.dtype), anchor)
+    renews = torch.as_tensor(level.renews, device=p.device)
+    anchor = torch.where(renews, now.to(anchor.dtype), anchor)
     way = anchor.to(p.dtype) - now
     # Where a process holds nothing of a vector, the sums are still those of the whole one.
-    share = level.looks.to(p.dtype) * (p.shape[-1] / columns if columns else 1.0)
+    looks = torch.as_tensor(level.looks, dtype=p.dtype, device=p.device)
+    share = looks * (p.shape[-1] / columns if columns else 1.0)
     sums = yield [total(seen * way), total(seen * seen), total(way * way)]
     return torch.cat([(x.flatten(1) * share).clamp(-LARGEST, LARGEST) for x in sums], 1), anchor
 
 
-def steer(old: Tensor, evidence: Tensor, schedule: Tensor) -> Tensor:
+def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number) -> Level:
     r"""The automatic level of the next step.
 
     .. math:: c_t = \frac{\langle g_t, p_a - p_t\rangle}{\|g_t\| \|p_a - p_t\|}, \qquad
@@ -184,71 +188,68 @@ def steer(old: Tensor, evidence: Tensor, schedule: Tensor) -> Tensor:
       as the take-off went too high.
 
     Args:
-        old: [8], a ``Level``.
-        evidence: [3] sums of ``look_back`` over all parameters, from the step that ``old`` is of.
-        schedule: the learning rate relative to its start, 0-D.
+        old: of the last step.
+        evidence: three sums of ``look_back`` over all parameters, from the step that ``old`` is of.
+        schedule: the learning rate relative to its start.
+
+    All are numbers, or all are 0-D tensors of one kind.
 
     Returns:
-        [8], the next ``Level``.
+        The next ``Level``, of the same kind.
 
     Source: ours. The inner product is D-Adaptation's (Defazio & Mishchenko 2023, arXiv 2301.07733) and
     that of hypergradient descent (Baydin et al. 2018, arXiv 1703.04782). Deviations: a correlation over a
     window that grows with the run instead of a bound on the distance, which never falls, or of one step,
     which anneals too early.
     """
-    steps, value, along, size, since, peak, settled, top = old.unbind()
-    product, g_square, way_square = evidence.to(old.dtype).unbind()
+    steps, value, along, size, since, peak, settled, top = old
+    product, g_square, way_square = evidence
     seen = (g_square > 0) & (way_square > 0)
-    way = way_square.sqrt()
-    cosine = torch.where(seen, product / g_square.sqrt() / way, 0.0)
-    steps, flying, schedule = steps + 1, settled == 0, schedule.to(old.dtype)
-    top, part = torch.maximum(top, schedule), schedule.clamp(0.0, 1.0)
-    weight, fade = torch.where(flying, seen.to(old.dtype), way * seen), torch.where(flying & seen, KEEP, 1.0)
+    way = way_square**0.5
+    cosine = product / clamp(g_square**0.5, TINY) / clamp(way, TINY) * seen
+    steps, flying = steps + 1, settled == 0
+    top, part = maximum(top, schedule), clamp(schedule, 0.0, 1.0)
+    weight, fade = where(flying, 1.0, way) * seen, where(flying & seen, KEEP, 1.0)
     along, size = fade * along + weight * cosine, fade * size + weight
-    age, span = steps - since, since.clamp(min=BLIND)
+    age, span = steps - since, clamp(since, BLIND)
     known = (size > 0) & (flying | (4 * age >= span))
-    mean = torch.where(known, along / size.clamp(min=1e-38), 0.0)
-    peak = torch.maximum(peak, mean)
-    ratio = mean / peak.clamp(min=1e-30)
-    grows = (steps <= BLIND) | (ratio > DEAD)
-    lands = flying & seen & ~grows
-    climb = torch.where(value < HIGHEST_START, FIRST_GROWTH, GROWTH)
-    rises, falls = (ratio / FULL).clamp(0.0, 1.0), (-ratio / FULL).clamp(0.0, 1.0)
+    mean = where(known, along / clamp(size, TINY), 0.0)
+    peak = maximum(peak, mean)
+    ratio = mean / clamp(peak, TINY)
+    stops = (steps > BLIND) & (ratio <= DEAD)
+    lands = flying & seen & stops
+    climb = where(value < HIGHEST_START, FIRST_GROWTH, GROWTH)
+    rises, falls = clamp(ratio / FULL, 0.0, 1.0), clamp(-ratio / FULL, 0.0, 1.0)
     remains = fallen(schedule, top)
-    falls = falls * torch.where(remains < 1, (SETTLE / steps.clamp(min=SETTLE)).square(), 1.0)
-    drift = rises * part.square() - falls * remains.square().square()
-    speed = SPEED / steps.clamp(min=BLIND) * (REST / steps.clamp(min=REST))
-    factor = torch.where(flying, torch.where(seen, climb, 1.0), (drift * speed).exp2())
-    value = value * torch.where(lands, part / BACK, factor)
-    renews = lands | (~flying & (age >= span))
-    zero = torch.zeros_like(along)
-    return torch.stack(
-        [
-            steps,
-            value,
-            torch.where(renews, zero, along),
-            torch.where(renews, zero, size),
-            torch.where(renews, steps, since),
-            peak,
-            torch.where(lands, 1.0, settled),
-            top,
-        ]
+    falls = falls * where(remains < 1, (SETTLE / clamp(steps, SETTLE)) ** 2, 1.0)
+    drift = rises * part**2 - falls * remains**4
+    speed = SPEED / clamp(steps, BLIND) * (REST / clamp(steps, REST))
+    factor = where(flying, where(seen, climb, 1.0), exp2(drift * speed))
+    renews = lands | ((settled > 0) & (age >= span))
+    return Level(
+        steps=steps,
+        value=value * where(lands, part / BACK, factor),
+        along=where(renews, 0.0, along),
+        size=where(renews, 0.0, size),
+        since=where(renews, steps, since),
+        peak=peak,
+        settled=where(lands, 1.0, settled),
+        top=top,
     )
 
 
-def fallen(schedule: Tensor, top: Tensor) -> Tensor:
+def fallen(schedule: Number, top: Number) -> Number:
     """What a schedule has left of its top: 1 while it rises."""
-    return torch.where(top > 0, schedule / top.clamp(min=1e-30), 1.0).clamp(0.0, 1.0)
+    return where(top > 0, clamp(schedule / clamp(top, TINY), 0.0, 1.0), 1.0)
 
 
-def lifted(level: Level, schedule: Tensor | float) -> Tensor:
+def lifted(level: Level, schedule: Number) -> Number:
     r"""The level under a schedule s that has fallen from its top: :math:`\lambda (1 + 6 (1 - s/\hat s))`.
 
     A run that ends with low rates stands, and wants, higher ones before: measured, 2 to 4 times the best
     constant rate. So the whole is :math:`\lambda s (7 - 6 s)` for a top of 1, which is high in the middle.
     """
-    s = torch.as_tensor(schedule, dtype=level.value.dtype, device=level.value.device)
-    return level.value * (1 + LIFT * (1 - fallen(s, level.top)))
+    return level.value * (1 + LIFT * (1 - fallen(schedule, level.top)))
 
 
 @local(Locality.ELEMENT)

@@ -95,9 +95,12 @@ class Ring:
         self._head = self._tail = 0  # bytes since the beginning: loaded, and free again
         self._loads: deque[Load] = deque()  # in the ring, the oldest first
         self._taken = 0  # of them, by the thread
-        self._changed = threading.Condition()
+        # A condition is entered in Python, where an interrupt may come after the lock was taken and before
+        # anybody would give it back; a lock is entered in C.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._loading = threading.Lock()  # backward has a thread per device
-        self._thread: threading.Thread | None = None
+        self._worker: threading.Thread | None = None  # who works on the loads, set by itself
         self._transfers: dict[torch.device, offload.Transfer] = {}
         self._ahead = 0
         self._flying: deque[tuple[offload.Transfer, offload.Ticket, int]] = (
@@ -148,7 +151,7 @@ class Ring:
                 here,
                 transfer,
             )
-            with self._changed:
+            with self._lock:
                 self._head = load.end
                 self._loads.append(load)
                 self._wake()
@@ -200,33 +203,35 @@ class Ring:
         return not self._loads
 
     def _wait(self, true: Callable[[], bool]) -> None:
-        with self._changed:
+        with self._lock:
             self._wake()
             self._changed.wait_for(true)
 
     # ---------------------------------------------------------------- the thread
 
     def _wake(self) -> None:
-        """Let the thread look; called with ``_changed``."""
-        # One that an interrupt kept from starting is not alive.
-        if self._loads and (self._thread is None or not self._thread.is_alive()):
-            self._thread = threading.Thread(target=self._work, name="automagic_cameamp host step")
-            self._thread.start()
+        """Let the thread look; called with ``_lock``."""
+        # Whom an interrupt keeps from starting has not begun to work; one too many goes away by itself. To
+        # ask whether a thread is alive is no way: interrupted, Python takes one that is for one that is not.
+        if self._loads and self._worker is None:
+            threading.Thread(target=self._work, name="automagic_cameamp host step").start()
         self._changed.notify_all()
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def _work(self) -> None:
         leaving: list[Load] = []
+        with self._lock:
+            if self._worker is not None:
+                return
+            self._worker = threading.current_thread()
         while True:
-            with self._changed:
+            with self._lock:
                 if not leaving:
                     self._changed.wait_for(lambda: self._taken < len(self._loads), IDLE)
-                if self._thread is not threading.current_thread():
-                    return
                 batch = self._batch()
                 if not batch and not leaving:
-                    self._thread = None
+                    self._worker = None
                     return
             if batch:
                 self._run(batch)
@@ -266,7 +271,7 @@ class Ring:
                 load.transfer.reach(load.gone)
             except BaseException as error:
                 load.whose.failed(load, error)
-        with self._changed:
+        with self._lock:
             for load in left:
                 self._tail = load.end
                 self._loads.popleft()

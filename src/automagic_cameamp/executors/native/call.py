@@ -73,7 +73,7 @@ class Table:
         if steering is not None:
             numbers = steering.tolist()
             self.step.level[: len(numbers)] = numbers
-            level = Level.of(steering)
+            level = Level(*numbers)
             self.step.renews, self.step.looks = bool(level.renews), bool(level.looks)
 
     def call(self, grads: Gradients, params: Sequence[Tensor]) -> int:
