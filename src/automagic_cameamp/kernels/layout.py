@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes as c
 from typing import Any, NamedTuple
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 MAX_SCALES = 6
 CODES = {"dynamic": 1, "softsign": 2, "affine": 3, "unit4": 4, "log16": 6, "log": 7, "softsign4": 8}
 SKETCH = 4096

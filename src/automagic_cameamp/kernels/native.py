@@ -95,6 +95,8 @@ def holding_the_lock() -> Any:
     found.automagic_look.argtypes = [address, address, number, address, number]
     found.automagic_hold.restype = ctypes.c_int32
     found.automagic_hold.argtypes = [address, address, number, address, address]
+    found.automagic_gather.restype = None
+    found.automagic_gather.argtypes = [address, number, number, address]
     return found
 
 

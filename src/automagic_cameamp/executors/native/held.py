@@ -8,8 +8,11 @@ from itertools import chain
 from operator import is_
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from ...kernels import native
 from ...state.names import is_ours
 from . import looks
 
@@ -68,3 +71,30 @@ class Held:
 
     def _ours(self, entry: dict[str, Any]) -> Iterator[Any]:
         return (value for name, value in entry.items() if name not in self._aside)
+
+
+class Rows:
+    """Vectors of one length, gathered as the rows of a matrix.
+
+    Args:
+        tensors: they keep their places, as ``Held`` sees to.
+    """
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+        sizes = {x.numel() for x in tensors}
+        self._plain = len(sizes) == 1 and all(
+            x.is_cpu and x.dtype == torch.float32 and x.is_contiguous() for x in tensors
+        )
+        if self._plain:
+            count, width = len(tensors), sizes.pop()
+            self._rows = torch.empty(count, width, dtype=torch.float32, device="cpu")
+            self._places = np.array([x.data_ptr() for x in tensors], dtype=np.uint64)
+            self._arguments = self._places.ctypes.data, count, width, self._rows.data_ptr()
+
+    def gathered(self) -> Tensor:
+        """[N,n], valid until the next call."""
+        if not self._plain:
+            return torch.stack([x.flatten() for x in self.tensors])
+        native.holding_the_lock().automagic_gather(*self._arguments)
+        return self._rows

@@ -24,7 +24,7 @@ from . import table
 from .asked import Asked
 from .call import Table
 from .given import Gradients, Weights
-from .held import Held
+from .held import Held, Rows
 from .rest import Rest
 from .searches import Schedule, Search
 
@@ -77,9 +77,9 @@ class Plan:
             {work.chunk.key[0]: work.shared for work in works},
             [work for work, _ in left],
         )
-        self.levels = [
-            s["auto_level"] for p, s in model.state.items() if isinstance(p, Tensor) and "auto_level" in s
-        ]
+        self.levels = Rows(
+            [s["auto_level"] for p, s in model.state.items() if isinstance(p, Tensor) and "auto_level" in s]
+        )
         self.due = Schedule(works, self.table.slices, self.table.states, model.groups)
         self.due.renew()
 
@@ -134,11 +134,11 @@ class Plan:
             for shared in found.values():
                 self.table.steer(shared.steering)
             return {number: float(shared.level) for number, shared in found.items()}
-        if not self.levels:
+        if not self.levels.tensors:
             return {}
         model.tell_raised()
         levels: dict[int, float] = {}
-        steering, rows = None, torch.stack(self.levels)
+        steering, rows = None, self.levels.gathered()
         for number, group in enumerate(model.groups):
             if group["lr_level"] == "auto":
                 start, schedule = model.course(group)

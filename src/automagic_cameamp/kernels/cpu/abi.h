@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-enum { ABI_VERSION = 8 };  // counts changes of this file, and functions that Python needs
+enum { ABI_VERSION = 9 };  // counts changes of this file, and functions that Python needs
 enum Type { F32 = 0, BF16 = 1, F16 = 2 };
 enum Code { PLAIN = 0, DYNAMIC8 = 1, SOFTSIGN8 = 2, AFFINE8 = 3, UNIT4 = 4, LOG16 = 6, LOG8 = 7, SOFTSIGN4 = 8 };
 enum { MAX_SCALES = 6 };

@@ -62,6 +62,12 @@ PUBLIC const char* automagic_field(int32_t index, int32_t* place, const char** k
 // How a step spreads over threads, for benchmarks/scaling.py.
 PUBLIC int64_t automagic_watch(Share* shares, int64_t room) { return watch(shares, room); }
 
+// Rows of `width` numbers from all over the memory, one behind another.
+PUBLIC void automagic_gather(const float* const* rows, int64_t count, int64_t width, float* out) {
+  for (int64_t r = 0; r < count; r++)
+    for (int64_t i = 0; i < width; i++) out[r * width + i] = rows[r][i];
+}
+
 PUBLIC void automagic_step(Step* s) {
 #if defined(AUTOMAGIC_X86)
   int limit = best();

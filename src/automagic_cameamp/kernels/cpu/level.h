@@ -5,38 +5,62 @@
 
 namespace AUTOMAGIC_ISA {
 
-// Rows of a tile against their remembered columns, the first `sampled` ones; sums go to the slab's part.
-inline void look_back(const Job& j, const Tile& tile, Part& part, Local& w) {
-    const Task& t = *j.t;
-    const Step& s = *j.step;
-    if (!s.renews && !s.looks) return;
-    const int64_t width = t.sampled;
-    V along = all(0.0f), square = all(0.0f), way = all(0.0f);
-    double sums[3] = {0, 0, 0};
-    for (int64_t r = tile.first; r < tile.end; ++r)
-        for (int64_t c = 0; c < width; c += RUN) {
-            const int64_t n = smaller(RUN, width - c), first = r * j.n + c;
-            float* anchor = t.anchor + r * width + c;
-            const float* p = load_weights(t, first, n, w.other);
-            if (s.renews) copy_run(p, n, anchor);
-            if (!s.looks) continue;
-            const float* g = load_run(t.g, t.g_type, first, n, w.raw);
-            if (n < 4) {  // narrow matrices, such as those of a LoRA
-                for (int64_t i = 0; i < n; ++i) {
-                    const double x = g[i], d = anchor[i] - p[i];
-                    sums[0] += x * d, sums[1] += x * x, sums[2] += d * d;
-                }
-                continue;
+// Rows against their remembered columns, the first `sampled` ones. It looks at a band right before that is written:
+// looked at long before, weights would come from memory while nothing is computed.
+class Look {
+public:
+    explicit Look(const Job& j) : j_(j), wants_(j.t->level != nullptr && (j.step->renews || j.step->looks)) {}
+
+    void at(const Band& band, Local& w) {
+        if (!wants_) return;
+        const Task& t = *j_.t;
+        if (t.sampled < 4 && t.p_type == F32 && t.g_type == F32) return down(band);
+        const int64_t width = t.sampled;
+        for (int64_t r = band.row; r < band.row + band.rows; ++r)
+            for (int64_t c = 0; c < width; c += RUN) {
+                const int64_t n = smaller(RUN, width - c), first = r * j_.n + c;
+                float* anchor = t.anchor + r * width + c;
+                const float* p = load_weights(t, first, n, w.other);
+                if (j_.step->renews) copy_run(p, n, anchor);
+                const float* g = load_run(t.g, t.g_type, first, n, w.raw);
+                for (int64_t i = 0; i < n; i += W)
+                    add(get<false>(g + i, n - i), get<false>(anchor + i, n - i) - get<false>(p + i, n - i));
             }
-            for (int64_t i = 0; i < n; i += W) {
-                const V x = get<false>(g + i, n - i), d = get<false>(anchor + i, n - i) - get<false>(p + i, n - i);
-                along = fused(x, d, along), square = fused(x, x, square), way = fused(d, d, way);
+    }
+
+    void into(Part& part) const {
+        if (!wants_ || !j_.step->looks) return;
+        part.sum[WAY] += static_cast<double>(total(along_));
+        part.sum[SEEN2] += static_cast<double>(total(square_));
+        part.sum[WAY2] += static_cast<double>(total(way_));
+    }
+
+private:
+    void add(V x, V d) { along_ = fused(x, d, along_), square_ = fused(x, x, square_), way_ = fused(d, d, way_); }
+
+    // A few columns of a narrow fp32 matrix, such as those of a LoRA: whole registers are gathered from many rows.
+    void down(const Band& band) {
+        const Task& t = *j_.t;
+        const float* p = static_cast<const float*>(t.p);
+        const float* g = static_cast<const float*>(t.g);
+        alignas(64) float x[W], d[W];
+        int64_t held = 0;
+        for (int64_t r = band.row; r < band.row + band.rows; ++r)
+            for (int64_t c = 0; c < t.sampled; ++c) {
+                const int64_t i = r * j_.n + c;
+                float& anchor = t.anchor[r * t.sampled + c];
+                if (j_.step->renews) anchor = p[i];
+                x[held] = g[i], d[held] = anchor - p[i];
+                if (++held == W) add(load(x), load(d)), held = 0;
             }
-        }
-    part.sum[WAY] += sums[0] + static_cast<double>(total(along));
-    part.sum[SEEN2] += sums[1] + static_cast<double>(total(square));
-    part.sum[WAY2] += sums[2] + static_cast<double>(total(way));
-}
+        for (int64_t i = held; i < W; ++i) x[i] = d[i] = 0.0f;
+        if (held > 0) add(load(x), load(d));
+    }
+
+    const Job& j_;
+    const bool wants_;
+    V along_ = all(0.0f), square_ = all(0.0f), way_ = all(0.0f);
+};
 
 // The evidence of the whole tensor, and the level that this update was made at.
 inline void finish_look(const Job& j) {

@@ -160,7 +160,9 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
     a.stride = j.n;
     if (!j.resident) w.cf = of_columns(j, tile, j.cf + tile.k * j.n, w.tiled[0]);
     w.ds = of_columns(j, tile, j.ds + tile.k * j.n, w.tiled[1]);
+    Look look(j);
     for_bands(j, tile, [&](const Band& band) {
+        if (!a.dry) look.at(band, w);
         if (allora) {
             clear_rows(band, w.row);
             for_pieces(j, band, [&](const Band& b) {
@@ -210,6 +212,7 @@ inline void weight_bands(Job& j, const Tile& tile, Part& part, Move a, Local& w)
             });
         }, along);
     });
+    if (!a.dry) look.into(part);
 }
 
 // The new weights of a slab, or, where `dry`, only the sums of squares of the old and the new ones.
@@ -221,7 +224,6 @@ inline void pass_weights(Job& j, int64_t slab, Local& w, bool dry) {
     int64_t done = slab * j.slab_rows * j.n;
     for_tiles(j, slab, [&](const Tile& tile) {
         if (!j.resident && (j.filtered || j.edges)) filter_tile(j, tile, w);
-        if (!dry && j.t->level != nullptr) look_back(j, tile, part, w);
         weight_bands(j, tile, part, factors, w);
         if (dry) return;
         if (!j.resident) done = encode_means(j, tile, done, tile.start + tile.count, w);
