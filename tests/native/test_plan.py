@@ -18,6 +18,7 @@ import torch
 from automagic_cameamp import OPTIMIZERS, Automagic_CameAMP, Automagic_CameAMP8bit
 from automagic_cameamp.executors import said as said_once
 from automagic_cameamp.executors.native import plan as native
+from automagic_cameamp.executors.native.held import Rows
 from automagic_cameamp.kernels import build
 from automagic_cameamp.kernels import native as kernels
 from native import lockstep
@@ -363,3 +364,12 @@ def test_one_call_per_step(monkeypatch: pytest.MonkeyPatch) -> None:
     for step in range(3):
         lockstep.take(optimizer, params, step)
     assert calls == [51, 51, 51]
+
+
+@pytest.mark.parametrize("odd", [torch.float64, None], ids=str)
+def test_rows_are_gathered_wherever_they_lie(odd: torch.dtype | None) -> None:
+    rows = [torch.randn(11) for _ in range(5)]
+    gathered = Rows(rows if odd is None else [rows[0].to(odd), *rows[1:]])
+    assert gathered.gathered().tolist() == torch.stack(rows).tolist()
+    rows[3].add_(1)
+    assert gathered.gathered().tolist() == torch.stack(rows).tolist()

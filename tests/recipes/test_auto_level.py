@@ -13,6 +13,7 @@ import torch
 from automagic_cameamp import OPTIMIZERS, Automagic_CameAMP, Automagic_CameAMP8bit, OptimizationProfiles
 from automagic_cameamp import create_improved_8bit_optimizer as create
 from automagic_cameamp import techniques as T
+from automagic_cameamp.recipes import _level
 from reference import drive
 from reference.draws import normal
 
@@ -69,6 +70,28 @@ def test_the_rule_is_the_one_that_it_says(lean, begun):
         landed += bool(old[6])
     assert 100 < landed < 300
     assert old[1] != pytest.approx(3e-7)
+
+
+@pytest.mark.parametrize("stale", [0, 3])
+@pytest.mark.parametrize("begun", [0, 5, 900])
+def test_a_device_works_out_the_level_that_the_host_does(begun, stale):
+    rows = normal((7, 11), begun).float().abs() + 0.1
+    rows[:, 3], rows[:, 10] = float(begun), 1.0  # steps and top
+    rows[:, 4:] = rows[:1, 4:]
+    rows[:stale, 3] = float(max(begun - 2, 0))
+    for schedule in (0.0, 0.4, 1.0, 1.7):
+        there = _level.steered_there(rows, 1e-4, schedule, rows.device)
+        here = _level.steered(rows, 1e-4, torch.tensor(schedule), rows.device)
+        torch.testing.assert_close(there, here, rtol=1e-5, atol=0)
+        assert float(here[0]) == begun + 1
+
+
+def test_a_device_begins_as_the_host_does():
+    cpu = torch.device("cpu")
+    for start in (1e-9, 1e-6, 1e-3, 1.0):
+        torch.testing.assert_close(
+            _level.steered_there(None, start, 1.0, cpu), _level.steered(None, start, 1.0, cpu)
+        )
 
 
 def test_what_a_long_run_can_still_move_is_bounded():

@@ -110,7 +110,11 @@ def share(
     steering = None
     if hp.lr_level == "auto":
         steering = _level.steered(every.get("auto_level"), start, schedule, like.device)
-        level = _level.level_under(steering, start, hp.lr, hp.base_lr).to(like.dtype)
+        # In numbers where there is nobody to wait for: a device's are tensors.
+        here = T.Level(*steering.tolist()) if steering.is_cpu else T.Level.of(steering)
+        lr = float(hp.lr) if steering.is_cpu else torch.as_tensor(hp.lr, device=like.device)
+        found = torch.as_tensor(_level.level_under(here, start, lr, hp.base_lr), device=like.device)
+        level = found.float().to(like.dtype)
     return Shared(mean, vote, level, start, mask_count=count, clock=now, steering=steering)
 
 

@@ -108,6 +108,11 @@ class Level(NamedTuple):
         """From a vector of eight."""
         return cls(*numbers.unbind())
 
+    @classmethod
+    def begun(cls, lr: float) -> Level:
+        """Before the first update, in numbers; ``lr`` is the largest of all groups."""
+        return cls(0.0, level_start(lr), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
     @property
     def renews(self) -> Truth:
         """Whether the weights are remembered anew in this step."""

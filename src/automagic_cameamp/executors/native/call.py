@@ -68,13 +68,10 @@ class Table:
         self.step.mask_sums, self.step.mask_count = self._places.ctypes.data, len(sums)
         self.step.masked = float(sum(n for _, n in sums))
 
-    def steer(self, steering: Tensor | None) -> None:
+    def steer(self, level: Level) -> None:
         """Say at which automatic level the step is made, whether it looks back, and remembers the weights."""
-        if steering is not None:
-            numbers = steering.tolist()
-            self.step.level[: len(numbers)] = numbers
-            level = Level(*numbers)
-            self.step.renews, self.step.looks = bool(level.renews), bool(level.looks)
+        self.step.level[: len(level)] = level
+        self.step.renews, self.step.looks = bool(level.renews), bool(level.looks)
 
     def call(self, grads: Gradients, params: Sequence[Tensor]) -> int:
         """Run all works.

@@ -8,7 +8,7 @@ from types import ModuleType
 from torch import Tensor
 
 from ...kernels import native
-from ...recipes import Hyper, Shared
+from ...recipes import Hyper, Level, Shared
 from ..said import say
 from ..work import Outcome, Work
 from . import table
@@ -55,7 +55,7 @@ def tell(held: Table, number: int, recipe: ModuleType, hp: Hyper, shared: Shared
     multiplier = 1.0 if shared.multiplier is None else float(shared.multiplier)
     if shared.steering is not None:
         multiplier *= float(shared.level)
-        held.steer(shared.steering)
+        held.steer(Level(*shared.steering.tolist()))
     table.renew(held.options, number, hp, recipe, multiplier)
     # Rounded as the kernels and the reference do it, also beside weights of fp64.
     held.step.mask_mean = float(shared.mask_mean.float())

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...kernels import native
@@ -88,13 +89,13 @@ class Rows:
         )
         if self._plain:
             count, width = len(tensors), sizes.pop()
-            self._rows = torch.empty(count, width, dtype=torch.float32, device="cpu")
+            self._rows = np.empty((count, width), dtype=np.float32)
             self._places = np.array([x.data_ptr() for x in tensors], dtype=np.uint64)
-            self._arguments = self._places.ctypes.data, count, width, self._rows.data_ptr()
+            self._arguments = self._places.ctypes.data, count, width, self._rows.ctypes.data
 
-    def gathered(self) -> Tensor:
+    def gathered(self) -> NDArray[np.float32]:
         """[N,n], valid until the next call."""
         if not self._plain:
-            return torch.stack([x.flatten() for x in self.tensors])
+            return torch.stack([x.flatten().float() for x in self.tensors]).numpy()
         native.holding_the_lock().automagic_gather(*self._arguments)
         return self._rows

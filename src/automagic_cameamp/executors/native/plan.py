@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...recipes import level_under, steered
+from ...recipes import Level, level_under, seen, steered_here
 from ...state.model import Model
 from ...validate import wide
 from ..reference import REFERENCE
@@ -132,20 +132,23 @@ class Plan:
                 number: shared for number, shared in self.first[0].items() if shared.steering is not None
             }
             for shared in found.values():
-                self.table.steer(shared.steering)
+                self.table.steer(Level(*shared.steering.tolist()))
             return {number: float(shared.level) for number, shared in found.items()}
         if not self.levels.tensors:
             return {}
         model.tell_raised()
         levels: dict[int, float] = {}
-        steering, rows = None, self.levels.gathered()
+        level: Level | None = None
         for number, group in enumerate(model.groups):
             if group["lr_level"] == "auto":
                 start, schedule = model.course(group)
-                steering = steered(rows, start, schedule, rows.device) if steering is None else steering
-                group["d"] = level_under(steering, start, wide(group["lr"]), group["base_lr"])
+                if level is None:
+                    level = steered_here(seen(self.levels.gathered()), start, float(schedule))
+                    self.table.steer(level)
+                    level = Level(*self.table.step.level)  # as it is kept
+                found = level_under(level, start, float(wide(group["lr"])), group["base_lr"])
+                group["d"] = torch.tensor(found, dtype=torch.float32, device="cpu")
                 levels[number] = float(group["d"])
-        self.table.steer(steering)
         return levels
 
     def _tell_rates(self, model: Model, multiplier: float, levels: dict[int, float]) -> None:
