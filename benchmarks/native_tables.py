@@ -124,6 +124,23 @@ def without(rows: Rows, language: str) -> str:
     return markdown(["optimizer", *columns, "slowest first step, s"], body)
 
 
+def found(rows: Rows, language: str) -> str:
+    """What it costs a step to find the rate: milliseconds where it is given, and where it is found."""
+    works = ["lora-sdxl", "one-big", "one-small"]
+    body = []
+    for candidate in ("Automagic_CameAMP", "Automagic_CameAMP8bit", "Automagic_CameAMP_8Bit"):
+        cells = []
+        for work in works:
+            wanted = {"optimizer": candidate, "workload": work, "phase": "late"}
+            pair = [
+                last(rows.all("step_cpu_auto"), {**wanted, "options": options})
+                for options in ({}, {"lr_level": "auto"})
+            ]
+            cells.append(" / ".join(f"{row['ms']:.3g}" for row in pair if row is not None))
+        body.append([f"`{candidate}`", *cells])
+    return markdown(["optimizer", *works], body)
+
+
 def peers(rows: Rows, language: str) -> str:
     """The same, late, of one run with more peers and bf16 weights."""
     found: dict[str, dict[str, str]] = {}

@@ -65,6 +65,7 @@ REGIONS: dict[str, Callable[[Rows, str], str]] = {
     "native thread": native_tables.thread,
     "native sets": native_tables.sets,
     "native without": native_tables.without,
+    "native found": native_tables.found,
     "native threads": native_tables.threads,
     "native peers": native_tables.peers,
 }
