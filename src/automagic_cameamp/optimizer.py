@@ -70,6 +70,7 @@ class CameAMPOptimizer(Optimizer):
         configs.check_together(values, "in the constructor")
         defaults = {k: v for k, v in values.items() if k not in configs.engine_options(config)}
         Optimizer.__init__(self, params, configs.in_group(defaults))
+        self.model.built()
         self._keep_step_eager()
         if config.verbose:
             options = ", ".join(f"{k}={v!r}" for k, v in values.items())

@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -14,9 +15,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from automagic_cameamp import convert_state
+from automagic_cameamp import Automagic_CameAMP8bit, convert_state
 from automagic_cameamp.executors.native import searches
-from automagic_cameamp.state import counts
+from automagic_cameamp.state import counts, pairs
+from automagic_cameamp.state.model import Model
 from counts.helpers import BAD, ENGINES, GOOD, NONE, SHAPES, build, give, held, kinds, weights
 from engine.helpers import disk
 from faults.recorded import same
@@ -283,3 +285,34 @@ def test_a_program_may_keep_things_in_the_state() -> None:
         if step > 2:
             plans.add(id(optimizer.stepper.plans.current))
     assert len(plans) == 1 and optimizer.stepper.plans.current is not None
+
+
+def test_a_group_per_parameter_costs_no_more_than_a_look_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Construction, the search for pairs and the level looked at all groups again for each of them."""
+    calls: Counter[str] = Counter()
+
+    def counted(owner: Any, name: str) -> None:
+        usual = getattr(owner, name)
+
+        def run(*args: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return usual(*args, **options)
+
+        monkeypatch.setattr(owner, name, run)
+
+    counted(pairs, "Counter")
+    counted(Model, "share")
+    counted(Model, "course")
+    params = [torch.nn.Parameter(torch.ones(4, 4)) for _ in range(40)]
+    optimizer = Automagic_CameAMP8bit([{"params": [p]} for p in params])
+    assert calls["share"] == 40
+    for _ in range(3):
+        calls.clear()
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    if "native" in ENGINES:
+        assert calls["course"] == 1
+    calls.clear()
+    pairs.low_rank([[((8, 4), True), ((4, 8), True), ((9, 9), True)] for _ in range(40)])
+    assert calls["Counter"] < 4 * 40

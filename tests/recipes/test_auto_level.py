@@ -94,6 +94,19 @@ def test_a_device_begins_as_the_host_does():
         )
 
 
+def test_the_mask_is_shown_at_the_rate_that_was_found():
+    p = torch.nn.Parameter(normal((30, 20), 1).float())
+    optimizer = Automagic_CameAMP8bit([p])
+    for t in range(40):
+        p.grad = p.detach() + 0.1 * normal((30, 20), t).float()
+        optimizer.step()
+    shown = optimizer.high_precision_states[0]["lr_mask"]
+    group = optimizer.param_groups[0]
+    assert float(group["d"]) > 10
+    assert float(shown.mean()) == pytest.approx(float(group["d"]) * group["lr"], rel=0.05)
+    assert float(shown.mean()) == pytest.approx(optimizer.get_learning_rates()[0], rel=0.05)
+
+
 def test_what_a_long_run_can_still_move_is_bounded():
     level = T.Level(1000.0, 1e-3, 0.0, 0.0, 500.0, 0.1, 1.0, 1.0)
     for _ in range(1000):

@@ -110,5 +110,6 @@ def high_precision_states(model: Model) -> views.StateView:
         for i, p in zip(chunk.indices, chunk.params, strict=True):
             if model.state.get(p):
                 part, state = local_of(p), local_state(model.state[p])
-                entries[i] = views.high_precision(part, state, fields, hp, mean)
+                level = group["d"] if group["lr_level"] == "auto" else 1.0
+                entries[i] = views.high_precision(part, state, fields, hp, mean, level)
     return views.StateView(entries)

@@ -111,9 +111,14 @@ def _decoded(state: dict[str, Any], spec: StateSpec, codec: Codec, layout: Layou
 
 
 def high_precision(
-    p: Tensor, state: dict[str, Any], fields: list[Field], hp: Hyper, mask_mean: float
+    p: Tensor,
+    state: dict[str, Any],
+    fields: list[Field],
+    hp: Hyper,
+    mask_mean: float,
+    found: float | Tensor = 1.0,
 ) -> LazyStates:
-    """States of one parameter that are not coded, the mask as rates and signs."""
+    """States of one parameter that are not coded, the mask as rates and signs; ``found`` is the group's d."""
     layout = Layout.of(tuple(p.shape))
     makers: dict[str, Any] = {}
     for spec, codec in fields:
@@ -123,7 +128,7 @@ def high_precision(
         elif codec is not None and spec.domain == "vector":
             makers[name] = lambda spec=spec, codec=codec: _decoded(state, spec, codec, layout)
     if _read.has_mask(hp):
-        makers["lr_mask"] = lambda: _read.mask_rates(state, layout, hp, mask_mean)
+        makers["lr_mask"] = lambda: _read.mask_rates(state, layout, hp, mask_mean, found)
         makers["last_polarity"] = lambda: _read.polarity(state, layout, hp)
     if hp.allora and layout.matrix:
         stack = stack_params([p], layout, compute_dtype(p.dtype))

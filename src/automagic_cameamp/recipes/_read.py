@@ -20,8 +20,14 @@ def row_scaling(p: Tensor, hp: Hyper) -> Tensor:
     return T.allora_gain(p, hp.eta).flatten()
 
 
-def mask_rates(state: dict[str, Any], layout: Layout, hp: Hyper, mask_mean: float) -> Tensor:
-    """Rate that the mask gives each element at the group's learning rate of now, without level and gains."""
+def mask_rates(
+    state: dict[str, Any], layout: Layout, hp: Hyper, mask_mean: float, found: float | Tensor = 1.0
+) -> Tensor:
+    """Rate that the mask gives each element at the group's learning rate of now, without gains.
+
+    Args:
+        found: the automatic level, the group's ``d``; 1 where the rate is given.
+    """
     code = mask_code(hp)
     word = state["lr_mask"]
     counter = T.split_word(word, code)[0] if hp.lr_mask_granularity == "element" else word
@@ -29,7 +35,7 @@ def mask_rates(state: dict[str, Any], layout: Layout, hp: Hyper, mask_mean: floa
         mask = additive_mask(counter, torch.float32, hp)
     else:
         mask = T.geometric_mask(counter, torch.tensor(mask_mean, dtype=torch.float32, device=word.device))
-    rates = T.limited(mask, *rate_bounds(hp)) * hp.lr
+    rates = T.limited(mask, *rate_bounds(hp)) * (found * hp.lr)
     if hp.lr_mask_granularity == "row" and layout.matrix:
         lead = rates.reshape(layout.batch, layout.rows, 1)
         return lead.expand(layout.view).reshape(layout.shape)

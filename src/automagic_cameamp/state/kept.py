@@ -41,6 +41,7 @@ class Kept:
 
     def __init__(self, matrices: list[bool]) -> None:
         self.matrices = matrices
+        self.built = bool(matrices)  # False while the constructor adds its groups
         self.steps = 0
         self.lists = DeviceLists()
         self.skipped: dict[torch.device, Tensor] = {}  # skipped updates of every parameter, int32

@@ -262,8 +262,15 @@ class Model:
             warnings.warn(text, stacklevel=callers_depth())
             return
 
+    def built(self) -> None:
+        """All groups of the constructor are there."""
+        self.kept.built = True
+        self.tell_level()
+
     def tell_level(self) -> None:
         """Let every group whose rate is found say which: what is applied is ``d * lr``, as with Prodigy."""
+        if not self.kept.built:  # once for all groups, for each depends on all
+            return
         lagged = self.lagged()
         for number, group in enumerate(self.groups):
             if group["lr_level"] == "auto" and group["params"]:

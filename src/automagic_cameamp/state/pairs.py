@@ -132,10 +132,12 @@ def _across(matrices: list[list[_Matrix]], pairs: list[_Pair]) -> Iterator[_Pair
     """Pairs over two groups, as LoRA+ makes them: every down in one, every up in the other, in one order."""
     taken = {matrix for pair in pairs for matrix in pair}
     rest = [[m for m in group if m not in taken] for group in matrices]
-    for first, second in permutations([number for number, group in enumerate(rest) if group], 2):
-        ups = Counter(m.cols for m in rest[second] if m.cols <= MAX_RANK)
-        for rank, count in Counter(m.rows for m in rest[first]).most_common():
-            if count < 2 or count != ups[rank]:  # one of each follow each other
+    sides = [_sides_of(group) for group in rest]
+    # One of each follow each other, so who has one is of no interest: models may have a group per parameter.
+    for first, second in permutations([number for number, group in enumerate(rest) if len(group) > 1], 2):
+        before = len(taken)
+        for rank, count in sides[first].downs:
+            if count != sides[second].ups.get(rank):
                 continue
             downs = [m for m in rest[first] if m.rows == rank]
             found = [
@@ -146,7 +148,21 @@ def _across(matrices: list[list[_Matrix]], pairs: list[_Pair]) -> Iterator[_Pair
             if _most(sum(pair.share < limit for pair in found), count):
                 yield from found
                 taken |= {matrix for pair in found for matrix in pair}
-        rest = [[m for m in group if m not in taken] for group in rest]
+        for number in (first, second) if len(taken) > before else ():
+            rest[number] = [m for m in rest[number] if m not in taken]
+            sides[number] = _sides_of(rest[number])
+
+
+class _Sides(NamedTuple):
+    """Ranks that a group's matrices may have, and how many have them."""
+
+    downs: list[tuple[int, int]]  # by rows, those of two at least, the most common first
+    ups: dict[int, int]  # by columns, up to ``MAX_RANK``
+
+
+def _sides_of(group: list[_Matrix]) -> _Sides:
+    downs = [(rank, count) for rank, count in Counter(m.rows for m in group).most_common() if count > 1]
+    return _Sides(downs, dict(Counter(m.cols for m in group if m.cols <= MAX_RANK)))
 
 
 def _private(groups: Sequence[Shapes], pairs: list[_Pair]) -> frozenset[int]:

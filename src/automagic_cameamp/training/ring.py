@@ -13,6 +13,7 @@ refuses by the weight's version, which is moved when the gradient leaves and not
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import deque
@@ -30,6 +31,9 @@ from . import offload
 
 BATCH = 1 / 4  # of the ring, at most, is stepped together: room comes free while backward goes on
 IDLE = 0.2  # seconds that the thread waits for more before it ends
+
+
+_RINGS: weakref.WeakSet[Ring] = weakref.WeakSet()  # all of this process
 
 
 class Updates(Protocol):
@@ -93,6 +97,13 @@ class Ring:
     def __init__(self) -> None:
         self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._head = self._tail = 0  # bytes since the beginning: loaded, and free again
+        self._begin()
+        self._transfers: dict[torch.device, offload.Transfer] = {}
+        self._ahead = 0
+        _RINGS.add(self)
+
+    def _begin(self) -> None:
+        """With nobody at work and nothing on its way."""
         self._loads: deque[Load] = deque()  # in the ring, the oldest first
         self._taken = 0  # of them, by the thread
         # A condition is entered in Python, where an interrupt may come after the lock was taken and before
@@ -101,11 +112,16 @@ class Ring:
         self._changed = threading.Condition(self._lock)
         self._loading = threading.Lock()  # backward has a thread per device
         self._worker: threading.Thread | None = None  # who works on the loads, set by itself
-        self._transfers: dict[torch.device, offload.Transfer] = {}
-        self._ahead = 0
-        self._flying: deque[tuple[offload.Transfer, offload.Ticket, int]] = (
-            deque()
-        )  # gradients, as far as known
+        # Gradients, as far as known.
+        self._flying: deque[tuple[offload.Transfer, offload.Ticket, int]] = deque()
+
+    def forked(self) -> None:
+        """In a child the worker is gone, and a lock that it held stays taken."""
+        left = self._loads
+        self._begin()
+        self._tail = self._head
+        for load in left:
+            load.whose.failed(load, RuntimeError("the process was forked while the weight was on its way"))
 
     def load(self, p: Tensor, grad: Tensor | None, whose: Updates, weight: bool = True) -> None:
         """Begin to copy; waits where the ring is full.
@@ -280,6 +296,8 @@ class Ring:
 
 
 _SHARED: list[weakref.ref[Ring]] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [ring.forked() for ring in list(_RINGS)])
 
 
 def shared() -> Ring:

@@ -138,11 +138,11 @@ class Plan:
             return {}
         model.tell_raised()
         levels: dict[int, float] = {}
-        level: Level | None = None
+        level, start = None, 0.0
         for number, group in enumerate(model.groups):
             if group["lr_level"] == "auto":
-                start, schedule = model.course(group)
-                if level is None:
+                if level is None:  # the same for all
+                    start, schedule = model.course(group)
                     level = steered_here(seen(self.levels.gathered()), start, float(schedule))
                     self.table.steer(level)
                     level = Level(*self.table.step.level)  # as it is kept
