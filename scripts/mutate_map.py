@@ -102,7 +102,10 @@ COVERED: dict[str, list[str]] = {
     "executors/native/again.py": ["tests/offload/test_again.py"],
     "executors/native/asked.py": ["tests/offload/test_again.py", "tests/native/test_plan.py"],
     "executors/native/given.py": ["tests/native/test_looks.py", "tests/layout/test_strides.py"],
-    "executors/native/held.py": ["tests/native/test_looks.py", f"{PLAN}::test_rows_are_gathered_wherever_they_lie"],
+    "executors/native/held.py": [
+        "tests/native/test_looks.py",
+        f"{PLAN}::test_rows_are_gathered_wherever_they_lie",
+    ],
     "executors/native/looks.py": ["tests/native/test_looks.py"],
     "executors/native/executor.py": ["tests/layout/test_engine_report.py", PLAN, RELEASE],
     "step.py": [NONFINITE, RELEASE_REFUSED, RELEASE, "tests/contextual/test_optimizer.py", *RESUME],
@@ -132,7 +135,11 @@ COVERED: dict[str, list[str]] = {
     "state/memory.py": ["tests/contextual/test_checkpoint.py", VERIFY, CONVERT],
     "executors/native/searches.py": ["tests/faults/test_directions.py", "tests/counts/test_caches.py"],
     "training/offload.py": [OFFLOAD],
-    "training/ring.py": [OFFLOAD, *(f"tests/offload/test_{x}.py" for x in ("ring", "interrupted", "ring_faults")), RELEASE],
+    "training/ring.py": [
+        OFFLOAD,
+        *(f"tests/offload/test_{x}.py" for x in ("ring", "interrupted", "ring_faults")),
+        RELEASE,
+    ],
     "state/crossing.py": ["tests/offload/test_ring.py", RELEASE],
     "optimizer.py": [
         OPTIONS,
