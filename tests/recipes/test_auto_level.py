@@ -94,6 +94,25 @@ def test_a_device_begins_as_the_host_does():
         )
 
 
+@pytest.mark.parametrize("engine", ["reference", "auto"])
+def test_the_default_type_of_the_program_is_not_ours(engine):
+    """Scripts that load language models set it to bfloat16."""
+
+    def run():
+        p = torch.nn.Parameter(normal((30, 20), 1).float())
+        optimizer = Automagic_CameAMP([p], engine=engine)
+        for t in range(60):
+            p.grad = p.detach() + 0.3 * normal((30, 20), t).float()
+            optimizer.step()
+        rows = optimizer.state[p]["auto_level"].reshape(1, -1)
+        there = _level.steered_there(rows, 1e-6, 0.3, rows.device)
+        return [p.detach(), optimizer.state[p]["auto_level"], optimizer.param_groups[0]["d"], there]
+
+    usual = run()
+    torch.set_default_dtype(torch.bfloat16)
+    assert all(map(torch.equal, run(), usual))
+
+
 def test_the_mask_is_shown_at_the_rate_that_was_found():
     p = torch.nn.Parameter(normal((30, 20), 1).float())
     optimizer = Automagic_CameAMP8bit([p])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -101,8 +101,9 @@ def steered_there(
     rows: Tensor | None, start: float, schedule: float | Tensor, device: torch.device
 ) -> Tensor:
     """The same on a device that nobody waits for; see ``steered``."""
-    begun = torch.stack([torch.as_tensor(x, device=device) for x in T.Level.begun(start)])
-    sums = torch.zeros(EVIDENCE, device=device)
+    kind: Any = {"dtype": torch.float32, "device": device}  # not the program's default type
+    begun = torch.stack([torch.as_tensor(x, **kind) for x in T.Level.begun(start)])
+    sums = torch.zeros(EVIDENCE, **kind)
     if rows is not None:
         steps = rows[:, EVIDENCE]
         latest = steps.max()
@@ -113,9 +114,9 @@ def steered_there(
         row = rows.index_select(0, fresh.argmax().view(1)).view(-1)[EVIDENCE:].float()
         begun = torch.where(latest > 0, row, begun)
     product, g_square, way_square = sums.unbind()
-    now = torch.as_tensor(schedule, dtype=torch.float32, device=device)
+    now = torch.as_tensor(schedule, **kind)
     level = T.steer(T.Level.of(begun), (product, g_square, way_square), now)
-    return torch.stack([torch.as_tensor(x, device=device) for x in level])
+    return torch.stack([torch.as_tensor(x, **kind) for x in level])
 
 
 def level_under(level: T.Level, start: float, lr: float | Tensor, base_lr: float) -> float | Tensor:

@@ -20,6 +20,8 @@ Truth: TypeAlias = bool | Tensor
 def where(condition: Truth, a: Number, b: Number) -> Number:
     """One of two, both of which are evaluated: a where the condition holds, else b."""
     if isinstance(condition, Tensor):
+        if not isinstance(a, Tensor) and not isinstance(b, Tensor):  # else of the program's default type
+            a = torch.full_like(condition, a, dtype=torch.float32)
         return torch.where(condition, a, b)
     return a if condition else b
 
