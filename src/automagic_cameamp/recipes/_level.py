@@ -102,7 +102,7 @@ def steered_there(
 ) -> Tensor:
     """The same on a device that nobody waits for; see ``steered``."""
     kind: Any = {"dtype": torch.float32, "device": device}  # not the program's default type
-    begun = torch.stack([torch.as_tensor(x, **kind) for x in T.Level.begun(start)])
+    begun = torch.stack([torch.full((), float(x), **kind) for x in T.Level.begun(start)])
     sums = torch.zeros(EVIDENCE, **kind)
     if rows is not None:
         steps = rows[:, EVIDENCE]
@@ -114,7 +114,7 @@ def steered_there(
         row = rows.index_select(0, fresh.argmax().view(1)).view(-1)[EVIDENCE:].float()
         begun = torch.where(latest > 0, row, begun)
     product, g_square, way_square = sums.unbind()
-    now = torch.as_tensor(schedule, **kind)
+    now = schedule.to(**kind) if isinstance(schedule, Tensor) else torch.full((), schedule, **kind)
     level = T.steer(T.Level.of(begun), (product, g_square, way_square), now)
     return torch.stack([torch.as_tensor(x, **kind) for x in level])
 
