@@ -2,12 +2,10 @@
 
 Without a C++ compiler the installation succeeds and says what is missing: steps on CPU then run in
 plain torch. AUTOMAGIC_CAMEAMP_PURE=1 leaves the kernels out on purpose: one wheel for every system.
-AUTOMAGIC_CAMEAMP_BUILT=FILE takes a library that was built from these sources before.
 """
 
 import importlib.util
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -41,10 +39,6 @@ class BuildKernels(build_ext):
         """Compile and link, or say why not."""
         module = builder()
         target = Path(self.get_ext_fullpath(ext.name))
-        if built := os.environ.get("AUTOMAGIC_CAMEAMP_BUILT"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(built, target)
-            return
         try:
             module.build(target.resolve())
         except (module.BuildError, OSError) as error:

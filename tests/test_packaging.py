@@ -70,10 +70,8 @@ def opened(folder: Path) -> zipfile.ZipFile:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The optimizers, with the kernels of this environment: an installation has compiled them already."""
-    library = PACKAGE / "kernels" / build.LIBRARY.name
-    ready = {"AUTOMAGIC_CAMEAMP_BUILT": str(library)} if library.exists() else {}
-    return opened(once(tmp_path_factory, "wheel", lambda folder: built(ROOT, folder, **ready)))
+    """The optimizers."""
+    return opened(once(tmp_path_factory, "wheel", lambda folder: built(ROOT, folder)))
 
 
 @pytest.fixture(scope="module")

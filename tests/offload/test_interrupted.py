@@ -111,10 +111,14 @@ def test_a_forked_child_has_a_worker_of_its_own(held: bool) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: there are threads
             child = os.fork()
-        if child == 0:
-            within(20, lambda: loss_of(net, 2).backward())
-            within(20, far.step)
-            os._exit(7)
+        if child == 0:  # whatever happens, it must not go on as a second pytest
+            code = 1
+            try:
+                within(20, lambda: loss_of(net, 2).backward())
+                within(20, far.step)
+                code = 7
+            finally:
+                os._exit(code)
         deadline = time.monotonic() + 60
         while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
             time.sleep(0.01)

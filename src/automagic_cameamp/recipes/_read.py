@@ -26,7 +26,7 @@ def mask_rates(
     """Rate that the mask gives each element at the group's learning rate of now, without gains.
 
     Args:
-        found: the automatic level, the group's ``d``; 1 where the rate is given.
+        found: the automatic level, the group's ``d``, which the bounds count as well; 1 with any other level.
     """
     code = mask_code(hp)
     word = state["lr_mask"]
@@ -35,7 +35,7 @@ def mask_rates(
         mask = additive_mask(counter, torch.float32, hp)
     else:
         mask = T.geometric_mask(counter, torch.tensor(mask_mean, dtype=torch.float32, device=word.device))
-    rates = T.limited(mask, *rate_bounds(hp)) * (found * hp.lr)
+    rates = T.limited(mask * found, *rate_bounds(hp)) * hp.lr
     if hp.lr_mask_granularity == "row" and layout.matrix:
         lead = rates.reshape(layout.batch, layout.rows, 1)
         return lead.expand(layout.view).reshape(layout.shape)

@@ -1,6 +1,6 @@
 """Functions of Python's numbers and of 0-D tensors alike.
 
-A rule over the whole model is a hundred operations on single numbers. On a device they have to be tensors,
+A rule over the whole model is dozens of operations on single numbers. On a device they have to be tensors,
 for nobody may wait for their values; in host memory a tensor costs 20 times what the number does. So such a
 rule is written once, in these.
 """
