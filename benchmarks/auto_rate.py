@@ -7,7 +7,8 @@
     python -m benchmarks.auto_rate --picture docs/images/rate.png
 
 Opponents: AdamW at eight rates; Prodigy and ProdigyPlusScheduleFree from seven starts, adv_optm's Prodigy;
-CAME and our own class at fixed rates; ours with nothing given, and from seven starts. Nothing else is set.
+CAME and our own class at fixed rates; ours with nothing given, and from seven starts; Automagic v3, whose
+votes move a rate that no schedule reaches, from its default and from 1e-4. Nothing else is set.
 Every run is a row of `results/auto_rate.jsonl` as soon as it ends; a second start runs only what is missing.
 """
 
@@ -69,12 +70,13 @@ def pieces(ours: str) -> dict[str, list[tuple[str, float | None]]]:
         "peers": [(name, 1.0) for name in PEERS],
         "peer-starts": [(f"{name}:d0={d0:g}", 1.0) for name in PEERS[:2] for d0 in STARTS if d0 != 1e-6],
         "came": [("came", lr) for lr in (1e-4, 2e-4, 5e-4, 1e-3)],
+        "v3": [("automagic-v3", lr) for lr in (1e-6, 1e-4)],
         "classes": [(name, None) for name in FAMILY if name != OURS],
         "techniques": [(split + change, None) for change in CHANGES],
     }
 
 
-STANDARD = ["baseline", "fixed", "auto", "starts", "peers", "peer-starts", "came"]
+STANDARD = ["baseline", "fixed", "auto", "starts", "peers", "peer-starts", "came", "v3"]
 
 
 def jobs(args) -> list[Job]:

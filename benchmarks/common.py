@@ -53,6 +53,8 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "prodigy": ("prodigyopt.Prodigy", {}),
     "prodigy-plus": ("prodigyplus.ProdigyPlusScheduleFree", {}),
     "adv-prodigy": ("adv_optm.Prodigy_adv", {}),
+    # of ostris' ai-toolkit, whose checkout has to stand in PYTHONPATH
+    "automagic-v3": ("toolkit.optimizers.automagic3.Automagic3", {"fused": False}),
     "sdnq-adamw": ("sdnq.optim.AdamW", {"use_quantized_buffers": True}),
     "heavyball-adamw": ("heavyball.AdamW", {}),
     "optimi-adamw": ("optimi.AdamW", {}),

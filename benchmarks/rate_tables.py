@@ -64,6 +64,8 @@ def summary(rows: Rows) -> str:
                     cells.append(shown(over(started[1e-6], here["adamw"][rate])) if 1e-6 in started else "-")
                 came = here.get("came")
                 cells.append(shown(over(came[best(came)[0]], here["adamw"][rate])) if came else "-")
+                voted = here.get("automagic-v3", {})
+                cells.append(shown(over(voted[1e-6], here["adamw"][rate])) if 1e-6 in voted else "-")
                 body.append(cells)
     header = [
         "task",
@@ -74,7 +76,13 @@ def summary(rows: Rows) -> str:
     ]
     peers = [
         f"{name} / AdamW"
-        for name in ("Prodigy", "ProdigyPlus", "adv_optm's Prodigy", "CAME's best rate of four")
+        for name in (
+            "Prodigy",
+            "ProdigyPlus",
+            "adv_optm's Prodigy",
+            "CAME's best rate of four",
+            "Automagic v3",
+        )
     ]
     return markdown([*header, "starts 1e-8 to 1e-2 / AdamW", *peers], body)
 

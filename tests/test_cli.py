@@ -147,3 +147,33 @@ def test_the_package_alone_in_a_process_of_its_own(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path)
     assert done.stdout.endswith("[0, 2] False\n")
     assert done.stderr == f"automagic demo: {ADVICE}"
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    text = f"{sys.executable} -u -m automagic_cameamp"
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line.replace('automagic', text)}"],
+        capture_output=True, text=True, check=False, cwd=Path(cli.__file__).parents[1],
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(
+    not shutil.which("bash") or not Path("/dev/full").exists(), reason="no bash, or no /dev/full"
+)
+def test_a_reader_that_goes_and_a_disk_that_is_full_end_in_no_traceback() -> None:
+    gone = shell("automagic optimizers --all | (exec 0<&-; sleep 4)")
+    assert gone.returncode == 1 and gone.stderr == ""
+    full = shell("automagic optimizers > /dev/full")
+    assert full.returncode == 1
+    assert full.stderr == "automagic optimizers: the output could not be written: No space left on device\n"
+
+
+def test_ctrl_c_while_the_command_line_is_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "parser", stopped)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "automagic: stopped\n"

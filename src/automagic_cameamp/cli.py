@@ -6,6 +6,8 @@ Nothing heavy is imported before a subcommand runs, so that ``automagic --help``
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -96,15 +98,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     if found is None and words and words[0] in TRAINER:
         print(f"automagic {words[0]}: {MISSING}", file=sys.stderr)
         return 2
-    options = vars(parser().parse_args(words))
-    command = options.pop("command")
+    called = "automagic"
     try:
-        if found is not None and command in TRAINER:
-            return found.run(command, options)
-        return COMMANDS[command](options)
+        options = vars(parser().parse_args(words))
+        command = options.pop("command")
+        called = f"automagic {command}"
+        run = found.run if found is not None and command in TRAINER else _run
+        code = run(command, options)
+        sys.stdout.flush()  # here, where what comes of it can be told
+        return code
     except KeyboardInterrupt:
-        print(f"automagic {command}: stopped", file=sys.stderr)
+        print(f"{called}: stopped", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        # Nobody reads what is still to be written, and Python would say so once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.ENOSPC:
+            print(f"{called}: the output could not be written: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _run(command: str, options: dict[str, Any]) -> int:
+    return COMMANDS[command](options)
 
 
 def _sd_scripts(options: dict[str, Any]) -> int:

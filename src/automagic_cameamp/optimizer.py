@@ -117,13 +117,13 @@ class CameAMPOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its options are checked like the constructor's. Allowed between any two steps.
 
-        A group holds ``min_lr`` and ``max_lr`` as ``lr_floor`` and ``lr_cap``, because schedulers write the
-        former: what stands there after construction is theirs, and changes nothing here.
+        It holds ``min_lr`` and ``max_lr`` as ``lr_floor`` and ``lr_cap``: schedulers write the former.
         """
         self.stepper.settle(self.model, "adding a group")
+        before = self.model.reference()
         super().add_param_group(new_group(self.model, param_group))
         self.kept.matrices += kinds.matrices(self.param_groups[-1:])
-        self.model.tell_level()
+        self.model.joined(before)
 
     @property
     def base_lrs(self) -> list[float]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .executors.work import Folded, Outcome, Work, work_of
 from .state import fits, kinds, memory, tensors
 from .state.chunks import Chunk
-from .state.groups import follow_scheduler
+from .state.groups import check_options, follow_scheduler
 from .state.model import Group, Members, Model
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ class Stepper:
         from .executors import choose
 
         kinds.before_step(model)
+        check_options(model)
         _begin(model, loss)
         step = Step(model)
         parts = choose.shares(model.config.engine, step.works(step.waiting(model)), model.controller)
@@ -184,6 +185,7 @@ class Stepper:
         from .executors import choose
 
         kinds.check_groups(model)
+        check_options(model)
         memory.adopt(model)
         step = self._new_step(model)
         if model.kept.steps == 0:

@@ -130,6 +130,7 @@ def wide(lr: Any) -> Any:
         ValueError: a program has put a number there which is none, or below 0. Tensors are not read.
     """
     if isinstance(lr, Tensor):
+        lr = lr if lr.numel() == 1 else rate("lr", lr)  # which says so
         return lr if lr.dtype in (torch.float32, torch.float64) else lr.float()
     if type(lr) is float and 0 <= lr < math.inf:
         return lr
@@ -155,9 +156,31 @@ def betas(name: str, value: Any) -> tuple[float, ...]:
 
 def decays(value: Any) -> tuple[float, ...]:
     """A group's betas as they are now: what a program has put there may be a list, an array or tensors."""
-    if type(value) is tuple and len(value) == 3 and all(type(beta) is float for beta in value):
+    if type(value) is tuple and len(value) == 3 and all(type(x) is float and 0 <= x < 1 for x in value):
         return value
-    return betas("betas", [float(beta) for beta in value] if isinstance(value, Iterable) else value)
+    try:
+        ordered = isinstance(value, Iterable) and not isinstance(value, (set, frozenset, dict, str))
+        return betas("betas", [float(beta) for beta in value] if ordered else value)
+    except (TypeError, ValueError):
+        return betas("betas", value)  # which says so
+
+
+_STRENGTH, _BOUND = number(0.0), number(0.0, infinite=True)
+
+
+def strength(value: Any) -> Any:
+    """A group's weight decay as it is now; a tensor is not read."""
+    return value if isinstance(value, Tensor) else _STRENGTH("weight_decay", value)
+
+
+def switch(value: Any) -> bool:
+    """A group's ``hard_min_lr`` as it is now."""
+    return flag("hard_min_lr", value)
+
+
+def bound(value: Any) -> Any:
+    """A group's bound of the rate as it is now; None where there is none, a tensor is not read."""
+    return value if value is None or isinstance(value, Tensor) else _BOUND("lr_floor or lr_cap", value)
 
 
 def epsilons(name: str, value: Any) -> tuple[float, ...]:

@@ -82,7 +82,7 @@ def test_an_option_that_changes_at_every_step(monkeypatch: pytest.MonkeyPatch, f
     assert len(fresh.graphs) == compiled.OPTIONS_PER_STACK
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_small_matrices_of_16_bits_end_in_no_memory_fault(dtype: str) -> None:
     """Rounded at random, in the warm-up: Inductor's vectorised C++ ended the process (torch 2.13)."""
     text = f"""

@@ -15,8 +15,12 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("world", ["two", "four"])
-@pytest.mark.parametrize("case", CASES)
+ON_FOUR = ["Automagic_CameAMP_COptim8bit", "Automagic_CameAMP_Improved_8Bit bf16"]
+
+
+@pytest.mark.parametrize(
+    ("case", "world"), [*((case, "two") for case in CASES), *((case, "four") for case in ON_FOUR)]
+)
 def test_replicas_are_equal_after_forty_steps(case, world, request):
     seen = [rank["replicas"][case] for rank in request.getfixturevalue(world)]
     assert all(rank == seen[0] for rank in seen)

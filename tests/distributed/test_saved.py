@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 
 from automagic_cameamp.optimizers import OPTIMIZERS
+from distributed.checks_saved import ON_FOUR
 
 
-@pytest.mark.parametrize("world", ["one", "two", "four"])
-@pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_saved_on_two_loaded_on(world, name, request):
+@pytest.mark.parametrize(
+    ("name", "world"),
+    [(name, world) for world in ("one", "two") for name in OPTIMIZERS] + [(name, "four") for name in ON_FOUR],
+)
+def test_saved_on_two_loaded_on(name, world, request):
     for rank in request.getfixturevalue(world):
         seen = rank["load"][name]
         assert seen["still"], "torch's dummy step moved a weight"

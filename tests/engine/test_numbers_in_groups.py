@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from automagic_cameamp import OPTIMIZERS, Automagic_CameAMP, Automagic_CameAMP_COptim8bit
-from engine.helpers import disk
+from automagic_cameamp.configs import ENGINE_OPTIONS, GROUP_NAMES
+from engine.helpers import differences, disk, snapshot
+from engine.test_options import BAD
 
 ENGINES = ["reference", "auto"]
 SHAPES = [(6, 5), (5,), (3, 4)]
@@ -148,3 +150,44 @@ def test_nothing_of_an_empty_parameter_is_added_up_on_the_host() -> None:
             if t % 2:
                 optimizer.step()
     assert optimizer.param_groups[0]["clock"] == 2 and all(p.grad is None for p in params)
+
+
+def only_beside_another(name: str, value: Any) -> bool:
+    """Bounds that are refused for what the other one is, and a bound that is not set."""
+    return name in GROUP_NAMES and (value is None or (isinstance(value, float | int) and value >= 0))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", [name for name in BAD if name not in ENGINE_OPTIONS])
+def test_what_the_constructor_refuses_is_refused_in_mid_run(name: str, engine: str) -> None:
+    key = GROUP_NAMES.get(name, name)
+    optimizer, params = build("Automagic_CameAMP8bit", engine=engine)
+    go(optimizer, params, 0)
+    group = optimizer.param_groups[0]
+    for value in BAD[name]:
+        if isinstance(value, torch.Tensor) or only_beside_another(name, value):
+            continue  # a tensor is not read, for a device would have to be waited for
+        before, usual, group[key] = snapshot(optimizer), group[key], value
+        with pytest.raises((ValueError, TypeError), match=f"{name}|{key}"):
+            go(optimizer, params, 1)
+        group[key] = usual
+        assert differences(before, snapshot(optimizer)) == [], value
+    go(optimizer, params, 2)
+    assert all(bool(p.isfinite().all()) for p in params)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_number_for_three_is_read_like_the_constructors(engine: str) -> None:
+    optimizer, params = build(engine=engine)
+    go(optimizer, params, 0)
+    optimizer.param_groups[0]["eps"] = 1e-6
+    go(optimizer, params, 1)
+    assert optimizer.param_groups[0]["eps"] == (1e-30, 1e-16, 1e-6)
+
+
+def test_a_tensor_of_two_rates_is_refused() -> None:
+    for engine in ENGINES:
+        optimizer, params = build(engine=engine)
+        optimizer.param_groups[0]["lr"] = torch.ones(2)
+        with pytest.raises(ValueError, match=r"lr=\(2,\) is not allowed"):
+            go(optimizer, params, 0)

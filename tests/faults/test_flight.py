@@ -265,3 +265,17 @@ def test_a_gradient_that_overflows_the_table_of_sizes_is_no_matter() -> None:
     for n in range(1, 2 * samples.KEPT):
         made += len(tables.weights([n], torch.device("cpu")))
     assert made and len(tables._held) <= samples.KEPT
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_step_in_a_block_of_inference_mode_breaks_no_later_one(engine: str) -> None:
+    optimizer, params = build(engine)
+    recorder = optimizer.record(4, snapshot_every=2)
+    for step in range(1, 5):
+        give(params, step)
+        with torch.inference_mode(step == 1):
+            optimizer.step()
+            recorder.take()
+    give(params, 5)
+    optimizer.step()
+    assert len(recorder.read()) == 4 and recorder.rollback() == 4

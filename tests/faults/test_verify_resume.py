@@ -191,3 +191,31 @@ def test_memory_is_what_the_documentation_says(kind: str) -> None:
     # two copies, the gradients of both, and what was read from the bytes
     documented = 2 * (weights + state_bytes(optimizer)) + 2 * weights + state_bytes(optimizer)
     assert meter.peak <= documented + plain.peak
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("steps", [1, 2, 12])
+def test_a_rate_that_is_found_resumes(member: str, steps: int) -> None:
+    """The README's first example: the level follows from the state, and is the copies' too."""
+    params = parameters(torch.float32)
+    optimizer = make(member, params, lr=1.0, lr_level="auto")
+    train(optimizer, params, range(1, steps + 1))
+    assert untouched(optimizer, params), str(optimizer.verify_resume())
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["gradients", "none"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64, torch.bool], ids=name_of)
+def test_frozen_weights_that_take_no_gradient(dtype: torch.dtype, given: bool) -> None:
+    p = torch.nn.Parameter(torch.ones(6, 5))
+    for frozen in (torch.zeros(4, 3).to(dtype), torch.zeros(4, 3, device="meta")):
+        optimizer = build("dynamic", [torch.nn.Parameter(frozen, requires_grad=False), p])
+        p.grad = torch.ones(6, 5)
+        optimizer.step()
+        p.grad = torch.ones(6, 5) if given else None
+        assert optimizer.verify_resume().parameters == 1 and optimizer.verify_resume()
+
+
+def test_asked_in_a_block_of_inference_mode() -> None:
+    optimizer, _ = trained("base")
+    with torch.inference_mode():
+        assert optimizer.verify_resume()

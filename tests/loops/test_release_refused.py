@@ -160,3 +160,9 @@ def test_an_empty_parameter_is_passed_over_unless_it_is_a_stranger() -> None:
         optimizer.step_parameter(stranger)
     optimizer.step()
     assert float(optimizer.state[other]["step"]) == 1 and bool((other < 1).all())
+
+
+def test_another_librarys_optimizer_is_named() -> None:
+    net = model()
+    with pytest.raises(TypeError, match="AdamW.*automagic_cameamp"):
+        release_gradients(net, torch.optim.AdamW(net.parameters()))  # type: ignore[arg-type]

@@ -119,11 +119,16 @@ def steered_there(
     return torch.stack([torch.as_tensor(x, **kind) for x in level])
 
 
-def level_under(level: T.Level, start: float, lr: float | Tensor, base_lr: float) -> float | Tensor:
-    """The automatic level as what multiplies the lr of a group, its ``d``: a number, or a tensor as it is."""
-    if base_lr <= 0 or start <= 0:
+def level_under(level: T.Level, start: float, schedule: float | Tensor) -> float | Tensor:
+    """The automatic level as what multiplies the lr of every group, ``d``: a number, or a tensor as it is."""
+    if start <= 0:
         return level.value * 0
-    return T.lifted(level, lr / base_lr) / start
+    return T.lifted(level, schedule) / start
+
+
+def rescale(row: Tensor, factor: float) -> None:
+    """Multiply the level that a parameter remembers."""
+    row.detach().view(-1)[EVIDENCE + T.Level._fields.index("value")] *= factor
 
 
 def initial(name: str, params: list[Tensor], layout: Layout) -> Tensor | None:

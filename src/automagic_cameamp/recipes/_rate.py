@@ -112,7 +112,7 @@ def share(
         steering = _level.steered(every.get("auto_level"), start, schedule, like.device)
         # In numbers where there is nobody to wait for: a device's are tensors.
         here = T.Level(*steering.tolist()) if steering.is_cpu else T.Level.of(steering)
-        found = _level.level_under(here, start, float(hp.lr) if steering.is_cpu else hp.lr, hp.base_lr)
+        found = _level.level_under(here, start, float(schedule) if steering.is_cpu else schedule)
         level = torch.as_tensor(found, dtype=torch.float32, device=like.device).to(like.dtype)
     return Shared(mean, vote, level, start, mask_count=count, clock=now, steering=steering)
 

@@ -14,7 +14,9 @@ from ..lora import MARKS
 from ..types import Layout
 from ..validate import callers_depth, fail
 from . import kinds
-from .model import Model
+from .model import AS_IT_IS_NOW, Model
+
+READ_ANEW = {name for name, _ in AS_IT_IS_NOW}  # at every step, whatever form they have
 
 
 def new_group(model: Model, param_group: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +58,30 @@ def new_group(model: Model, param_group: dict[str, Any]) -> dict[str, Any]:
     check_rate(merged)
     model.recipe.specs(Layout.of(()), model.hyper(merged, lora=False))  # what excludes each other
     return group
+
+
+def check_options(model: Model) -> None:
+    """Check what a program has put into groups since the last time, like the constructor's options.
+
+    Raises:
+        ValueError: a value that no option takes.
+    """
+    config_class = model.owner.config_class
+    known = model.kept.options
+    for number, group in enumerate(model.groups):
+        before = known.setdefault(number, {})
+        for field in fields(config_class):
+            key = configs.GROUP_NAMES.get(field.name, field.name)
+            if key not in group or key in READ_ANEW:
+                continue
+            value = group[key]
+            if value is before.get(key, before) or isinstance(value, Tensor):
+                continue
+            unset = key == "lr_cap" and value is None
+            checked = value if unset else field.metadata["check"](field.name, value)
+            if type(checked) is not type(value) or checked != value:
+                group[key] = checked
+            before[key] = group[key]
 
 
 def follow_scheduler(group: dict[str, Any]) -> None:

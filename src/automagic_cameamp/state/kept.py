@@ -49,6 +49,7 @@ class Kept:
         self.phases = Phases()
         self.types: dict[int, torch.dtype] = {}  # of the parameters, as of the last step that looked
         self.neutral = False  # whether it was said that the controller starts without memory
+        self.options: dict[int, dict[str, Any]] = {}  # of each group, as they were last checked
         self.said: set[str] = set()  # of what is said once for an optimizer
 
     def forget(self) -> None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..recipes import LAGGED, Hyper, Shared, share
+from ..recipes import LAGGED, Hyper, Shared, rescale, share
 from ..storage import CORRECTION, Policy
-from ..validate import callers_depth, decays, wide
+from ..validate import bound, callers_depth, decays, strength, switch, wide
 from . import shards
 from .adapters import LoraReport
 from .chunks import Chunk, chunks
@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 Group = dict[str, Any]
 Members = tuple[Group, Chunk, list[int]]  # a chunk, with the places in it that are meant
 # Options for which a program may put something else there than the constructor did.
-AS_IT_IS_NOW = (("betas", decays), ("lr", wide))
+AS_IT_IS_NOW = (
+    ("betas", decays), ("lr", wide), ("weight_decay", strength), ("hard_min_lr", switch),
+    ("lr_floor", bound), ("lr_cap", bound),
+)  # fmt: skip
 RAISED = "raised"  # key of what is said once
 Lagged = list[dict[str, list[tuple[Tensor, int]]]]
 
@@ -265,6 +268,23 @@ class Model:
     def built(self) -> None:
         """All groups of the constructor are there."""
         self.kept.built = True
+        self.tell_level()
+
+    def reference(self) -> float:
+        """The largest first learning rate of all groups whose rate is found: there the level is applied."""
+        return max((g["base_lr"] for g in self.groups if g["lr_level"] == "auto"), default=0.0)
+
+    def joined(self, before: float) -> None:
+        """A group has come; where its rate is the largest from now on, the others keep what they found.
+
+        Args:
+            before: ``reference()`` without it.
+        """
+        now = self.reference()
+        if before > 0 and now != before:
+            for state in self.state.values():
+                if "auto_level" in state:
+                    rescale(state["auto_level"], now / before)
         self.tell_level()
 
     def tell_level(self) -> None:

@@ -31,7 +31,8 @@ SPEED = 4.0  # doublings while the number of steps grows e-fold
 REST = 300.0  # from this step on less and less, so that a long run's level comes to rest
 LOOKS = 4  # once it has taken off it looks at every fourth step
 SETTLE = 60.0  # from this step on the level falls less and less under a schedule that falls by itself
-LIFT = 6.0  # what a schedule that falls may add, as it falls
+LIFT, HIGHEST_LIFT = 6.0, 4.0  # what a schedule that falls adds as it falls, and the most it multiplies by
+JUMP = 0.95  # of the schedule of the step before: what is lower did not fall, but was set
 TINY = 1e-30  # stands for 0 where something is divided by it
 LARGEST = 1e30  # of a sum: what is larger is as good as that
 LEFT, LEAST_LEFT = 16, 512  # one column of so many is looked at, or elements of a tensor at least
@@ -90,8 +91,9 @@ class Level(NamedTuple):
         along, size: sums of correlations and of their weights since the last renewal.
         since: the step at which the weights were last remembered.
         peak: highest correlation so far.
-        settled: 0 in the take-off, 1 after it.
-        top: highest learning rate so far, relative to the first one.
+        minus: the learning rate of that step, relative to the first one, negated. Until 2026-11-30 a 1 stood
+            here once the take-off had ended: what is positive is not known.
+        top: highest learning rate so far, relative to the first one, and lowered with it where that jumped.
     """
 
     steps: Number
@@ -100,7 +102,7 @@ class Level(NamedTuple):
     size: Number
     since: Number
     peak: Number
-    settled: Number
+    minus: Number
     top: Number
 
     @classmethod
@@ -121,7 +123,12 @@ class Level(NamedTuple):
     @property
     def looks(self) -> Truth:
         """Whether this step looks back."""
-        return (self.settled == 0) | (self.steps % LOOKS == 0)
+        return self.flies | (self.steps % LOOKS == 0)
+
+    @property
+    def flies(self) -> Truth:
+        """Whether it is in the take-off, whose end is the first time that the weights are remembered anew."""
+        return self.since == 0
 
 
 def level_start(lr: float) -> float:
@@ -207,13 +214,15 @@ def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number)
     window that grows with the run instead of a bound on the distance, which never falls, or of one step,
     which anneals too early.
     """
-    steps, value, along, size, since, peak, settled, top = old
+    steps, value, along, size, since, peak, minus, top = old
     product, g_square, way_square = evidence
     seen = (g_square > 0) & (way_square > 0)
     way = way_square**0.5
     cosine = product / clamp(g_square**0.5, TINY) / clamp(way, TINY) * seen
-    steps, flying = steps + 1, settled == 0
-    top, part = maximum(top, schedule), clamp(schedule, 0.0, 1.0)
+    steps, flying = steps + 1, old.flies
+    jumps = (minus < 0) & (schedule < -JUMP * minus)
+    top = maximum(where(jumps, schedule / clamp(fallen(-minus, top), TINY), top), schedule)
+    part, remains = clamp(schedule, 0.0, 1.0), fallen(schedule, top)
     weight, fade = where(flying, 1.0, way) * seen, where(flying & seen, KEEP, 1.0)
     along, size = fade * along + weight * cosine, fade * size + weight
     age, span = steps - since, clamp(since, BLIND)
@@ -223,14 +232,15 @@ def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number)
     ratio = mean / clamp(peak, TINY)
     stops = (steps > BLIND) & (ratio <= DEAD)
     lands = flying & seen & stops
-    climb = where(value < HIGHEST_START, FIRST_GROWTH, GROWTH)
+    # What has not moved a weight yet is lost in their rounding.
+    grows = seen | ((steps > BLIND) & (minus < 0) & (g_square > 0) & (way_square == 0))
+    climb = where(value < HIGHEST_START, FIRST_GROWTH, GROWTH) ** remains
     rises, falls = clamp(ratio / FULL, 0.0, 1.0), clamp(-ratio / FULL, 0.0, 1.0)
-    remains = fallen(schedule, top)
     falls = falls * where(remains < 1, (SETTLE / clamp(steps, SETTLE)) ** 2, 1.0)
     drift = rises * part**2 - falls * remains**4
     speed = SPEED / clamp(steps, BLIND) * (REST / clamp(steps, REST))
-    factor = where(flying, where(seen, climb, 1.0), exp2(drift * speed))
-    renews = lands | ((settled > 0) & (age >= span))
+    factor = where(flying, where(grows, climb, 1.0), exp2(drift * speed))
+    renews = where(flying, lands, age >= span)
     return Level(
         steps=steps,
         value=value * where(lands, part / BACK, factor),
@@ -238,7 +248,7 @@ def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number)
         size=where(renews, 0.0, size),
         since=where(renews, steps, since),
         peak=peak,
-        settled=where(lands, 1.0, settled),
+        minus=-schedule,
         top=top,
     )
 
@@ -249,12 +259,17 @@ def fallen(schedule: Number, top: Number) -> Number:
 
 
 def lifted(level: Level, schedule: Number) -> Number:
-    r"""The level under a schedule s that has fallen from its top: :math:`\lambda (1 + 6 (1 - s/\hat s))`.
+    r"""The level under a schedule that has fallen from its top.
+
+    .. math:: \lambda \min(1 + 6 (1 - s/\hat s), 4)
 
     A run that ends with low rates stands, and wants, higher ones before: measured, 2 to 4 times the best
-    constant rate. So the whole is :math:`\lambda s (7 - 6 s)` for a top of 1, which is high in the middle.
+    constant rate. From half of the top on what is applied is as s, so it ends as low as a schedule that
+    has a floor says. Only a fall in small steps is a schedule's: what is set to less than .95 of what it was
+    is meant so, and lowers what is applied by as much.
     """
-    return level.value * (1 + LIFT * (1 - fallen(schedule, level.top)))
+    lift = 1 + LIFT * (1 - fallen(schedule, level.top))
+    return level.value * clamp(lift, 1.0, HIGHEST_LIFT)
 
 
 @local(Locality.ELEMENT)

@@ -85,6 +85,7 @@ class FlightRecorder:
 
     # ---------------------------------------------------------------- called by torch at every step
 
+    @torch.inference_mode(False)  # what is made in such a block could not be written outside
     @torch.no_grad()
     def _begin(self, optimizer: Family, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """What only the moment before a step shows: the weights."""
@@ -111,6 +112,7 @@ class FlightRecorder:
 
         return wrapper
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _end(self, optimizer: Family, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self._count += 1
@@ -210,6 +212,7 @@ class FlightRecorder:
 
     # ---------------------------------------------------------------- snapshots
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def take(self) -> None:
         """Take a snapshot now, in the place of the last one."""
@@ -222,6 +225,7 @@ class FlightRecorder:
         """The snapshot that ``rollback`` would use."""
         return self._snapshot
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def rollback(self) -> int:
         """Parameters and state as they were at the last snapshot; training goes on from there.

@@ -264,8 +264,13 @@ def release_gradients(
         The handle: ``remove()``, ``step()``, ``backward(loss)``, and a context manager.
 
     Raises:
+        TypeError: another library's optimizer.
         ValueError: a wrong value, nothing to release, or a combination that could not be correct.
     """
+    if not hasattr(optimizer, "stepper"):
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}: gradients are released to one of automagic_cameamp."
+        )
     if isinstance(accumulation, bool) or not isinstance(accumulation, int) or accumulation < 1:
         raise fail("accumulation", accumulation, "a whole number of backward passes, at least 1")
     if max_norm is not None and not 0 < float(max_norm) < float("inf"):

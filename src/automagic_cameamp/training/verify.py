@@ -53,6 +53,7 @@ class ResumeCheck:
         )
 
 
+@torch.inference_mode(False)  # copies made in such a block could not be updated
 @torch.no_grad()
 def verify_resume(optimizer: Family, steps: int) -> ResumeCheck:
     """Save, load and replay on copies; ``CameAMPOptimizer.verify_resume`` says more."""
@@ -153,18 +154,22 @@ def _hand_over(optimizer: Family, twin: Family) -> None:
                 twin.state[q] = {
                     k: v.clone() if isinstance(v, Tensor) else deepcopy(v) for k, v in own.items()
                 }
+    twin.model.tell_level()
     if twin.controller is not None and optimizer.controller is not None:
         twin.controller.load(optimizer.controller.memory)
         memory.keep(twin.state, twin.model.params(), twin.controller.memory)
 
 
 def _gradients(optimizer: Family) -> Iterator[Tensor | None]:
-    """The gradients that are there, in order; drawn ones where there are none at all."""
+    """The gradients that are there, in order; drawn ones of all that train where there are none at all."""
     params = optimizer.model.params()
     if any(p.grad is not None for p in params):
         yield from (p.grad for p in params)
         return
     for i, p in enumerate(params):
+        if not p.requires_grad:
+            yield None
+            continue
         generator = torch.Generator(p.device).manual_seed(i)
         yield torch.randn(p.shape, generator=generator, dtype=torch.float32, device=p.device).to(p.dtype)
 
@@ -190,6 +195,8 @@ def _unlike(a: Any, b: Any, where: str) -> Iterator[str]:
     if a.dtype != b.dtype or a.shape != b.shape or a.device != b.device:
         forms = [f"{x.dtype} {tuple(x.shape)} on {x.device}" for x in (b, a)]
         yield f"{where} is {forms[0]}, was {forms[1]}"
+        return
+    if a.is_meta:
         return
     a, b = tensors.plain(a), tensors.plain(b)
     form = INTEGERS[a.element_size()] if not a.is_complex() else torch.uint8

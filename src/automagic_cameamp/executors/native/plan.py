@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ...recipes import Level, level_under, seen, steered_here
 from ...state.model import Model
-from ...validate import wide
 from ..reference import REFERENCE
 from ..work import Left, Outcome, Work
 from . import table
@@ -138,15 +137,15 @@ class Plan:
             return {}
         model.tell_raised()
         levels: dict[int, float] = {}
-        level, start = None, 0.0
+        found: float | Tensor | None = None  # the same for all
         for number, group in enumerate(model.groups):
             if group["lr_level"] == "auto":
-                if level is None:  # the same for all
+                if found is None:
                     start, schedule = model.course(group)
                     level = steered_here(seen(self.levels.gathered()), start, float(schedule))
                     self.table.steer(level)
-                    level = Level(*self.table.step.level)  # as it is kept
-                found = level_under(level, start, float(wide(group["lr"])), group["base_lr"])
+                    kept = Level(*self.table.step.level)  # in fp32
+                    found = level_under(kept, start, float(schedule))
                 group["d"] = torch.tensor(found, dtype=torch.float32, device="cpu")
                 levels[number] = float(group["d"])
         return levels

@@ -16,10 +16,9 @@ from ...recipes import SCALE, Hyper, base, contextual, improved
 from ...recipes._rate import absolute_floor, has_mask, rate_bounds
 from ...schedule import lowest_beta1
 from ...state.counts import DIRECTIONS
-from ...state.model import Group
+from ...state.model import AS_IT_IS_NOW, Group
 from ...state.tensors import is_wrapper
 from ...storage import CORRECTION, ErrorCorrected
-from ...validate import decays, wide
 from ..work import Work
 from . import copies
 
@@ -39,7 +38,7 @@ KNOWN = frozenset(
 )
 # Names in a group of what ``renew`` reads: they may change from step to step.
 RENEWED = ("lr", "base_lr", "lr_floor", "lr_cap", "hard_min_lr", "betas", "weight_decay")
-LR, BETAS = RENEWED.index("lr"), RENEWED.index("betas")
+READ = [(RENEWED.index(name), read) for name, read in AS_IT_IS_NOW]
 _renewed = itemgetter(*RENEWED)
 # Field of the recipe -> column of the table, where the names differ.
 COLUMN = {
@@ -204,7 +203,8 @@ def options(hp: Hyper, recipe: Any, signals: bool) -> Any:
 def heard(group: Group) -> tuple[Any, ...]:
     """What ``renew`` reads of a group, as it is now: copies of what a program may change where it is."""
     now = [float(x) if isinstance(x, Tensor) else x for x in _renewed(group)]
-    now[LR], now[BETAS] = wide(now[LR]), decays(now[BETAS])
+    for place, read in READ:
+        now[place] = read(now[place])
     return tuple(now)
 
 
