@@ -240,7 +240,7 @@ def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number)
     drift = rises * part**2 - falls * remains**4
     speed = SPEED / clamp(steps, BLIND) * (REST / clamp(steps, REST))
     factor = where(flying, where(grows, climb, 1.0), exp2(drift * speed))
-    renews = where(flying, lands, age >= span)
+    renews = lands | ((since > 0) & (age >= span))
     return Level(
         steps=steps,
         value=value * where(lands, part / BACK, factor),

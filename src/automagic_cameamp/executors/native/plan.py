@@ -137,16 +137,16 @@ class Plan:
             return {}
         model.tell_raised()
         levels: dict[int, float] = {}
-        found: float | Tensor | None = None  # the same for all
+        d: float | Tensor | None = None  # the same for all
         for number, group in enumerate(model.groups):
             if group["lr_level"] == "auto":
-                if found is None:
+                if d is None:
                     start, schedule = model.course(group)
                     level = steered_here(seen(self.levels.gathered()), start, float(schedule))
                     self.table.steer(level)
                     kept = Level(*self.table.step.level)  # in fp32
-                    found = level_under(kept, start, float(schedule))
-                group["d"] = torch.tensor(found, dtype=torch.float32, device="cpu")
+                    d = level_under(kept, start, float(schedule))
+                group["d"] = torch.tensor(d, dtype=torch.float32, device="cpu")
                 levels[number] = float(group["d"])
         return levels
 
