@@ -29,7 +29,7 @@ CALM := GOMP_SPINCOUNT=1000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types tests test-trainers test-gpu gpu bench sanitize dist site clean
+.PHONY: help setup demo test lint types tests test-slow test-trainers test-gpu gpu bench sanitize dist site clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,9 @@ types: $(READY) ## pyright
 
 tests: $(READY)
 	@$(RUN) -m pytest -n $(JOBS) $(ARGS)
+
+test-slow: $(READY) ## the combinations that `make test` leaves out: twenty minutes and more
+	@$(RUN) -m pytest -n $(JOBS) -m slow $(ARGS)
 
 test-trainers: ## real training programs, each in an environment of its own (ARGS=--list says which)
 	@$(PYTHON) scripts/test_trainers.py --torch "$(TORCH)" $(ARGS)

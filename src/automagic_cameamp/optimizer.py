@@ -335,7 +335,7 @@ class CameAMPOptimizer(Optimizer):
     def get_learning_rates(self) -> list[float]:
         """Mean rate really applied in each group at its last step: schedule, level, mask and row gain.
 
-        One synchronisation. A group without any update yet reports its ``lr``.
+        One synchronisation. A group without any update yet reports ``lr``, times ``d`` where it is found.
         """
         return _reports().learning_rates(self.model)
 

@@ -162,3 +162,13 @@ def test_a_cosine_to_a_floor_ends_low() -> None:
         schedule = lr_scheduler.LambdaLR(optimizer, lambda t: 0.1 + 0.45 * (1 + math.cos(math.pi * t / 150)))
         rates = [rate for (rate,) in trained(optimizer, net, range(151), schedule)]
     assert rates[-1] < 0.25 * max(rates)
+
+
+def test_a_group_that_was_never_updated_reports_the_rate_that_it_will_have() -> None:
+    net = network()
+    optimizer = Automagic_CameAMP8bit(net[0].parameters(), lr=1.0, lr_level="auto")
+    assert optimizer.get_learning_rates() == pytest.approx([1e-6])
+    trained(optimizer, net, range(60))
+    optimizer.add_param_group({"params": list(net[2].parameters()), "lr": 0.5, "lr_level": "auto"})
+    group = optimizer.param_groups[1]
+    assert optimizer.get_learning_rates()[1] == pytest.approx(float(group["d"]) * 0.5)

@@ -49,8 +49,10 @@ def learning_rates(model: Model) -> list[float]:
     if not pairs:
         return []
     totals = torch.stack([pair.to(pairs[0].device) for pair in pairs]).tolist()
-    own = [group["lr"] for group in model.groups]
-    return [t / n if n else float(lr) for (t, n), lr in zip(totals, own, strict=True)]
+    return [
+        t / n if n else float(group["lr"]) * float(group.get("d", 1.0))
+        for (t, n), group in zip(totals, model.groups, strict=True)
+    ]
 
 
 def mean_rate(model: Model) -> float:
