@@ -114,9 +114,13 @@ def test_a_level_of_an_older_version_knows_no_schedule_of_its_last_step() -> Non
 
 def test_growth_slows_with_the_schedule_in_the_take_off() -> None:
     flying = T.Level(20.0, 1e-4, 1.0, 1.0, 0.0, 1.0, -1.0, 1.0)
-    for s in (1.0, 0.97, 1.3):
+    for s in (1.0, 0.97, 1.3, 0.0):
         grown = T.steer(flying, (1.0, 1.0, 1.0), s)
         assert float(grown.value) == pytest.approx(1e-4 * 1.2 ** min(s, 1.0))
+    # Set lower, it is the new 1; in the large steps of a cycle's bottom it is not.
+    assert float(T.steer(flying, (1.0, 1.0, 1.0), 0.5).value) == pytest.approx(1.2e-4)
+    fallen = flying._replace(minus=-0.2)
+    assert float(T.steer(fallen, (1.0, 1.0, 1.0), 0.1).value) == pytest.approx(1e-4 * 1.2**0.1)
 
 
 @ENGINES

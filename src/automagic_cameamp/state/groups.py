@@ -16,7 +16,8 @@ from ..validate import callers_depth, fail
 from . import kinds
 from .model import AS_IT_IS_NOW, Model
 
-READ_ANEW = {name for name, _ in AS_IT_IS_NOW}  # at every step, whatever form they have
+# Read anew at every step, whatever form they have; of these names in a group some are a scheduler's.
+NOT_KEPT = {name for name, _ in AS_IT_IS_NOW} | set(configs.GROUP_NAMES)
 
 
 def new_group(model: Model, param_group: dict[str, Any]) -> dict[str, Any]:
@@ -66,19 +67,18 @@ def check_options(model: Model) -> None:
     Raises:
         ValueError: a value that no option takes.
     """
-    config_class = model.owner.config_class
+    every = fields(model.owner.config_class)
     known = model.kept.options
     for number, group in enumerate(model.groups):
         before = known.setdefault(number, {})
-        for field in fields(config_class):
-            key = configs.GROUP_NAMES.get(field.name, field.name)
-            if key not in group or key in READ_ANEW:
+        for field in every:
+            key = field.name
+            if key not in group or key in NOT_KEPT:
                 continue
             value = group[key]
             if value is before.get(key, before) or isinstance(value, Tensor):
                 continue
-            unset = key == "lr_cap" and value is None
-            checked = value if unset else field.metadata["check"](field.name, value)
+            checked = field.metadata["check"](key, value)
             if type(checked) is not type(value) or checked != value:
                 group[key] = checked
             before[key] = group[key]

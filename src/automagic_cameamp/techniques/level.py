@@ -187,7 +187,8 @@ def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number)
     whatever the noise, which only scales c: hence the comparison with its own peak.
 
     * Take-off: p_a are the first weights, w fades by .7 a step; the level grows 1.2-fold per step (4-fold
-      below 1e-5) until r <= .05, and goes back 1.4-fold, and by the schedule where that is still rising.
+      below 1e-5; to the power of a schedule that has fallen) until r <= .05, and goes back 1.4-fold, and by
+      the schedule of then.
     * Then, with w the distance and p_a renewed at each doubling of the number of steps:
       :math:`\log_2\lambda \mathrel{+}= v_t ([2r]_0^1 \min(s, 1)^2 - a_t [-2r]_0^1 (s/\hat s)^4)`,
       :math:`v_t = 4/t \cdot \min(1, 300/t)`, :math:`a_t = \min(1, 60/t)^2` where s has fallen, else 1.
@@ -234,7 +235,8 @@ def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number)
     lands = flying & seen & stops
     # What has not moved a weight yet is lost in their rounding.
     grows = seen | ((steps > BLIND) & (minus < 0) & (g_square > 0) & (way_square == 0))
-    climb = where(value < HIGHEST_START, FIRST_GROWTH, GROWTH) ** remains
+    share = where(remains < 1, part, 1.0) * (schedule > 0)
+    climb = where(value < HIGHEST_START, FIRST_GROWTH, GROWTH) ** share
     rises, falls = clamp(ratio / FULL, 0.0, 1.0), clamp(-ratio / FULL, 0.0, 1.0)
     falls = falls * where(remains < 1, (SETTLE / clamp(steps, SETTLE)) ** 2, 1.0)
     drift = rises * part**2 - falls * remains**4
