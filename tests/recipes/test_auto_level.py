@@ -38,7 +38,7 @@ def slowly(old, n, gg, vv, s):
             if t > 8 and q <= 0.05 * peak:
                 return [t, level * s / 1.4, 0.0, 0.0, t, peak, minus, top]
         if seen or (t > 8 and before < 0 and gg > 0):
-            level *= (4 if level < 1e-5 else 1.2) ** (s if left < 1 else s > 0)
+            level *= (4 if level < 1e-5 else 1.2) ** (min(2 * s, 1) if left < 1 else s > 0)
         return [t, level, along, size, since, peak, minus, top]
     along, size = along + way * c, size + way
     if size > 0 and t - since >= max(since, 8) / 4:

@@ -31,7 +31,8 @@ SPEED = 4.0  # doublings while the number of steps grows e-fold
 REST = 300.0  # from this step on less and less, so that a long run's level comes to rest
 LOOKS = 4  # once it has taken off it looks at every fourth step
 SETTLE = 60.0  # from this step on the level falls less and less under a schedule that falls by itself
-LIFT, HIGHEST_LIFT = 6.0, 4.0  # what a schedule that falls adds as it falls, and the most it multiplies by
+LIFT = 6.0  # what a schedule that falls may add, as it falls
+LOW = 0.5  # below it a schedule slows the growth of the take-off
 JUMP = 0.95  # of the schedule of the step before: what is lower did not fall, but was set
 TINY = 1e-30  # stands for 0 where something is divided by it
 LARGEST = 1e30  # of a sum: what is larger is as good as that
@@ -187,8 +188,8 @@ def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number)
     whatever the noise, which only scales c: hence the comparison with its own peak.
 
     * Take-off: p_a are the first weights, w fades by .7 a step; the level grows 1.2-fold per step (4-fold
-      below 1e-5; to the power of a schedule that has fallen) until r <= .05, and goes back 1.4-fold, and by
-      the schedule of then.
+      below 1e-5), and to the power of 2 s of that where a schedule has fallen below a half, until r <= .05,
+      and goes back 1.4-fold, and by the schedule of then.
     * Then, with w the distance and p_a renewed at each doubling of the number of steps:
       :math:`\log_2\lambda \mathrel{+}= v_t ([2r]_0^1 \min(s, 1)^2 - a_t [-2r]_0^1 (s/\hat s)^4)`,
       :math:`v_t = 4/t \cdot \min(1, 300/t)`, :math:`a_t = \min(1, 60/t)^2` where s has fallen, else 1.
@@ -235,7 +236,7 @@ def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number)
     lands = flying & seen & stops
     # What has not moved a weight yet is lost in their rounding.
     grows = seen | ((steps > BLIND) & (minus < 0) & (g_square > 0) & (way_square == 0))
-    share = where(remains < 1, part, 1.0) * (schedule > 0)
+    share = where(remains < 1, clamp(part / LOW, 0.0, 1.0), 1.0) * (schedule > 0)
     climb = where(value < HIGHEST_START, FIRST_GROWTH, GROWTH) ** share
     rises, falls = clamp(ratio / FULL, 0.0, 1.0), clamp(-ratio / FULL, 0.0, 1.0)
     falls = falls * where(remains < 1, (SETTLE / clamp(steps, SETTLE)) ** 2, 1.0)
@@ -261,17 +262,14 @@ def fallen(schedule: Number, top: Number) -> Number:
 
 
 def lifted(level: Level, schedule: Number) -> Number:
-    r"""The level under a schedule that has fallen from its top.
-
-    .. math:: \lambda \min(1 + 6 (1 - s/\hat s), 4)
+    r"""The level under a schedule that has fallen from its top: :math:`\lambda (1 + 6 (1 - s/\hat s))`.
 
     A run that ends with low rates stands, and wants, higher ones before: measured, 2 to 4 times the best
-    constant rate. From half of the top on what is applied is as s, so it ends as low as a schedule that
-    has a floor says. Only a fall in small steps is a schedule's: what is set to less than .95 of what it was
-    is meant so, and lowers what is applied by as much.
+    constant rate. So the whole is :math:`\lambda s (7 - 6 s)` for a top of 1, high in the middle, and
+    does not end low where s does not. Only a fall in small steps is a schedule's: what is set to less than
+    .95 of what it was is meant so, and lowers what is applied by as much.
     """
-    lift = 1 + LIFT * (1 - fallen(schedule, level.top))
-    return level.value * clamp(lift, 1.0, HIGHEST_LIFT)
+    return level.value * (1 + LIFT * (1 - fallen(schedule, level.top)))
 
 
 @local(Locality.ELEMENT)
