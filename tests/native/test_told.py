@@ -98,7 +98,7 @@ def test_betas_that_cannot_be_are_refused_by_name(engine: str) -> None:
     lockstep.take(optimizer, params, 0)
     old = held(optimizer, params)
     for bad, words in (
-        ((0.5,), r"betas=\[0.5\] is not allowed"),
+        ((0.5,), r"betas=\(0.5,\) is not allowed"),
         ((0.5, 2.0), r"betas\[1\]=2.0"),
         (7, "betas=7"),
     ):
