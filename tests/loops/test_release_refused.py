@@ -166,3 +166,18 @@ def test_another_librarys_optimizer_is_named() -> None:
     net = model()
     with pytest.raises(TypeError, match="AdamW.*automagic_cameamp"):
         release_gradients(net, torch.optim.AdamW(net.parameters()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name, value", [("weight_decay", float("nan")), ("eps", (1e-30, -1.0)), ("eta", 0)])
+def test_an_option_that_cannot_be_is_refused_before_anything_moves(name: str, value: Any, where: str) -> None:
+    net = model()
+    optimizer = build("Automagic_CameAMP", net.named_parameters(), offload=where)
+    with release_gradients(net, optimizer):
+        loss_of(net, 1).backward()
+        optimizer.step()
+        before = [p.detach().clone() for p in net.parameters()]
+        optimizer.param_groups[0][name] = value
+        with pytest.raises(ValueError, match=name):
+            loss_of(net, 2).backward()
+            optimizer.step()
+        assert all(map(torch.equal, before, net.parameters()))

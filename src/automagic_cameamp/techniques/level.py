@@ -189,7 +189,8 @@ def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number)
 
     * Take-off: p_a are the first weights, w fades by .7 a step; the level grows 1.2-fold per step (4-fold
       below 1e-5), and to the power of 2 s of that where a schedule has fallen below a half, until r <= .05,
-      and goes back 1.4-fold, and by the schedule of then.
+      and goes back 1.4-fold, and by the schedule of then. Where no weight has moved yet, for rounding, it
+      grows on.
     * Then, with w the distance and p_a renewed at each doubling of the number of steps:
       :math:`\log_2\lambda \mathrel{+}= v_t ([2r]_0^1 \min(s, 1)^2 - a_t [-2r]_0^1 (s/\hat s)^4)`,
       :math:`v_t = 4/t \cdot \min(1, 300/t)`, :math:`a_t = \min(1, 60/t)^2` where s has fallen, else 1.
@@ -199,7 +200,8 @@ def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number)
       its own reasons, and for that lets c grow, does not make it grow; one that has fallen from its top
       :math:`\hat s` is going to do what a lower level would: c is negative where the noise of the steps
       outweighs their way, which is what such a schedule takes care of. There the level falls only as far
-      as the take-off went too high.
+      as the take-off went too high. A schedule below .95 of the step before did not fall but was set: its
+      top is lowered with it.
 
     Args:
         old: of the last step.
