@@ -118,10 +118,18 @@ def test_unknown_names_are_explained(name: str, words: list[str]) -> None:
 def test_build_takes_words_or_a_mapping_and_defaults_lose() -> None:
     by_words = build_optimizer("adamw", params(), ["lr=0.5", "betas=0.8,0.9"], lr=0.1)
     by_mapping = build_optimizer("adamw", params(), {"lr": 0.5, "betas": (0.8, 0.9)}, lr=0.1)
-    for optimizer in (by_words, by_mapping):
+    by_text = build_optimizer("adamw", params(), {"lr": "0.5", "betas": "0.8,0.9", "amsgrad": "False"})
+    for optimizer in (by_words, by_mapping, by_text):
         assert optimizer.param_groups[0]["lr"] == 0.5
         assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
     assert build_optimizer("SGD", params(), lr=0.1).param_groups[0]["lr"] == 0.1
+
+
+def test_a_class_is_named_once() -> None:
+    with pytest.raises(OptimizerArgumentError, match=r"^Automagic_CameAMP8bit has no option 'warmup'"):
+        build_optimizer("Automagic_CameAMP8bit", params(), ["warmup=5"])
+    with pytest.raises(OptimizerArgumentError, match=r"^Automagic_CameAMP8bit: lr=-1 is not allowed"):
+        build_optimizer("Automagic_CameAMP8bit", params(), ["lr=-1"])
 
 
 @pytest.mark.parametrize(

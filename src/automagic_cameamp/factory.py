@@ -122,13 +122,18 @@ def build_optimizer(
         defaults: keyword arguments that `args` may override (a learning rate, say).
     """
     cls = resolve_optimizer(name)
-    given = dict(args) if isinstance(args, Mapping) else parse_optimizer_args(args or ())
+    if isinstance(args, Mapping):
+        given = {key: read(value) for key, value in args.items()}
+    else:
+        given = parse_optimizer_args(args or ())
     options = defaults | given
     _check_names(cls, options)
     try:
         return cls(params, **options)
     except (TypeError, ValueError) as error:
-        raise OptimizerArgumentError(f"{cls.__name__}: {' '.join(str(error).split())}") from error
+        said = " ".join(str(error).split())
+        said = said if said.startswith(cls.__name__) else f"{cls.__name__}: {said}"
+        raise OptimizerArgumentError(said) from error
 
 
 def _check_names(cls: type, options: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ KEYWORDS = {
     "scale_parameter": Keyword(False, _ADAFACTOR, "Pass lr; small rows gain with full_finetune=False."),
     "decay_rate": Keyword(None, "the decay of the second moment is betas[1]", "Leave it out, or set betas."),
     "warmup_init": Keyword(False, _ADAFACTOR, "Pass lr and warm up with a scheduler."),
-    "d0": Keyword(None, _PRODIGY, "With lr_level='auto' lr itself is the start."),
+    "d0": Keyword(None, _PRODIGY, "Leave it out: where the search for the rate begins is no option."),
     "growth_rate": Keyword(None, _PRODIGY, "Pass max_lr: it caps every rate."),
     "use_bias_correction": Keyword(False, _PRODIGY, "Leave it out."),
     "safeguard_warmup": Keyword(False, _PRODIGY, "Leave it out."),
@@ -86,7 +86,8 @@ def settled(owner: str, name: str, value: Any, homes: Callable[[str], list[str]]
     """
     keyword = KEYWORDS.get(name)
     if keyword is not None:
-        plain = value is None or (isinstance(value, (bool, int)) and bool(value) is keyword.holds)
+        said = read(value)
+        plain = said is None or (isinstance(said, (bool, int)) and bool(said) is keyword.holds)
         if plain and keyword.holds is not None:
             return True
         raise TypeError(f"{owner} has no option {name!r} (got {value!r}): {keyword.reason}. {keyword.advice}")

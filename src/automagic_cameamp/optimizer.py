@@ -78,7 +78,7 @@ class CameAMPOptimizer(Optimizer):
 
     def _begin_anew(self, copied: list[frozenset[int]] | None) -> None:
         """What no checkpoint needs."""
-        self.kept = Kept(kinds.matrices(self.__dict__.get("param_groups", ())))
+        self.kept = Kept(built="param_groups" in self.__dict__)
         self.adapters = Adapters(copied)
         self.stepper = self._new_stepper()
 
@@ -122,7 +122,7 @@ class CameAMPOptimizer(Optimizer):
         self.stepper.settle(self.model, "adding a group")
         before = self.model.reference()
         super().add_param_group(new_group(self.model, param_group))
-        self.kept.matrices += kinds.matrices(self.param_groups[-1:])
+        kinds.note_matrices(self.model)
         self.model.joined(before)
 
     @property

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import numbers
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, SupportsFloat
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,10 +29,19 @@ class Untouched(float):
 
 
 ROUNDED_AWAY = 1e-9  # of a learning rate below 0
+LARGEST_EPS = 1e10  # squares of larger ones leave the range of float32
+NICKNAMES = {"learning_rate": "lr", "wd": "weight_decay"}  # other programs' words
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _real(value: Any) -> float | None:
+    """A real number, numpy's too, as Python has it; None for everything else, and for what no float holds."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return None
+    try:
+        wide = float(value)
+    except OverflowError:
+        return None
+    return value if isinstance(value, float) else wide
 
 
 def number(
@@ -47,12 +58,11 @@ def number(
     allowed = f"a number in {left}{low:g}, {high:g}{right}"
 
     def check(name: str, value: Any) -> float:
-        good = _is_number(value) and not math.isnan(value)
-        good = good and (value > low if open_low else value >= low)
-        good = good and (value < high if open_high else value <= high)
-        if not good:
+        real = _real(value)
+        good = real is not None and (real > low if open_low else real >= low)  # not a number is neither
+        if real is None or not good or not (real < high if open_high else real <= high):
             raise fail(name, value, allowed)
-        return value if isinstance(value, Untouched) else float(value)
+        return real if isinstance(real, Untouched) else float(real)
 
     return check
 
@@ -62,9 +72,8 @@ def integer(low: int, high: float = math.inf, advice: str = "") -> Check:
     allowed = f"a whole number in [{low}, {high:g}]"
 
     def check(name: str, value: Any) -> int:
-        if not _is_number(value) or value != value or math.isinf(value) or int(value) != value:
-            raise fail(name, value, allowed, advice)
-        if not low <= value <= high:
+        real = _real(value)
+        if real is None or not math.isfinite(real) or int(value) != value or not low <= value <= high:
             raise fail(name, value, allowed, advice)
         return int(value)
 
@@ -72,8 +81,8 @@ def integer(low: int, high: float = math.inf, advice: str = "") -> Check:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False; 0 and 1 are understood."""
-    if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
+    """True or False; 0 and 1 are understood, and numpy's."""
+    if isinstance(value, (bool, np.bool_)) or (isinstance(value, int) and value in (0, 1)):
         return bool(value)
     raise fail(name, value, "True or False")
 
@@ -105,6 +114,11 @@ def optional(check: Check) -> Check:
     return either
 
 
+def argument(name: str, value: Any, check: Check) -> Any:
+    """The value of one argument, read if text, as ``check`` allows it."""
+    return check(name, read(value))
+
+
 def words_of(check: Check) -> tuple[object, ...]:
     """The few values that a check allows; nothing where they are many."""
     return getattr(check, "words", ())
@@ -116,6 +130,8 @@ def rate(name: str, value: Any) -> float | Tensor:
         if value.numel() != 1:
             advice = f"Tensor {name} must be 1-element."  # torch's own words
             raise fail(name, tuple(value.shape), "a number or a tensor of one element", advice)
+        if value.dtype is torch.bool or value.is_complex():
+            raise fail(name, value, "a number or a tensor of one element, of a real type")
         number(0.0)(name, float(value))
         return value if value.dim() == 0 else value.reshape(())
     return number(0.0)(name, value)
@@ -127,10 +143,13 @@ def wide(lr: Any) -> Any:
     What a scheduler's rounding leaves below 0 at its end (torch's cosine) is 0.
 
     Raises:
-        ValueError: a program has put a number there which is none, or below 0. Tensors are not read.
+        ValueError: a program has put a number there which is none, or below 0. A device's are not read.
     """
     if isinstance(lr, Tensor):
-        lr = lr if lr.numel() == 1 else rate("lr", lr)  # which says so
+        plain = type(lr) is Tensor and lr.is_cpu and not torch.compiler.is_compiling()
+        if plain and lr.numel() == 1 and -ROUNDED_AWAY < float(lr) < 0:
+            return torch.zeros_like(lr, dtype=torch.float32)
+        lr = rate("lr", lr) if plain or lr.numel() != 1 else lr
         return lr if lr.dtype in (torch.float32, torch.float64) else lr.float()
     if type(lr) is float and 0 <= lr < math.inf:
         return lr
@@ -188,10 +207,10 @@ def epsilons(name: str, value: Any) -> tuple[float, ...]:
 
     The first two stand under a square root in a denominator: 0 would divide an absent gradient by 0.
     """
+    floor, under_root = number(0.0, LARGEST_EPS), number(1e-38, LARGEST_EPS)
     if not isinstance(value, (list, tuple)):
-        return (1e-30, 1e-16, number(0.0)(name, value))
-    first, second, third = _filled(name, value, (1e-30, 1e-16, 1e-8), number(0.0))
-    under_root = number(1e-38)
+        return (1e-30, 1e-16, floor(name, value))
+    first, second, third = _filled(name, value, (1e-30, 1e-16, 1e-8), floor)
     return (under_root(f"{name}[0]", first), under_root(f"{name}[1]", second), third)
 
 
@@ -241,7 +260,8 @@ def unknown_option(owner: str, name: str, known: Iterable[str]) -> TypeError:
     """The complaint about a keyword that does not exist."""
     names = sorted(known)
     said = str(name).lower()
-    near = [n for n in names if said in (n.lower(), "".join(word[:1] for word in n.split("_")))]  # wd, LR
+    said = NICKNAMES.get(said, said)
+    near = [n for n in names if said in (n.lower(), "".join(word[:1] for word in n.split("_")))]
     near = near or difflib.get_close_matches(said, names, 3, 0.5)
     hint = f"Did you mean {', '.join(repr(n) for n in near)}?" if near else f"Known: {', '.join(names)}."
     return TypeError(f"{owner} has no option {name!r}. {hint}")
@@ -253,4 +273,4 @@ def checked(config_class: type, values: dict[str, Any], owner: str) -> dict[str,
     for name in values:
         if name not in fields:
             raise unknown_option(owner, name, fields)
-    return {name: fields[name].metadata["check"](name, read(value)) for name, value in values.items()}
+    return {name: argument(name, value, fields[name].metadata["check"]) for name, value in values.items()}

@@ -51,6 +51,20 @@ def test_pages_are_in_step_with_the_rows() -> None:
     assert tables.main(["--check"]) == 0, "run: python -m benchmarks.tables"
 
 
+def test_the_readme_shows_the_losses_of_the_guide() -> None:
+    rows = [line.split("|") for line in (ROOT / "docs" / "guide.md").read_text("utf-8").splitlines()]
+    found = {
+        row[1].strip(" `"): (row[3].split()[0], row[5].split()[0])
+        for row in rows
+        if len(row) == 7 and "lr" not in row[2]
+    }
+    losses = [found[name] for name in ("adamw", "Automagic_CameAMP", "Automagic_CameAMP8bit")]
+    for name in ("README.md", "README.zh-TW.md"):
+        text = (ROOT / name).read_text("utf-8")
+        for task in range(2):
+            assert "| " + " | ".join(loss[task] for loss in losses) + " |\n" in text
+
+
 def test_a_changed_row_is_seen_and_written(copied: Path) -> None:
     wanted = {"optimizer": "Automagic_CameAMP8bit", "options": {}}
     change(copied / "results" / "memory.jsonl", "bytes_per_param", 2.0, **wanted)

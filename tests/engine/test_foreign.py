@@ -36,10 +36,18 @@ def test_groups_of_adamw_are_taken() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value"), [("relative_step", "False"), ("decouple", "True"), ("amsgrad", "false")]
+)
+def test_text_says_what_holds_as_well(name: str, value: str) -> None:
+    Automagic_CameAMP8bit([torch.nn.Parameter(torch.zeros(3))], lr=1e-4, **{name: value})
+
+
+@pytest.mark.parametrize(
     ("name", "value", "words"),
     [
+        ("amsgrad", "True", "second moments"),
         ("decouple", False, "never enters the gradient"),
-        ("d0", 1e-6, "lr itself is the start"),
+        ("d0", 1e-6, "begins is no option"),
         ("momentum_scales", [1], "Automagic_CameAMP_COptim, Automagic_CameAMP_COptim8bit"),
         ("max_grad_norm", 1.0, "clip_grad_norm_"),
         ("beta2", 0.9, "betas="),

@@ -7,6 +7,7 @@ import inspect
 import logging
 import re
 import warnings
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from automagic_cameamp import Automagic_CameAMP, Automagic_CameAMP8bit
 from automagic_cameamp.aliases import settings as techniques_of
@@ -311,6 +313,57 @@ def test_starts_that_are_refused() -> None:
         Automagic_CameAMP(one_parameter(), lr=0.0, lr_level="distance")
     with pytest.raises(ValueError, match="lr_bump"):
         Automagic_CameAMP(one_parameter(), lr_mask_rule="additive", lr_bump=1e-12)
+    with pytest.raises(ValueError, match=r"lr=0\.0 is not allowed: with lr_level='auto'.*Leave it out"):
+        Automagic_CameAMP(one_parameter(), lr=0.0, lr_level="auto")
+    still = {"params": one_parameter(), "lr": 0.0}
+    Automagic_CameAMP([still, {"params": one_parameter(), "lr": 1.0}], lr_level="auto")
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), np.float16(0.5), Fraction(1, 2), "0.5"])
+def test_numbers_of_every_kind_are_numbers(value: Any) -> None:
+    optimizer = Automagic_CameAMP8bit(one_parameter(), lr=value, weight_decay=value, max_lr=value)
+    group = optimizer.param_groups[0]
+    assert group["lr"] == group["weight_decay"] == 0.5 and type(group["weight_decay"]) is float
+
+
+def test_whole_numbers_of_every_kind_are_whole_numbers() -> None:
+    for value in (np.int64(7), np.uint8(7), np.float32(7), 7.0, "7"):
+        group = Automagic_CameAMP8bit(one_parameter(), warmup_steps=value, use_tam=np.True_).param_groups[0]
+        assert type(group["warmup_steps"]) is int and group["warmup_steps"] == 7 and group["use_tam"] is True
+
+
+@pytest.mark.parametrize("name", ["lr", "min_lr", "max_lr", "lr_bump", "eps", "weight_decay", "warmup_steps"])
+def test_what_no_float_holds_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}=1000.* is not allowed"):
+        Automagic_CameAMP8bit(one_parameter(), **{name: 10**400})
+
+
+@pytest.mark.parametrize("eps", [1e20, (1e20, 1e-16, 1e-8), (1e-30, 1e20, 1e-8)])
+def test_an_eps_whose_square_is_infinite_is_refused(eps: Any) -> None:
+    with pytest.raises(ValueError, match=r"eps.*is not allowed: a number in .* 1e\+10\]"):
+        Automagic_CameAMP8bit(one_parameter(), eps=eps)
+
+
+@pytest.mark.parametrize("engine", ["reference", "native"])
+@pytest.mark.parametrize("value", [torch.tensor(NAN), torch.tensor(-1.0), torch.ones(2), torch.tensor(True)])
+def test_a_tensor_put_into_a_group_is_read_by_every_engine(engine: str, value: Tensor) -> None:
+    params = one_parameter()
+    optimizer = Automagic_CameAMP8bit(params, lr=1e-3, engine=engine)
+    params[0].grad = torch.ones_like(params[0])
+    optimizer.step()
+    before = params[0].detach().clone()
+    optimizer.param_groups[0]["lr"] = value
+    with pytest.raises(ValueError, match="lr=.* is not allowed"):
+        optimizer.step()
+    assert torch.equal(before, params[0])
+
+
+@pytest.mark.parametrize(("said", "meant"), [("learning_rate", "lr"), ("wd", "weight_decay")])
+def test_other_programs_words_are_translated(said: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=f"{said}.*Did you mean '{meant}'"):
+        Automagic_CameAMP8bit(one_parameter(), **{said: 1e-3})
+    with pytest.raises(TypeError, match=f"{said}.*Did you mean '{meant}'"):
+        Automagic_CameAMP8bit([{"params": one_parameter(), said: 1e-3}])
 
 
 # ---------------------------------------------------------------- warnings, words, silence

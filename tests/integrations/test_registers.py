@@ -347,6 +347,25 @@ def test_axolotls_plug_in_registers_with_transformers(program: Any) -> None:
         sys.modules.update(own)
 
 
+def test_settings_of_adam_that_the_trainer_would_drop_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    class Trainer:
+        @staticmethod
+        def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> Any:
+            raise AssertionError("not asked")
+
+        def create_optimizer(self) -> None: ...
+
+    registers.transformers_trainer(types.SimpleNamespace(Trainer=Trainer))  # type: ignore[arg-type]
+    plain = {"optim": "automagic_cameamp8bit", "optim_args": None, "learning_rate": 1e-4, "adam_beta1": 0.9}
+    cls, options = Trainer.get_optimizer_cls_and_kwargs(types.SimpleNamespace(**plain))
+    assert cls is Automagic_CameAMP8bit and options == {"lr": 1e-4} and not caplog.text
+    Trainer.get_optimizer_cls_and_kwargs(
+        types.SimpleNamespace(**{**plain, "adam_beta1": 0.5, "adam_epsilon": 1e-3})
+    )
+    assert "adam_beta1=0.5 is for Adam and is not used; give betas in optim_args" in caplog.text
+    assert "adam_epsilon=0.001 is for Adam and is not used; give eps in optim_args" in caplog.text
+
+
 def test_a_rate_that_nobody_chose_is_found_and_that_is_said_once(
     sd_scripts: Any, program: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,20 @@ def test_a_second_backward_without_step_is_refused() -> None:
             loss_of(net, 2).backward()
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"max_norm": "much"}, {"max_norm": True}, {"max_norm": 0}, {"accumulation": 0}]
+)
+def test_arguments_are_checked_where_they_are_given(wrong: dict[str, Any]) -> None:
+    net = model()
+    optimizer = build("Automagic_CameAMP", net.named_parameters())
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.* is not allowed"):
+        release_gradients(net, optimizer, **wrong)
+    from_yaml: Any = "1.0"
+    with release_gradients(net, optimizer, max_norm=from_yaml) as handle:
+        handle.backward(loss_of(net, 1))
+        optimizer.step()
+
+
 def test_the_parameter_that_comes_twice_is_named() -> None:
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     optimizer = build("Automagic_CameAMP", net.named_parameters())

@@ -50,10 +50,12 @@ def test_recommended(gpu: float, correction: bool, block: int, edges: bool, verb
     Automagic_CameAMP_8Bit(parameters(), **config.__dict__)
 
 
-@pytest.mark.parametrize("gpu", [-1, float("nan")])
-def test_recommended_refuses(gpu: float) -> None:
-    with pytest.raises(ValueError, match="gpu_memory_gb="):
-        get_recommended_config(gpu)
+@pytest.mark.parametrize("gpu", [-1, float("nan"), "12GB", 12_000, True])
+def test_recommended_refuses(gpu: Any) -> None:
+    for ask in (get_recommended_config, get_adaptive_config, get_hardware_optimized_config):
+        with pytest.raises(ValueError, match=r"gpu_memory_gb=.* a number in \[0, 4096\]"):
+            ask(gpu)
+    assert get_adaptive_config("12") == get_adaptive_config(12)  # type: ignore[arg-type]  # from a command line
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,12 @@ def test_toml(tmp_path: Path) -> None:
     assert (settings.steps, settings.optimizer, settings.optimizer_args) == (7, "SGD", {"momentum": 0.9})
 
 
+@pytest.mark.parametrize("key", ["threads", "resume", "overwrite", "config"])
+def test_what_only_a_command_line_can_say_is_named_so(key: str) -> None:
+    with pytest.raises(UserError, match=f"run.toml: '{key}' belongs on the command line: --{key}"):
+        build({key: 1}, "run.toml")
+
+
 @pytest.mark.parametrize(("content", "word"), [(b"steps = = 3", "TOML"), (b"\xff\xfe", "cannot read")])
 def test_bad_toml(tmp_path: Path, content: bytes, word: str) -> None:
     file = tmp_path / "run.toml"

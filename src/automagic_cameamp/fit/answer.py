@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -94,6 +95,8 @@ class Question:
             raise FitError(f"compute={self.compute!r} is not allowed: it must be one of {', '.join(DTYPES)}")
         for name, least in (
             ("gpu", 0.5),
+            ("host", 0),
+            ("tokens", 1),
             ("batch", 1),
             ("frames", 1),
             ("rank", 1),
@@ -101,8 +104,9 @@ class Question:
             ("swap", 0),
             ("accumulation", 1),
         ):
-            if not getattr(self, name) >= least:
-                raise FitError(f"{name}={getattr(self, name)!r} is not allowed: it must be at least {least}")
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
+                raise FitError(f"{name}={value!r} is not allowed: it must be at least {least}, and finite")
         if self.base and self.train == "full":
             raise FitError(
                 f"base={self.base!r} is not allowed with train='full', whose weights are trained: use "
@@ -125,6 +129,10 @@ class Question:
                 f"resolution={self.resolution!r} is not allowed: it must be in multiples of {patch} pixels "
                 f"for {spec.title}"
             )
+        if self.resolution is not None and not spec.resolution:
+            raise FitError(f"resolution={self.resolution!r} is not allowed: {spec.title} draws no pictures")
+        if self.frames > 1 and spec.family != "wan":
+            raise FitError(f"frames={self.frames} is not allowed: {spec.title} makes no videos")
         if spec.family == "wan" and (self.frames - 1) % 4:
             raise FitError(f"frames={self.frames} is not allowed: a video has 4 n + 1, such as 1, 17 or 81")
         return Batch(self.batch, width, height, self.frames, self.tokens or spec.tokens)

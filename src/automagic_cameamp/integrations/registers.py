@@ -103,6 +103,15 @@ def transformers_arguments(module: ModuleType) -> None:
         names_of._automagic_cameamp = True
 
 
+def _say_adams(args: Any) -> None:
+    """Say that the Trainer's settings of Adam change nothing here, where somebody has set them."""
+    plain = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
+    for name, value in plain.items():
+        if (given := getattr(args, name, value)) != value:
+            option = "eps" if name == "adam_epsilon" else "betas"
+            log.warning("%s=%s is for Adam and is not used; give %s in optim_args", name, given, option)
+
+
 def transformers_trainer(module: ModuleType) -> None:
     """``Trainer``: builds the class with ``optim_args``, and logs the rate that was really applied."""
 
@@ -118,6 +127,7 @@ def transformers_trainer(module: ModuleType) -> None:
                     "optim_args: weight_decay would be overwritten by the Trainer's; give it as "
                     "TrainingArguments(weight_decay=...)"
                 )
+            _say_adams(args)
             if _left_open("transformers", args.learning_rate, given):
                 given["lr_level"] = "auto"
             return cls, {"lr": args.learning_rate} | given

@@ -14,6 +14,7 @@ from automagic_cameamp import Improved8BitOptimizerConfig, OptimizationProfiles,
 C = TypeVar("C")
 NEVER = 99_999_999  # a min_8bit_size that no tensor reaches
 GB = 2**30
+LARGEST = 4096  # GB; what is larger was meant in MB
 
 
 class Hardware(NamedTuple):
@@ -23,10 +24,20 @@ class Hardware(NamedTuple):
     capability: int
 
 
+def _memory(gigabytes: float) -> float:
+    """The memory that somebody names, as a number; who names megabytes is told."""
+    try:
+        found = math.nan if isinstance(gigabytes, bool) else float(gigabytes)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0 <= found <= LARGEST:
+        raise ValueError(f"gpu_memory_gb={gigabytes!r} is not allowed: a number in [0, {LARGEST}].")
+    return found
+
+
 def get_recommended_config(gpu_memory_gb: float) -> Optimizer8BitConfig:
     """A config of ``Automagic_CameAMP_8Bit`` for a GPU of that memory: below 8 GB, below 16 GB, above."""
-    if not gpu_memory_gb >= 0:
-        raise ValueError(f"gpu_memory_gb={gpu_memory_gb!r} is not allowed: it must be a number of at least 0")
+    gpu_memory_gb = _memory(gpu_memory_gb)
     if gpu_memory_gb < 8:
         return Optimizer8BitConfig(
             error_correction=False, block_size=512, edge_suppression=False, spatial_awareness=False
@@ -62,7 +73,7 @@ def get_adaptive_config(gpu_memory_gb: float | None = None) -> Improved8BitOptim
     Args:
         gpu_memory_gb: decide for a GPU of this memory; None looks at the first one here.
     """
-    gpu = _hardware() if gpu_memory_gb is None else Hardware(gpu_memory_gb, 0)
+    gpu = _hardware() if gpu_memory_gb is None else Hardware(_memory(gpu_memory_gb), 0)
     if gpu is None:
         return _without_gpu()
     if gpu.memory < 8:
@@ -80,7 +91,7 @@ def get_hardware_optimized_config(
         compute_capability: its first number, 7 or more for a GPU that is not old; None goes by the GPU here,
             or takes it for a recent one where ``gpu_memory_gb`` is given.
     """
-    gpu = _hardware() if gpu_memory_gb is None else Hardware(gpu_memory_gb, 7)
+    gpu = _hardware() if gpu_memory_gb is None else Hardware(_memory(gpu_memory_gb), 7)
     if gpu is None:
         return _without_gpu()
     capability = gpu.capability if compute_capability is None else compute_capability

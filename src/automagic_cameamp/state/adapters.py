@@ -2,7 +2,7 @@
 
 A mark decides, else a name; only where neither says LoRA anywhere in the optimizer do shapes (trainers
 pass bare parameters). Shapes are looked at as long as no parameter has state. After that their
-answer stays: a group that is added later changes nothing of what runs.
+answer stays with each parameter: groups that are added, removed or moved change nothing of what runs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from ..lora import is_embedding, kind_of, mark_of, table_of_name
 from ..validate import callers_depth
 
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
     from .pairs import Shapes
 
 Kinds = list[list[Any]]  # how a parameter is known as a LoRA's, or None
+# One parameter among those that live: a reference, even a weak one, would be in the way of those who swap it,
+# and an id alone comes again.
+Key = tuple[int, torch.Size]
 MARK, NAME, SHAPE = "mark", "name", "shape"
 FLIPPED = (
     "with the parameter group that was added, shapes alone would call {0} parameters of the earlier groups "
@@ -64,8 +70,9 @@ class Adapters:
     """
 
     def __init__(self, copied: list[frozenset[int]] | None = None) -> None:
-        self.copied = copied
-        self._by_shape: list[frozenset[int]] | None = None
+        self._copied = copied
+        self._marked: frozenset[Key] = frozenset()
+        self._by_shape: dict[Key, bool] | None = None
 
     def kinds(self, groups: Sequence[dict[str, Any]], started: bool) -> Kinds:
         """Per group, per parameter: how it is known as a LoRA's; None: it is none.
@@ -74,15 +81,20 @@ class Adapters:
             groups: the optimizer's groups, or copies of them with the same parameters.
             started: whether a parameter has state.
         """
+        keys = [[_key(p) for p in group["params"]] for group in groups]
+        if self._copied is not None:  # what is first asked for is in the original's order still
+            places = zip(keys, self._copied, strict=False)
+            self._marked = frozenset(own[i] for own, positions in places for i in positions if i < len(own))
+            self._copied = None
         found = [_told(group) for group in groups]
-        if self.copied is not None:
-            for kinds, positions in zip(found, self.copied, strict=False):
-                for i in positions:
-                    if i < len(kinds) and kinds[i] is None:
-                        kinds[i] = MARK
-        for kinds, positions in zip(found, self._shapes(groups, found, started), strict=True):
-            for i in positions:
-                if kinds[i] is None:
+        for kinds, own in zip(found, keys, strict=True):
+            for i, key in enumerate(own):
+                if kinds[i] is None and key in self._marked:
+                    kinds[i] = MARK
+        shapes = self._shapes(groups, keys, found, started)
+        for kinds, own in zip(found, keys, strict=True):
+            for i, key in enumerate(own):
+                if kinds[i] is None and shapes[key]:
                     kinds[i] = SHAPE
         return [[kind or None for kind in kinds] for kinds in found]
 
@@ -98,22 +110,29 @@ class Adapters:
         mark, name, shape = map(found.count, (MARK, NAME, SHAPE))
         return LoraReport(len(found), mark + name + shape, mark, name, shape, tables)
 
-    def _shapes(self, groups: Sequence[dict[str, Any]], told: Kinds, started: bool) -> list[frozenset[int]]:
-        """Positions in each group whose shapes say LoRA."""
+    def _shapes(
+        self, groups: Sequence[dict[str, Any]], keys: list[list[Key]], told: Kinds, started: bool
+    ) -> dict[Key, bool]:
+        """Of each parameter, whether the shapes of all say that it is a LoRA's."""
         kept = self._by_shape if started else None
-        if kept is not None and len(kept) == len(groups):
+        if kept is not None and all(key in kept for own in keys for key in own):
             return kept
-        if any(kind for kinds in told for kind in kinds):
-            now = [frozenset[int]() for _ in groups]
-        else:
+        now = {key: False for own in keys for key in own}
+        if not any(kind for kinds in told for kind in kinds):
             from .pairs import low_rank  # here, so that an import of the package stays light
 
-            now = low_rank([_shapes_of(group, kinds) for group, kinds in zip(groups, told, strict=True)])
+            shapes = [_shapes_of(group, kinds) for group, kinds in zip(groups, told, strict=True)]
+            for own, positions in zip(keys, low_rank(shapes), strict=True):
+                now |= {own[i]: True for i in positions}
         if kept is not None:
             _warn_of_flips(kept, now)
-            now = [*kept, *now[len(kept) :]]
+            now |= {key: found for key, found in kept.items() if key in now}
         self._by_shape = now
         return now
+
+
+def _key(p: Tensor) -> Key:
+    return id(p), p.shape
 
 
 def _told(group: dict[str, Any]) -> list[Any]:
@@ -137,9 +156,9 @@ def _shapes_of(group: dict[str, Any], told: list[Any]) -> Shapes:
     ]
 
 
-def _warn_of_flips(kept: list[frozenset[int]], now: list[frozenset[int]]) -> None:
-    for old, new, words in ((kept, now, "LoRA"), (now, kept, "no LoRA")):
-        count = sum(len(b - a) for a, b in zip(old, new, strict=False))
+def _warn_of_flips(kept: dict[Key, bool], now: dict[Key, bool]) -> None:
+    for found, words in ((True, "LoRA"), (False, "no LoRA")):
+        count = sum(now.get(key, old) is found and old is not found for key, old in kept.items())
         if count:
             warnings.warn(FLIPPED.format(count, words), stacklevel=callers_depth())
             return

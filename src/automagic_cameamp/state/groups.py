@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import aliases, configs, foreign, marked
 from ..lora import MARKS
 from ..types import Layout
-from ..validate import callers_depth, fail
+from ..validate import NICKNAMES, callers_depth, fail
 from . import kinds
 from .model import AS_IT_IS_NOW, Model
 
@@ -34,7 +34,8 @@ def new_group(model: Model, param_group: dict[str, Any]) -> dict[str, Any]:
             raise fail(f"group[{name!r}]", param_group[name], "it belongs to the optimizer, not to a group")
     param_group = {name: value for name, value in param_group.items() if name not in own}
     for name in param_group.keys() - known - set(configs.GROUP_NAMES.values()):
-        if near := difflib.get_close_matches(str(name), known, 1, 0.87):
+        meant = NICKNAMES.get(str(name), str(name))
+        if near := difflib.get_close_matches(meant, known, 1, 0.87):
             raise TypeError(f"parameter group has no option {name!r}. Did you mean {near[0]!r}?")
     foreign.refuse_in_group(param_group)
     if "params" not in param_group:

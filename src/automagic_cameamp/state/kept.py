@@ -36,12 +36,12 @@ class Kept:
     """Caches and counters; a copy of the optimizer begins with new ones.
 
     Args:
-        matrices: per group, whether it has parameters of more than one dimension.
+        built: False while the constructor adds its groups.
     """
 
-    def __init__(self, matrices: list[bool]) -> None:
-        self.matrices = matrices
-        self.built = bool(matrices)  # False while the constructor adds its groups
+    def __init__(self, built: bool) -> None:
+        self.built = built
+        self.matrices: dict[int, bool] = {}  # id of a group -> whether it had any when it was first seen
         self.steps = 0
         self.lists = DeviceLists()
         self.skipped: dict[torch.device, Tensor] = {}  # skipped updates of every parameter, int32

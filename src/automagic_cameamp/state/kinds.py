@@ -26,9 +26,12 @@ INSTEAD = (
 )
 
 
-def matrices(groups: Iterable[dict[str, Any]]) -> list[bool]:
-    """Per group: whether it has parameters of more than one dimension."""
-    return [any(p.dim() > 1 for p in group["params"]) for group in groups]
+def note_matrices(model: Model) -> dict[int, bool]:
+    """Per group, by its id: whether it had parameters of more than one dimension when it was first seen."""
+    known, present = model.kept.matrices, model.groups
+    now = {id(g): known[id(g)] if id(g) in known else any(p.dim() > 1 for p in g["params"]) for g in present}
+    model.kept.matrices = now
+    return now
 
 
 def check_parameters(model: Model, params: Iterable[Any]) -> list[Any]:
@@ -256,7 +259,8 @@ def check_groups(model: Model) -> None:
     if not sys.modules.keys().isdisjoint(FLATTENERS):
         for name, p in model.named():
             check_whole(p, name)
-    for number, (group, matrices) in enumerate(zip(model.groups, model.kept.matrices, strict=True)):
-        if matrices and is_rewritten(group["params"]):
+    had = note_matrices(model)
+    for number, group in enumerate(model.groups):
+        if had[id(group)] and is_rewritten(group["params"]):
             name = f"0 of group {number}, of shape {tuple(group['params'][0].shape)} now,"
             raise ValueError(flat(name, "a program (DeepSpeed's ZeRO, or the like) flattens"))

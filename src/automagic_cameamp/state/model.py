@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..recipes import LAGGED, Hyper, Shared, rescale, share
 from ..storage import CORRECTION, Policy
-from ..validate import bound, callers_depth, decays, strength, switch, wide
+from ..validate import bound, callers_depth, decays, fail, strength, switch, wide
 from . import shards
 from .adapters import LoraReport
 from .chunks import Chunk, chunks
@@ -267,6 +267,10 @@ class Model:
 
     def built(self) -> None:
         """All groups of the constructor are there."""
+        found = [g for g in self.groups if g["lr_level"] == "auto"]
+        if found and all(g["base_lr"] == 0 for g in found):  # some: those groups are to stand still
+            allowed = "with lr_level='auto' it is the value that means '1', above 0"
+            raise fail("lr", found[0]["lr"], allowed, "Leave it out, and let a scheduler warm up.")
         self.kept.built = True
         self.tell_level()
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..eager import eager, eagerly
 from ..state.family import Family
 from ..state.shards import is_distributed
-from ..validate import fail
+from ..validate import argument, fail, integer, number, optional
 from .precision import refuse_scaler
 
 
@@ -271,10 +271,8 @@ def release_gradients(
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}: gradients are released to one of automagic_cameamp."
         )
-    if isinstance(accumulation, bool) or not isinstance(accumulation, int) or accumulation < 1:
-        raise fail("accumulation", accumulation, "a whole number of backward passes, at least 1")
-    if max_norm is not None and not 0 < float(max_norm) < float("inf"):
-        raise fail("max_norm", max_norm, "None, or a number above 0")
+    accumulation = argument("accumulation", accumulation, integer(1))
+    max_norm = argument("max_norm", max_norm, optional(number(0.0, open_low=True)))
     if max_norm is not None and accumulation > 1:
         raise fail(
             "max_norm",

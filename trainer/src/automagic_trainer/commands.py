@@ -194,7 +194,7 @@ def _train(options: dict[str, Any]) -> int:
         out = values.pop("out", None) or build({}).out
         session = resumed("train", Path(out), values)
     else:
-        settings = filled(build(values, "automagic train"))
+        settings = filled(build(values))
         session = Session("train", [settings], prompts, Drawing(seed=settings.seed))
     name = Path(session.runs[0].data).name
     return _run(session, f"A LoRA for {name}: before and after", resume=resume, overwrite=overwrite)

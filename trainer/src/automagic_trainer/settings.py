@@ -79,6 +79,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "keep": (1, 1000),
     "lr": (0.0, 1e3),
 }
+COMMAND_LINE = {"threads", "resume", "overwrite", "config"}
 CHOICES = {"schedule": SCHEDULES, "precision": PRECISIONS}
 
 
@@ -88,6 +89,8 @@ def build(values: Mapping[str, Any], source: str = "options") -> TrainSettings:
     checked: dict[str, Any] = {}
     for raw, value in values.items():
         name = raw.replace("-", "_")
+        if name in COMMAND_LINE:
+            raise UserError(f"{source}: {raw!r} belongs on the command line: --{name}")
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(fields)}"

@@ -202,10 +202,10 @@ def options(hp: Hyper, recipe: Any, signals: bool) -> Any:
 
 def heard(group: Group) -> tuple[Any, ...]:
     """What ``renew`` reads of a group, as it is now: copies of what a program may change where it is."""
-    now = [float(x) if isinstance(x, Tensor) else x for x in _renewed(group)]
+    now = list(_renewed(group))
     for place, read in READ:
         now[place] = read(now[place])
-    return tuple(now)
+    return tuple(float(x) if isinstance(x, Tensor) else x for x in now)
 
 
 def renewed(hp: Hyper, now: tuple[Any, ...]) -> Hyper:
