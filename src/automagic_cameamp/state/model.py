@@ -252,17 +252,16 @@ class Model:
         if RAISED in self.kept.said:
             return
         for group in self.groups:
-            lr, base = group["lr"], group["base_lr"]
+            lr, base = group["lr"], group["base_lr"] or self.reference()  # what stood still may start
             if group["lr_level"] != "auto" or isinstance(lr, Tensor) or wide(lr) <= 1.001 * base:
                 continue
             self.kept.said.add(RAISED)
-            text = (
+            warnings.warn(
                 f"{self.called}: a scheduler has set lr to {lr:g}, and its first value was {base:g}. Where "
-                "the rate is found, lr is a factor relative to its first value, not a rate, so "
+                "the rate is found, lr is a factor relative to its first value, not a rate, so the found rate "
+                "is multiplied too. Give lr=1, lr_level='auto', and schedules relative to 1 (eta_min too).",
+                stacklevel=callers_depth(),
             )
-            text += "the found rate is multiplied too. " if base else "hardly anything moves (by min_lr). "
-            text += "Give lr=1, lr_level='auto', and schedules relative to 1 (eta_min too)."
-            warnings.warn(text, stacklevel=callers_depth())
             return
 
     def built(self) -> None:

@@ -23,6 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..eager import eager
 from ..state import kinds, tensors
+from ..state.adapters import stand_in
 from ..state.fields import compute_dtype
 from ..state.model import Model
 from ..state.shards import is_distributed
@@ -285,6 +286,7 @@ def liken(twin: Tensor, p: Tensor) -> None:
     """Give a host tensor what the optimizer reads of its parameter, beside the values."""
     for name, value in p.__dict__.items():  # marks of LoRA and embeddings
         setattr(twin, name, value)
+    stand_in(twin, p)
     if hasattr(p, "grad_dtype"):  # fp32 gradients of bf16 weights
         twin.grad_dtype = p.grad_dtype  # type: ignore[attr-defined]
 
