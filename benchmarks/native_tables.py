@@ -126,19 +126,19 @@ def without(rows: Rows, language: str) -> str:
 
 def found(rows: Rows, language: str) -> str:
     """What it costs a step to find the rate: milliseconds where it is given, and where it is found."""
-    works = ["lora-sdxl", "one-big", "one-small"]
+    columns = [(isa, work) for isa in ("avx2", "avx512") for work in ("lora-sdxl", "one-big", "one-small")]
     body = []
     for candidate in ("Automagic_CameAMP", "Automagic_CameAMP8bit", "Automagic_CameAMP_8Bit"):
         cells = []
-        for work in works:
-            wanted = {"optimizer": candidate, "workload": work, "phase": "late"}
+        for isa, work in columns:
+            wanted = {"optimizer": candidate, "workload": work, "phase": "late", "isa": isa}
             pair = [
                 last(rows.all("step_cpu_auto"), {**wanted, "options": options})
                 for options in ({}, {"lr_level": "auto"})
             ]
             cells.append(" / ".join(f"{row['ms']:.3g}" for row in pair if row is not None))
         body.append([f"`{candidate}`", *cells])
-    return markdown(["optimizer", *works], body)
+    return markdown(["optimizer", *(f"{work}, {isa}" for isa, work in columns)], body)
 
 
 def peers(rows: Rows, language: str) -> str:
