@@ -258,8 +258,9 @@ class Model:
             self.kept.said.add(RAISED)
             warnings.warn(
                 f"{self.called}: a scheduler has set lr to {lr:g}, and its first value was {base:g}. Where "
-                "the rate is found, lr is a factor relative to its first value, not a rate, so the found rate "
-                "is multiplied too. Give lr=1, lr_level='auto', and schedules relative to 1 (eta_min too).",
+                "the rate is found, lr is a factor relative to its first value, not a rate, so the found "
+                "rate is multiplied too. Give lr=1, lr_level='auto', and schedules relative to 1 (eta_min "
+                "too).",
                 stacklevel=callers_depth(),
             )
             return

@@ -26,6 +26,8 @@ KEEP = 0.7  # of the mean correlation, per step of the take-off
 BLIND = 8  # steps that grow whatever they see, and the shortest look back
 BACK = 1.4  # the take-off is noticed so late
 DEAD = 0.05  # share of the highest correlation that ends the take-off
+SURE = 3.0  # standard errors that it must have differed from 0 by
+SURE_UNTIL, SURE_NOT = 20.0, 60.0  # from the one step to the other these fall to 0
 FULL = 0.5  # share of it that moves the level at full speed afterwards
 SPEED = 4.0  # doublings while the number of steps grows e-fold
 REST = 300.0  # from this step on less and less, so that a long run's level comes to rest
@@ -90,7 +92,8 @@ class Level(NamedTuple):
         steps: updates so far.
         value: the level: rate of a weight where schedule, mask and all gains are 1.
         along, size: sums of correlations and of their weights since the last renewal.
-        since: the step at which the weights were last remembered.
+        since: the step at which the weights were last remembered; in the take-off the sum of squared
+            correlations, with the weights of ``along``, negated (0 until 2026-12-01).
         peak: highest correlation so far.
         minus: the learning rate of that step, relative to the first one, negated. Until 2026-11-30 a 1 stood
             here once the take-off had ended: what is positive is not known.
@@ -129,7 +132,7 @@ class Level(NamedTuple):
     @property
     def flies(self) -> Truth:
         """Whether it is in the take-off, whose end is the first time that the weights are remembered anew."""
-        return self.since == 0
+        return self.since <= 0
 
 
 def level_start(lr: float) -> float:
@@ -189,8 +192,9 @@ def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number)
 
     * Take-off: p_a are the first weights, w fades by .7 a step; the level grows 1.2-fold per step (4-fold
       below 1e-5), and to the power of 2 s of that where a schedule has fallen below a half, until r <= .05,
-      and goes back 1.4-fold, and by the schedule of then. Where no weight has moved yet, for rounding, it
-      grows on.
+      and goes back 1.4-fold, and by the schedule of then. Before it ends, max q must have been 3 standard
+      errors of q (of now) above 0, or q be as many below: single samples say nothing in eight steps. From
+      step 20 to 60 the 3 fall to 0. Where no weight has moved yet, for rounding, it grows on.
     * Then, with w the distance and p_a renewed at each doubling of the number of steps:
       :math:`\log_2\lambda \mathrel{+}= v_t ([2r]_0^1 \min(s, 1)^2 - a_t [-2r]_0^1 (s/\hat s)^4)`,
       :math:`v_t = 4/t \cdot \min(1, 300/t)`, :math:`a_t = \min(1, 60/t)^2` where s has fallen, else 1.
@@ -229,12 +233,17 @@ def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number)
     part, remains = clamp(schedule, 0.0, 1.0), fallen(schedule, top)
     weight, fade = where(flying, 1.0, way) * seen, where(flying & seen, KEEP, 1.0)
     along, size = fade * along + weight * cosine, fade * size + weight
+    noise = fade * clamp(-since, 0.0) + weight * cosine**2
     age, span = steps - since, clamp(since, BLIND)
     known = (size > 0) & (flying | (4 * age >= span))
     mean = where(known, along / clamp(size, TINY), 0.0)
     peak = maximum(peak, mean)
     ratio = mean / clamp(peak, TINY)
-    stops = (steps > BLIND) & (ratio <= DEAD)
+    # A faded mean is as good as one of so many observations.
+    count = (1 + KEEP) * size / clamp(2 - (1 - KEEP) * size, TINY)
+    error = (clamp(noise / clamp(size, TINY) - mean**2, 0.0) / clamp(count, TINY)) ** 0.5
+    doubt = SURE * clamp((SURE_NOT - steps) / (SURE_NOT - SURE_UNTIL), 0.0, 1.0) * error
+    stops = (steps > BLIND) & (ratio <= DEAD) & ((peak >= doubt) | (mean <= -doubt))
     lands = flying & seen & stops
     # What has not moved a weight yet is lost in their rounding.
     grows = seen | ((steps > BLIND) & (minus < 0) & (g_square > 0) & (way_square == 0))
@@ -251,7 +260,7 @@ def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number)
         value=value * where(lands, part / BACK, factor),
         along=where(renews, 0.0, along),
         size=where(renews, 0.0, size),
-        since=where(renews, steps, since),
+        since=where(renews, steps, where(flying, -noise, since)),
         peak=peak,
         minus=-schedule,
         top=top,
