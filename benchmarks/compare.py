@@ -118,6 +118,11 @@ class Job:
 
 
 def make_task(job: Job):
+    name, _, batch = job.task.partition("@")
+    if batch:  # flow@1: the same with batches of one
+        task = make_task(replace(job, task=name))
+        task.batch = int(batch)
+        return task
     if job.task == "cat_lora":
         from automagic_trainer.tasks import cat_lora
 
@@ -142,6 +147,7 @@ def ours_defaults(job: Job, steps: int) -> dict[str, Any]:
 @lru_cache
 def source_digest(task: str, optimizer: str) -> str:
     """Digest of the code that a run's result depends on, so rows of older code are never reused."""
+    task = task.partition("@")[0]
     files = [ROOT / "benchmarks" / "charlm.py"] if task.startswith(("charlm", "lm-")) else []
     if not task.startswith(("charlm", "cat_lora")):
         files.append(ROOT / "benchmarks" / "auto_tasks.py")
@@ -172,7 +178,7 @@ def run_job(job: Job) -> dict[str, Any]:
     """Train once and evaluate on held-out data. A run that leaves the finite numbers gets loss inf."""
     torch.set_num_threads(1)
     task = make_task(job)
-    steps = job.steps or getattr(task, "steps", None) or STEPS[job.task]
+    steps = job.steps or getattr(task, "steps", None) or STEPS[job.task.partition("@")[0]]
     options = dict(job.options)
     if is_ours(job.optimizer) and not job.plain:
         options = {**ours_defaults(job, steps), **options}

@@ -7,7 +7,7 @@ lowest mean among those that have run with the most seeds.
 from __future__ import annotations
 
 from benchmarks import auto_ranks
-from benchmarks.auto_rate import CHANGES, CHOSEN, CONFIRMED, OURS, PEERS, best, settings
+from benchmarks.auto_rate import CHANGES, CHOSEN, CONFIRMED, OURS, PEERS, SMALL, best, settings
 from benchmarks.common import FAMILY, markdown
 from benchmarks.quality import mean
 from benchmarks.rows import Rows
@@ -40,7 +40,8 @@ def shown(found: tuple[float, int] | None) -> str:
 def summary(rows: Rows) -> str:
     """Without a rate, against tuned AdamW, our own tuned rate and the peers; how far the start matters."""
     found, body = settings(rows.all("auto_rate")), []
-    for group, tasks in (("chosen on", CHOSEN), ("confirmed on", CONFIRMED)):
+    groups = (("chosen on", [*CHOSEN, *SMALL[:1]]), ("confirmed on", [*CONFIRMED, *SMALL[1:]]))
+    for group, tasks in groups:
         for task in tasks:
             for schedule, steps in sorted({(s, n) for t, s, n, _ in found if t == task}):
                 here = {
@@ -51,7 +52,9 @@ def summary(rows: Rows) -> str:
                 if OURS not in here or "adamw" not in here:
                     continue
                 value, rate = here[OURS][None], best(here["adamw"])[0]
-                cells = [f"{NAMES[task]} ({group})", f"{schedule}, {steps}", f"{rate:g}"]
+                name, _, batch = task.partition("@")
+                name = f"{NAMES[name]}, batches of {batch}" if batch else NAMES[name]
+                cells = [f"{name} ({group})", f"{schedule}, {steps}", f"{rate:g}"]
                 cells.append(shown(over(value, here["adamw"][rate])))
                 own = here.get(f"{OURS}:lr_level=fixed")
                 cells.append(shown(over(value, own[best(own)[0]])) if own else "-")

@@ -299,6 +299,12 @@ def test_tasks_that_auto_rate_names_can_be_made(name):
     assert len(list(task.parameters())) > 0 and task.loss(0).isfinite()
 
 
+def test_batches_are_named_behind_an_at():
+    task = compare.make_task(compare.Job("flow@1", "adamw", {}))
+    assert task.batch == 1 and compare.make_task(compare.Job("flow", "adamw", {})).batch == 4
+    assert compare.source_digest("flow@1", "adamw") == compare.source_digest("flow", "adamw")
+
+
 def test_best_lr_needs_all_seeds():
     assert compare.best_lr({0.1: {0: 1.0, 1: 2.0}, 0.2: {0: 0.1}}) == 0.1
     assert compare.best_lr({0.1: {0: 1.0}, 0.2: {0: math.inf}}) == 0.1
