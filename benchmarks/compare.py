@@ -118,24 +118,9 @@ class Job:
 
 
 def make_task(job: Job):
-    name, _, batch = job.task.partition("@")
-    if batch:  # flow@1: the same with batches of one
-        task = make_task(replace(job, task=name))
-        task.batch = int(batch)
-        return task
-    if job.task == "cat_lora":
-        from automagic_trainer.tasks import cat_lora
+    from benchmarks.make import make  # here: it imports what only some of the tasks need
 
-        return cat_lora(job.seed, job.device, text_cache=Path(job.text_cache) if job.text_cache else None)
-    if job.task.startswith("charlm"):
-        from benchmarks.charlm import CharLM
-
-        return CharLM(job.task.removeprefix("charlm-"), job.seed, job.device)
-    from benchmarks import auto_ranks, auto_tasks
-
-    if "-alpha" in job.task:
-        return auto_ranks.make(job.task, job.seed)
-    return auto_tasks.make(job.task, job.seed)
+    return make(job.task, job.seed, job.device, job.text_cache)
 
 
 def ours_defaults(job: Job, steps: int) -> dict[str, Any]:
