@@ -40,8 +40,7 @@ def shown(found: tuple[float, int] | None) -> str:
 def summary(rows: Rows) -> str:
     """Without a rate, against tuned AdamW, our own tuned rate and the peers; how far the start matters."""
     found, body = settings(rows.all("auto_rate")), []
-    groups = (("chosen on", [*CHOSEN, *SMALL[:1]]), ("confirmed on", [*CONFIRMED, *SMALL[1:]]))
-    for group, tasks in groups:
+    for group, tasks in (("chosen on", [*CHOSEN, *SMALL]), ("confirmed on", CONFIRMED)):
         for task in tasks:
             for schedule, steps in sorted({(s, n) for t, s, n, _ in found if t == task}):
                 here = {

@@ -13,20 +13,10 @@ import pytest
 from distributed.launch import ROOT, environment
 
 EXAMPLES = ROOT / "examples"
-# Of a thread that torch.distributed left behind, seen once; the kernels have none here (one thread each).
-ABORT = "terminate called without an active exception"
 
 
 def _run(*command: str) -> str:
-    done = _ran(*command)
-    if done.returncode != 0 and ABORT in done.stderr:
-        done = _ran(*command)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def _ran(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", *command],
         env=environment(),
         capture_output=True,
@@ -34,6 +24,8 @@ def _ran(*command: str) -> subprocess.CompletedProcess[str]:
         timeout=200,
         check=False,
     )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def _fell(output: str) -> bool:

@@ -47,7 +47,7 @@ def test_text_says_what_holds_as_well(name: str, value: str) -> None:
     [
         ("amsgrad", "True", "second moments"),
         ("decouple", False, "never enters the gradient"),
-        ("d0", 1e-6, "begins is no option"),
+        ("d0", 1e-6, "an lr up to 1e-5 beside lr_level='auto'"),
         ("momentum_scales", [1], "Automagic_CameAMP_COptim, Automagic_CameAMP_COptim8bit"),
         ("max_grad_norm", 1.0, "clip_grad_norm_"),
         ("beta2", 0.9, "betas="),
