@@ -49,7 +49,7 @@ KEYWORDS = {
     "scale_parameter": Keyword(False, _ADAFACTOR, "Pass lr; small rows gain with full_finetune=False."),
     "decay_rate": Keyword(None, "the decay of the second moment is betas[1]", "Leave it out, or set betas."),
     "warmup_init": Keyword(False, _ADAFACTOR, "Pass lr and warm up with a scheduler."),
-    "d0": Keyword(None, _PRODIGY, "Leave it out: the search begins at 1e-6, or at an lr up to 1e-5 beside lr_level='auto'."),
+    "d0": Keyword(None, _PRODIGY, "Leave it out: it is 1e-6, or an lr up to 1e-5 beside lr_level='auto'."),
     "growth_rate": Keyword(None, _PRODIGY, "Pass max_lr: it caps every rate."),
     "use_bias_correction": Keyword(False, _PRODIGY, "Leave it out."),
     "safeguard_warmup": Keyword(False, _PRODIGY, "Leave it out."),
