@@ -55,8 +55,13 @@ KERNELS = [
     "not isa_base and not smaller_instruction_sets",
 ]
 
+# Of the rate that is found.
+FOUND = [f"tests/recipes/test_auto_{name}.py" for name in ("level", "falls", "schedules")]
+
 COVERED: dict[str, list[str]] = {
-    "state/adapters.py": ["tests/engine/test_adapters.py"],
+    "techniques/level.py": [*FOUND, "tests/recipes/test_level_rules.py"],
+    "recipes/_level.py": [*FOUND, "tests/recipes/test_level_rules.py"],
+    "state/adapters.py": ["tests/engine/test_adapters.py", "tests/engine/test_edited_groups.py"],
     "executors/compiled.py": ["tests/compiled/test_failures.py", "tests/compiled/test_matrix.py"],
     "executors/native/call.py": [*NATIVE, "tests/contextual/test_optimizer.py"],
     "executors/native/plan.py": [
