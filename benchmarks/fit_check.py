@@ -89,8 +89,8 @@ def found(case: Case, path: Path) -> dict[str, int]:
     torch.manual_seed(0)
     net = models.build(spec, dtype)
     if question.train != "full":
-        size = question.rank if question.train == "lora" else question.factor
-        adapters.adapt(net, question.train, size, models.DTYPES[question.trained], question.base)
+        trained = models.DTYPES[question.trained or "fp32"]
+        adapters.adapt(net, question.train, question.size, trained, question.base)
     if question.checkpointing:
         answer.checkpoint(net, spec)
     candidate = candidates.parse(case.optimizer)

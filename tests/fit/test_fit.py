@@ -222,7 +222,13 @@ def test_a_small_card_or_host_does_not_fit(llama: str) -> None:
 @pytest.mark.parametrize("train", ["lora", "lokr"])
 def test_adapters(llama: str, train: str, base: str) -> None:
     answer = fit(
-        llama, train=train, base=base, rank=4, trained="bf16", checkpointing=False, optimizers=("AdamW",)
+        llama,
+        train=train,
+        base=base,
+        rank=4 if train == "lora" else None,
+        trained="bf16",
+        checkpointing=False,
+        optimizers=("AdamW",),
     )
     layers = 2 * 7
     assert len(answer.trace.trained) == 2 * layers
@@ -268,6 +274,10 @@ def test_blocks_wait_on_the_host(llama: str) -> None:
         ({"resolution": 512}, "resolution=512 .* draws no pictures"),
         ({"frames": 5}, "frames=5 .* makes no videos"),
         ({"train": "full", "base": "nf4"}, "base='nf4' .* not allowed with train='full'"),
+        ({"train": "full", "rank": 8}, "rank=8 .* train='full', where it has no effect"),
+        ({"train": "lora", "factor": 8}, "factor=8 .* train='lora'"),
+        ({"train": "full", "trained": "bf16"}, "trained='bf16' .* train='full'"),
+        ({"rank": 0}, "rank=0 .* at least 1"),
         ({"optimizers": ("Adam",)}, "optimizer='Adam' is not known"),
         ({"optimizers": ("Automagic_CameAMP:zzz=1",)}, "optimizer Automagic_CameAMP zzz=1: .*zzz"),
         ({"optimizers": ("AdamW:fused=true",)}, "with its defaults only"),

@@ -41,12 +41,12 @@ class Question:
         batch: samples in a batch.
         frames: of a video.
         tokens: length of the text; None: the model's.
-        rank: of a LoRA.
-        factor: of a LoKr, at most.
+        rank: of a LoRA; None: 16.
+        factor: of a LoKr, at most; None: 8.
         checkpointing: whether activations are computed again in backward.
         weights: 'bf16', 'fp16' or 'fp32', the type in which weights are held.
         compute: type of the arithmetic; None: that of the weights, bf16 where these are fp32.
-        trained: type of adapters.
+        trained: type of adapters; None: 'fp32'.
         base: '' or 'fp8' or 'nf4': how frozen weights under adapters are held.
         swap: blocks that wait in host memory (sd-scripts' and musubi-tuner's blocks_to_swap).
         accumulation: passes whose gradients add up before a step.
@@ -64,24 +64,25 @@ class Question:
     batch: int = 1
     frames: int = 1
     tokens: int | None = None
-    rank: int = 16
-    factor: int = 8
+    rank: int | None = None
+    factor: int | None = None
     checkpointing: bool = True
     weights: str = "bf16"
     compute: str | None = None
-    trained: str = "fp32"
+    trained: str | None = None
     base: str = ""
     swap: int = 0
     accumulation: int = 1
     optimizers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._adapters_only()
         choices: dict[str, tuple[str, ...]] = {
             "train": TRAIN,
             "weights": tuple(DTYPES),
-            "trained": tuple(DTYPES),
             "base": ("", *BASES),
         }
+        choices |= {name: tuple(DTYPES) for name in ("compute", "trained") if getattr(self, name) is not None}
         for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -91,8 +92,6 @@ class Question:
                     f"{name}={value!r} is not allowed: it must be one of "
                     f"{', '.join(filter(None, allowed))}{hint}"
                 )
-        if self.compute not in (None, *DTYPES):
-            raise FitError(f"compute={self.compute!r} is not allowed: it must be one of {', '.join(DTYPES)}")
         for name, least in (
             ("gpu", 0.5),
             ("host", 0),
@@ -112,6 +111,27 @@ class Question:
                 f"base={self.base!r} is not allowed with train='full', whose weights are trained: use "
                 "'lora' or 'lokr', or leave it out"
             )
+
+    def _adapters_only(self) -> None:
+        """Values of adapters where there are any, and an error where somebody gave one for nothing."""
+        for name, usual, kinds in (
+            ("rank", 16, ("lora",)),
+            ("factor", 8, ("lokr",)),
+            ("trained", "fp32", ("lora", "lokr")),
+        ):
+            value = getattr(self, name)
+            if self.train in kinds and value is None:
+                object.__setattr__(self, name, usual)
+            elif self.train in TRAIN and self.train not in kinds and value is not None:
+                raise FitError(
+                    f"{name}={value!r} is not allowed with train={self.train!r}, where it has no effect: "
+                    f"leave it out, or train={' or '.join(map(repr, kinds))}"
+                )
+
+    @property
+    def size(self) -> int:
+        """Rank or factor of the adapters."""
+        return (self.rank if self.train == "lora" else self.factor) or 0
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -247,8 +267,7 @@ def fit(model: str, **options: Any) -> Answer:
     def build() -> nn.Module:
         net = models.build(spec, dtype)
         if question.train != "full":
-            size = question.rank if question.train == "lora" else question.factor
-            adapt(net, question.train, size, DTYPES[question.trained], question.base)
+            adapt(net, question.train, question.size, DTYPES[question.trained or "fp32"], question.base)
         if question.checkpointing:
             checkpoint(net, spec)
         return net
