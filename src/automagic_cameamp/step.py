@@ -17,7 +17,7 @@ from torch import Tensor
 from .executors.work import Folded, Outcome, Work, work_of
 from .state import fits, kinds, memory, tensors
 from .state.chunks import Chunk
-from .state.groups import check_options, follow_scheduler
+from .state.groups import check_options, heed_schedulers
 from .state.model import Group, Members, Model
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ class Step:
 
     def __init__(self, model: Model, every: bool = False, owners: Sequence[Tensor] | None = None) -> None:
         self.model = model
-        for group in model.groups:
-            follow_scheduler(group)
-        model.tell_raised()
+        heed_schedulers(model)
         plan = list(model.chunks())
         fits.check(model, plan, every=every)
         owners = model.params() if owners is None else owners

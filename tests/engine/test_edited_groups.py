@@ -10,7 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from automagic_cameamp import Automagic_CameAMP, Automagic_CameAMP_COptim8bit, Automagic_CameAMP_Improved_8Bit
+from automagic_cameamp import (
+    Automagic_CameAMP,
+    Automagic_CameAMP8bit,
+    Automagic_CameAMP_COptim8bit,
+    Automagic_CameAMP_Improved_8Bit,
+)
 
 Groups = list[dict[str, Any]]
 
@@ -152,3 +157,19 @@ def test_a_copy_knows_its_lora_wherever_it_is_moved() -> None:
         if kind
     }
     assert found == lora
+
+
+@pytest.mark.parametrize("given", [{"lr": 1e-3}, {}])
+@pytest.mark.parametrize("cls", [Automagic_CameAMP8bit, Automagic_CameAMP_Improved_8Bit])
+def test_what_was_taken_out_has_no_part_in_the_others_rates(cls: Any, given: dict[str, float]) -> None:
+    """Its state is still there, as with AdamW; the kernels went on counting its mask."""
+    ends = {}
+    for engine in ("native", "reference"):
+        net = model()
+        optimizer = cls(groups_of(net), engine=engine, **given)
+        train(net, optimizer, 0, 3)
+        net[:2].requires_grad_(False)
+        optimizer.param_groups.pop(0)
+        train(net, optimizer, 3, 40)
+        ends[engine] = optimizer.get_learning_rates()
+    assert ends["native"] == pytest.approx(ends["reference"], rel=2e-3)

@@ -40,7 +40,7 @@ def turn(group: dict[str, Any], name: str, value: Any) -> None:
         group[name] = value
 
 
-@pytest.mark.filterwarnings("ignore:.*a scheduler has set lr")
+@pytest.mark.filterwarnings("ignore:.*lr is a factor relative")
 @settings(max_examples=25, deadline=None)
 @given(
     turns=st.lists(st.lists(TURNS, max_size=2), min_size=4, max_size=8),

@@ -20,7 +20,7 @@ from reference.draws import normal
 NUMBERS = len(T.Level._fields)
 
 
-def slowly(old, n, gg, vv, s):
+def slowly(old, n, gg, vv, s, active):
     """The rule in Python's numbers, case by case."""
     t, level, along, size, since, peak, minus, top = old
     if minus < 0 and s < 0.95 * -minus:
@@ -40,7 +40,7 @@ def slowly(old, n, gg, vv, s):
             if t > 8 and q <= 0.05 * peak and (peak >= doubt or q <= -doubt):
                 return [t, level * s / 1.4, 0.0, 0.0, t, peak, minus, top]
         if seen or (t > 8 and before < 0 and gg > 0):
-            level *= (4 if level < 1e-5 else 1.2) ** (min(2 * s, 1) if left < 1 else s > 0)
+            level *= (4 if level < 1e-5 else 1.2) ** (active * (min(2 * s, 1) if left < 1 else s > 0))
         return [t, level, along, size, since, peak, minus, top]
     along, size = along + way * c, size + way
     if size > 0 and t - since >= max(since, 8) / 4:
@@ -69,9 +69,10 @@ def test_the_rule_is_the_one_that_it_says(lean, begun, jumps):
         turn = lean if t > 60 else 0.5  # there is always a way up first
         n = math.sqrt(gg * vv) * math.tanh(turn + 0.2 * draw[2] - (0.8 if 40 < t <= 60 else 0.0))
         s = 1.5 / (1 + math.exp(-draw[3])) if jumps else 1.2 - t / 300
-        old = slowly(old, n, gg, vv, s)
-        fast = T.steer(fast, tuple(torch.tensor([n, gg, vv])), torch.tensor(s))
-        numbers = T.steer(numbers, (n, gg, vv), s)
+        active = 1.0 if t % 3 else 0.5
+        old = slowly(old, n, gg, vv, s, active)
+        fast = T.steer(fast, tuple(torch.tensor([n, gg, vv])), torch.tensor(s), torch.tensor(active))
+        numbers = T.steer(numbers, (n, gg, vv), s, active)
         torch.testing.assert_close(torch.stack(fast), torch.tensor(old), rtol=2e-4, atol=2e-5)
         assert list(numbers) == pytest.approx(old, rel=1e-9, abs=1e-12)
         landed += old[4] > 0
@@ -101,18 +102,21 @@ def test_noise_alone_ends_no_take_off_at_once_and_none_lasts_for_ever(size):
     assert landings(-0.5, 0.1)[-1] == 9, "what is surely too high lands at the first chance"
 
 
-@pytest.mark.parametrize("stale", [0, 3])
+@pytest.mark.parametrize("stale", [0, 3, 6])
 @pytest.mark.parametrize("begun", [0, 5, 900])
 def test_a_device_works_out_the_level_that_the_host_does(begun, stale):
     rows = normal((7, 11), begun).float().abs() + 0.1
     rows[:, 3], rows[:, 10] = float(begun), 1.0  # steps and top
     rows[:, 4:] = rows[:1, 4:]
     rows[:stale, 3] = float(max(begun - 2, 0))
+    rows[3:stale, 3] = float(max(begun - 20, 0))  # these rest
     for schedule in (0.0, 0.4, 1.0, 1.7):
         there = _level.steered_there(rows, 1e-4, schedule, rows.device)
         here = _level.steered(rows, 1e-4, torch.tensor(schedule), rows.device)
         torch.testing.assert_close(there, here, rtol=1e-5, atol=0)
         assert float(here[0]) == begun + 1
+    active = _level.seen(rows.numpy()).active
+    assert active == (1.0 if not begun or not stale else 4 / 7 if stale == 3 else 1 / 4)
 
 
 def test_a_device_begins_as_the_host_does():
@@ -180,16 +184,28 @@ def test_a_level_does_not_fall_late_where_the_schedule_does(schedule, fell):
 def test_a_look_back_sees_whether_the_gradient_points_along_the_way():
     g, p = normal((2, 1, 6, 40), 1).float(), normal((2, 1, 6, 40), 2).float()
     anchor = p[..., :5] + 0.1 * normal((2, 1, 6, 5), 3).float()
-    level = T.Level.of(torch.tensor([4.0, 1, 0, 0, 2, 0, 1, 1]))
-    sums, kept = T.look_back(g, anchor, p, level)
+    level, known = T.Level.of(torch.tensor([5.0, 1, 0, 0, 2, 0, 1, 1])), torch.tensor([2.0, 2.0])
+    sums, kept = T.look_back(g, anchor, p, level, known)
     way = anchor - p[..., :5]
     wanted = [(g[..., :5] * way), g[..., :5] ** 2, way**2]
     torch.testing.assert_close(sums, torch.stack([x.sum((1, 2, 3)) * 8 for x in wanted], 1))
     assert torch.equal(kept, anchor)
-    blind, _ = T.look_back(g, anchor, p, level._replace(steps=torch.tensor(5.0)))
-    assert not blind.any(), "once settled it looks at every fourth step"
-    renewed, kept = T.look_back(g, anchor, p, level._replace(since=torch.tensor(4.0)))
-    assert torch.equal(kept, p[..., :5]) and not renewed[:, 0].any() and renewed[:, 1].all()
+    blind, _ = T.look_back(g, anchor, p, level._replace(steps=torch.tensor(6.0)), known)
+    assert not blind.any(), "once settled it looks at one step in four"
+    renewed, kept = T.look_back(
+        g, anchor, p, level._replace(since=torch.tensor(4.0)), torch.tensor([2.0, 4.0])
+    )
+    assert torch.equal(kept[0], p[0, ..., :5]) and not renewed[0, 0] and renewed[:, 1].all()
+    assert torch.equal(kept[1], anchor[1]), "this one has been updated since"
+
+
+def test_no_cycle_of_a_program_hides_from_it():
+    level = T.Level(*[1.0] * len(T.Level._fields))
+    looked = [s for s in range(1024) if level._replace(steps=float(s)).looks]
+    assert len(looked) == 256
+    for cycle in range(2, 17):
+        counts = [sum(s % cycle == part for s in looked) for part in range(cycle)]
+        assert min(counts) > 0.5 * max(counts), (cycle, counts)
 
 
 @pytest.mark.parametrize("rows, cols", [(8, 1280), (1280, 8), (16, 1280), (1280, 16), (1280, 1280), (10, 3)])

@@ -33,6 +33,17 @@ def made(**options: Any) -> tuple[Any, torch.nn.Parameter]:
     return Automagic_CameAMP8bit([p], warmup_steps=10, **options), p
 
 
+def shape_of_one_cycle() -> list[float]:
+    plain = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    cycle = lr_scheduler.OneCycleLR(plain, 1.0, STEPS + 1, cycle_momentum=False)
+    shape: list[float] = []
+    for _ in range(STEPS + 1):
+        shape.append(plain.param_groups[0]["lr"])
+        plain.step()
+        cycle.step() if len(shape) <= STEPS else None
+    return shape
+
+
 @pytest.mark.parametrize("engine", ["auto", "reference"])
 @pytest.mark.parametrize("given", [{}, {"lr": 1.0, "lr_level": "auto"}, {"lr": 1e-5, "lr_level": "auto"}])
 @pytest.mark.parametrize("top", [1e-5, 1e-3, 0.05])
@@ -41,13 +52,7 @@ def test_one_cycle_counts_relative_to_its_highest_rate(
 ) -> None:
     optimizer, p = made(engine=engine, **given)
     rates = run(optimizer, p, lr_scheduler.OneCycleLR(optimizer, top, STEPS + 1, cycle_momentum=False))
-    plain = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    cycle = lr_scheduler.OneCycleLR(plain, 1.0, STEPS + 1, cycle_momentum=False)
-    shape = []
-    for _ in range(STEPS + 1):
-        shape.append(plain.param_groups[0]["lr"])
-        plain.step()
-        cycle.step() if len(shape) <= STEPS else None
+    shape = shape_of_one_cycle()
     other, q = made(engine=engine, lr=top, lr_level="auto")
     expected = run(other, q, lr_scheduler.LambdaLR(other, lambda t: shape[t]))
     assert rates == pytest.approx(expected, rel=1e-5)
@@ -72,12 +77,81 @@ def test_a_schedule_above_its_start_is_said_once(kind: str, engine: str) -> None
     optimizer, p = made(engine=engine)
     schedule = {
         "an absolute end": lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS, eta_min=1e-5),
-        "cycles": lambda o: lr_scheduler.CyclicLR(o, 1e-5, 1e-3, 5, cycle_momentum=False),
+        "cycles": lambda o: lr_scheduler.CyclicLR(o, 1e-5, 5e-5, 5, cycle_momentum=False),
     }[kind](optimizer)
-    with pytest.warns(UserWarning, match=r"a scheduler has set lr.*multiplied too.*eta_min") as said:
+    with pytest.warns(UserWarning, match=r"lr is .* now.*multiplied too.*eta_min") as said:
         run(optimizer, p, schedule)
     assert len([w for w in said if "first value" in str(w.message)]) == 1
     assert float((p.detach() - draw(1000)).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_a_second_cycle_counts_relative_to_its_highest_rate(engine: str) -> None:
+    """Relative to the first rate it multiplied what was found by a thousand."""
+    optimizer, p = made(engine=engine)
+    run(optimizer, p, lr_scheduler.LambdaLR(optimizer, lambda t: 1.0))
+    rates = run(optimizer, p, lr_scheduler.OneCycleLR(optimizer, 1e-3, STEPS + 1, cycle_momentum=False))
+    assert optimizer.param_groups[0]["base_lr"] == 1e-3
+    other, q = made(engine=engine, lr=1.0, lr_level="auto")
+    run(other, q, lr_scheduler.LambdaLR(other, lambda t: 1.0))
+    shape = shape_of_one_cycle()
+    expected = run(other, q, lr_scheduler.LambdaLR(other, lambda t: shape[t]))
+    assert rates == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("before", [0, 3])
+def test_what_would_end_in_infinity_is_refused(before: int, engine: str) -> None:
+    """As a program does that writes its own rate back after it has loaded a checkpoint."""
+    optimizer, p = made(engine=engine, lr=1e-4, lr_level="auto")
+    run(optimizer, p, lr_scheduler.LambdaLR(optimizer, lambda t: 1.0), before)
+    optimizer.param_groups[0]["lr"] = 1.0
+    held, p.grad = p.detach().clone(), draw(1)
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"lr is 1 now.*first value was 0.0001.*leave lr as it was loaded"
+        ):
+            optimizer.step()
+        assert torch.equal(held, p.detach())
+    optimizer.param_groups[0]["lr"] = 1e-4
+    optimizer.step()
+    assert not torch.equal(held, p.detach())
+
+
+@pytest.mark.parametrize(
+    ("given", "left_out"), [(4.0, 1.0), (0.5, 1.0), (1.0, 1.0), (1e-4, 1e-4), (1e-8, 1e-8), (0.0, 1e-6)]
+)
+def test_a_group_without_a_rate_beside_one_that_has_it(given: float, left_out: float) -> None:
+    """Its factor is 1, not a millionth of the others'."""
+    for swap in (False, True):
+        groups: list[dict[str, Any]] = [
+            {"params": [torch.nn.Parameter(draw(1))], "lr": given},
+            {"params": [torch.nn.Parameter(draw(2))]},
+        ]
+        optimizer = Automagic_CameAMP8bit(groups[::-1] if swap else groups, lr_level="auto")
+        found = [(g["lr"], g["base_lr"]) for g in optimizer.param_groups]
+        assert found[swap] == (given, given) and found[not swap] == (left_out, left_out)
+        optimizer.add_param_group({"params": [torch.nn.Parameter(draw(3))]})
+        late = optimizer.param_groups[2]
+        assert (late["lr"], late["base_lr"]) == (left_out, left_out)
+    both = Automagic_CameAMP8bit([{"params": [torch.nn.Parameter(draw(1))], "lr": 1e-3}])
+    both.add_param_group({"params": [torch.nn.Parameter(draw(2))]})
+    assert [g["lr_level"] for g in both.param_groups] == ["fixed", "auto"]
+    assert both.param_groups[1]["lr"] == 1e-6
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_a_group_that_comes_during_a_cycle_gets_the_rate_that_was_found(engine: str) -> None:
+    optimizer, p = made(engine=engine)
+    cycle = lr_scheduler.OneCycleLR(optimizer, 1e-3, 2 * STEPS, cycle_momentum=False)
+    run(optimizer, p, cycle)
+    late = torch.nn.Parameter(draw(3))
+    optimizer.add_param_group({"params": [late]})
+    p.grad, late.grad = draw(4), draw(5)
+    optimizer.step()
+    assert optimizer.param_groups[1]["base_lr"] == 1e-3
+    one, other = optimizer.get_learning_rates()
+    assert 0.2 < one / other < 5
 
 
 @pytest.mark.parametrize("engine", ["auto", "reference"])

@@ -49,6 +49,7 @@ def bases(seed: int) -> Tensor:
 
 LIVE = torch.ones(B, 1, 1, 1, dtype=torch.bool)
 ONE = torch.ones((), dtype=torch.float64)
+LEVEL = T.Level.of(torch.tensor([4.0, 1, 0, 0, 0, 0, 0, 1]))
 
 # name -> (function of tensors only, its inputs). Everything with a declared locality must be here.
 CASES: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
@@ -65,7 +66,7 @@ CASES: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
         [per_tensor(0), full(1), full(2), full(3)],
     ),
     "look_back": (
-        lambda g, a, p: T.look_back(g, a[..., :2], p, T.Level.of(torch.tensor([4.0, 1, 0, 0, 0, 0, 0, 1]))),
+        lambda g, a, p: T.look_back(g, a[..., :2], p, LEVEL, torch.zeros(1)),
         [full(0), full(1), full(2)],
     ),
     "ema": (lambda old, new: T.ema(old, new, 0.7), [full(0), full(1)]),
@@ -256,7 +257,7 @@ def test_stacked_equals_looped_on_awkward_shapes(shape):
         yield from (T.allora_gain(x, 2.0), T.factored_rsqrt(x, row, col, level), T.grams(x, y, 0.3))
         yield from T.factored_moment(row, col, y * y, 0.9, 1e-30)
         yield from T.torque(zero, x, y)
-        yield from T.look_back(x, row, y, T.Level.of(torch.tensor([4.0, 1, 0, 0, 0, 0, 0, 1])))
+        yield from T.look_back(x, row, y, LEVEL, torch.zeros(1))
         yield from T.distance_evidence(zero.flatten(), T.sample(y) * 0, T.sample(x), T.sample(y), ONE.float())
 
     together = list(everything(x, y, row, col, zero))

@@ -132,3 +132,30 @@ def test_state_on_meta_is_refused(way: str) -> None:
         with pytest.raises(RuntimeError, match=f"{key!r} of parameter layer.1 is a Tensor on 'meta'"):
             step(optimizer, params, 1, way)
         assert differences(before, everything(optimizer)) == []
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("change", ["load", "double"])
+def test_torch_may_swap_what_is_behind_a_parameter(change: str, engine: str) -> None:
+    """As modules do with ``set_swap_module_params_on_conversion``; a weak reference to it forbids that."""
+    torch.manual_seed(0)
+    nets = [nn.Linear(8, 6) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    optimizers = [OPTIMIZERS["Automagic_CameAMP8bit"](net.parameters(), engine=engine) for net in nets]
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    for t in range(4):
+        for net, optimizer, swaps in zip(nets, optimizers, (False, True), strict=True):
+            if t == 2:
+                torch.__future__.set_swap_module_params_on_conversion(swaps)
+                other = {key: value + 1 for key, value in net.state_dict().items()}
+                net.load_state_dict(other) if change == "load" else net.double()
+                torch.__future__.set_swap_module_params_on_conversion(before)
+            optimizer.zero_grad()
+            x = torch.ones(3, 8, dtype=net.weight.dtype)
+            net(x).square().sum().backward()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                optimizer.step()
+    assert torch.equal(nets[0].weight, nets[1].weight)
+    assert nets[0].weight.dtype is (torch.float64 if change == "double" else torch.float32)
+    assert differences(everything(optimizers[0]), everything(optimizers[1])) == []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes as c
 from typing import Any, NamedTuple
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 MAX_SCALES = 6
 CODES = {"dynamic": 1, "softsign": 2, "affine": 3, "unit4": 4, "log16": 6, "log": 7, "softsign4": 8}
 SKETCH = 4096
@@ -73,7 +73,8 @@ class Step(c.Structure):
         ("square", c.c_double),
         ("bad", c.c_int64),
         ("level", c.c_float * 8),
-        *((name, c.c_int32) for name in ("renews", "looks", "threads", "flavour")),
+        ("looks", c.c_int64),
+        *((name, c.c_int32) for name in ("threads", "flavour")),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from ..techniques import Level, Steps, Sum, alone, together
 from ._data import SCALE, Hyper, Shared
-from ._level import initial, level_under, rescale, seen, steered_here
+from ._level import initial, level_under, one_of, rescale, seen, steered_here
 from ._rate import LAGGED, has_mask, share
 from ._stages import Result, as_dict, make_state
 
@@ -21,6 +21,7 @@ __all__ = [
     "initial",
     "level_under",
     "make_state",
+    "one_of",
     "rescale",
     "share",
     "seen",

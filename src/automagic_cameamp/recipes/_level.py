@@ -16,6 +16,8 @@ from ._data import Hyper, Shared, State
 
 LAGGED = ("lr_level", "level_r", "level_norm", "vote_clock", "auto_level")
 EVIDENCE = 3  # numbers of ``auto_level`` before those of ``techniques.Level``
+LATELY = 16  # steps; who has had no gradient for longer rests, and does not count
+SINCE = EVIDENCE + T.Level._fields.index("since")
 # The group's clock at the parameter's last vote: an old vote must not be counted again.
 CLOCK = StateSpec("vote_clock", "tensor", dtype=torch.float32, initial=-1.0)
 
@@ -61,6 +63,7 @@ class Seen(NamedTuple):
 
     evidence: tuple[float, float, float] = (0.0, 0.0, 0.0)
     level: T.Level | None = None  # before the first update
+    active: float = 1.0  # share of the parameters updated lately that had a part in the last update
 
 
 def seen(rows: NDArray[np.float32]) -> Seen:
@@ -73,12 +76,14 @@ def seen(rows: NDArray[np.float32]) -> Seen:
     # Summed in doubles and rounded, so that no engine's order of summation shows.
     sums = rows[fresh, :EVIDENCE].sum(0, dtype=np.float64).astype(np.float32)
     product, g_square, way_square = sums.tolist()
-    return Seen((product, g_square, way_square), T.Level(*rows[fresh.argmax(), EVIDENCE:].tolist()))
+    level = T.Level(*rows[fresh.argmax(), EVIDENCE:].tolist())
+    lately = (steps > 0) & (steps > latest - LATELY)
+    return Seen((product, g_square, way_square), level, float(fresh.sum() / lately.sum()))
 
 
 def steered_here(last: Seen, start: float, schedule: float) -> T.Level:
     """The automatic level of this step in numbers, 20 times faster than in 0-D tensors: for host memory."""
-    return T.steer(last.level or T.Level.begun(start), last.evidence, schedule)
+    return T.steer(last.level or T.Level.begun(start), last.evidence, schedule, last.active)
 
 
 def steered(rows: Tensor | None, start: float, schedule: float | Tensor, device: torch.device) -> Tensor:
@@ -103,11 +108,13 @@ def steered_there(
     """The same on a device that nobody waits for; see ``steered``."""
     kind: Any = {"dtype": torch.float32, "device": device}  # not the program's default type
     begun = torch.stack([torch.full((), float(x), **kind) for x in T.Level.begun(start)])
-    sums = torch.zeros(EVIDENCE, **kind)
+    sums, active = torch.zeros(EVIDENCE, **kind), torch.ones((), **kind)
     if rows is not None:
         steps = rows[:, EVIDENCE]
         latest = steps.max()
         fresh = ((steps == latest) & (latest > 0)).to(rows.dtype)
+        lately = (steps > 0) & (steps > latest - LATELY)
+        active = torch.where(latest > 0, fresh.sum().float() / lately.sum().clamp(min=1), active)
         seen_by = rows[:, :EVIDENCE]
         wide = seen_by if rows.device.type == "mps" else seen_by.double()  # MPS has none
         sums = (wide * fresh.unsqueeze(1)).sum(0).float()  # below 1e30 each, so never infinite
@@ -115,7 +122,7 @@ def steered_there(
         begun = torch.where(latest > 0, row, begun)
     product, g_square, way_square = sums.unbind()
     now = schedule.to(**kind) if isinstance(schedule, Tensor) else torch.full((), schedule, **kind)
-    level = T.steer(T.Level.of(begun), (product, g_square, way_square), now)
+    level = T.steer(T.Level.of(begun), (product, g_square, way_square), now, active)
     return torch.stack([torch.as_tensor(x, **kind) for x in level])
 
 
@@ -124,6 +131,11 @@ def level_under(level: T.Level, start: float, schedule: float | Tensor) -> float
     if start <= 0:
         return level.value * 0
     return T.lifted(level, schedule) / start
+
+
+def one_of(largest: float) -> float:
+    """What "1" is where this is the largest first learning rate: itself, where it is a start."""
+    return 1.0 if largest >= T.CONVENTION else largest
 
 
 def rescale(row: Tensor, factor: float) -> None:
@@ -157,8 +169,9 @@ def evidence(
     if hp.lr_level == "fixed":
         return {}
     if hp.lr_level == "auto":
-        assert shared.steering is not None and state.auto_anchor is not None
-        seen, kept = yield from T.look_back.steps(g, state.auto_anchor, p, T.Level.of(shared.steering))
+        assert shared.steering is not None and state.auto_anchor is not None and state.auto_level is not None
+        level, before = T.Level.of(shared.steering), state.auto_level[:, SINCE]
+        seen, kept = yield from T.look_back.steps(g, state.auto_anchor, p, level, before)
         copy = shared.steering.expand(g.shape[0], -1)
         return {"auto_level": torch.cat([seen.float(), copy], 1), "auto_anchor": kept}
     flat = (-1, 1, 1, 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import aliases, configs, foreign, marked
 from ..lora import MARKS
 from ..types import Layout
-from ..validate import NICKNAMES, callers_depth, fail
+from ..validate import NICKNAMES, Untouched, callers_depth, fail
 from . import kinds
 from .model import AS_IT_IS_NOW, Model
 
@@ -43,6 +43,7 @@ def new_group(model: Model, param_group: dict[str, Any]) -> dict[str, Any]:
     params = param_group["params"]
     if isinstance(params, (set, frozenset)):
         raise TypeError("parameters in a set have no order that a checkpoint could keep: pass a list.")
+    unsaid = isinstance(param_group.get("lr", model.config.lr), Untouched)
     group = configs.checked_group(config_class, param_group, "parameter group")
     if group.get("lr_level") is None:
         group.pop("lr_level", None)
@@ -57,6 +58,8 @@ def new_group(model: Model, param_group: dict[str, Any]) -> dict[str, Any]:
     for name, value in (("base_lr", float(merged["lr"])), ("base_beta1", merged["betas"][0]), ("clock", 0)):
         group.setdefault(name, value)
         merged[name] = group[name]
+    if unsaid and merged["lr_level"] == "auto":
+        model.kept.unsaid.append(group)
     check_rate(merged)
     model.recipe.specs(Layout.of(()), model.hyper(merged, lora=False))  # what excludes each other
     return group
@@ -85,14 +88,28 @@ def check_options(model: Model) -> None:
             before[key] = group[key]
 
 
-def follow_scheduler(group: dict[str, Any]) -> None:
+def heed_schedulers(model: Model) -> None:
+    """What schedulers have written, before it counts.
+
+    Raises:
+        ValueError: a rate that is found would be multiplied out of all bounds.
+    """
+    for group in model.groups:
+        _follow(group)
+    model.tell_raised()
+
+
+def _follow(group: dict[str, Any]) -> None:
     """Where the rate is found, the rates of ``OneCycleLR`` count relative to their highest.
 
-    It writes ``max_lr`` before the first step (our option of this name is called ``lr_cap`` in a group);
-    relative to a first rate that nobody has chosen they would mean nothing.
+    It writes ``max_lr`` and ``min_lr`` (our options of these names are ``lr_cap`` and ``lr_floor`` in a
+    group); relative to a first rate that nobody has chosen they would mean nothing. One that comes after the
+    first step counts so where it would go above what has been 1.
     """
     top = group.get("max_lr")
-    if group["lr_level"] == "auto" and group["clock"] == 0 and isinstance(top, (int, float)) and top > 0:
+    if group["lr_level"] != "auto" or not isinstance(top, (int, float)) or not top > 0:
+        return
+    if group["clock"] == 0 or ("min_lr" in group and top > group["base_lr"]):
         group["base_lr"] = float(top)
 
 

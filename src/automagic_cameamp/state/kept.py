@@ -51,6 +51,7 @@ class Kept:
         self.neutral = False  # whether it was said that the controller starts without memory
         self.options: dict[int, dict[str, Any]] = {}  # of each group, as they were last checked
         self.said: set[str] = set()  # of what is said once for an optimizer
+        self.unsaid: list[dict[str, Any]] = []  # groups that are being added, for which nobody gave a rate
 
     def forget(self) -> None:
         """State was put in place: what is known of the old one may not hold."""

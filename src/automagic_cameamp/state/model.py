@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..recipes import LAGGED, Hyper, Shared, rescale, share
+from ..recipes import LAGGED, Hyper, Shared, one_of, rescale, share
 from ..storage import CORRECTION, Policy
 from ..validate import bound, callers_depth, decays, fail, strength, switch, wide
 from . import shards
@@ -43,6 +43,7 @@ AS_IT_IS_NOW = (
     ("lr_floor", bound), ("lr_cap", bound),
 )  # fmt: skip
 RAISED = "raised"  # key of what is said once
+FAR_ABOVE = 100.0  # times what was found: no run survives it
 Lagged = list[dict[str, list[tuple[Tensor, int]]]]
 
 
@@ -248,25 +249,33 @@ class Model:
         return start, max(ratios, default=0.0)
 
     def tell_raised(self) -> None:
-        """Say once that a schedule goes above its start where the rate is found."""
-        if RAISED in self.kept.said:
-            return
+        """Say once that a schedule goes above its start where the rate is found.
+
+        Raises:
+            ValueError: so far above that nothing could be left of the weights.
+        """
+        said = RAISED in self.kept.said
         for group in self.groups:
             lr, base = group["lr"], group["base_lr"] or self.reference()  # what stood still may start
             if group["lr_level"] != "auto" or isinstance(lr, Tensor) or wide(lr) <= 1.001 * base:
                 continue
-            self.kept.said.add(RAISED)
-            warnings.warn(
-                f"{self.called}: a scheduler has set lr to {lr:g}, and its first value was {base:g}. Where "
-                "the rate is found, lr is a factor relative to its first value, not a rate, so the found "
-                "rate is multiplied too. Give lr=1, lr_level='auto', and schedules relative to 1 (eta_min "
-                "too).",
-                stacklevel=callers_depth(),
+            text = (
+                f"lr is {lr:g} now, and its first value was {base:g}. Where the rate is found, lr is a "
+                "factor relative to its first value, not a rate, so the found rate is multiplied too. Give lr=1, "
+                "lr_level='auto', and schedules relative to 1 (eta_min too)."
             )
-            return
+            if wide(lr) > FAR_ABOVE * base > 0:
+                raise ValueError(
+                    f"{self.called}: {text} After loading a checkpoint, leave lr as it was loaded."
+                )
+            if not said:
+                said = True
+                self.kept.said.add(RAISED)
+                warnings.warn(f"{self.called}: {text}", stacklevel=callers_depth())
 
     def built(self) -> None:
         """All groups of the constructor are there."""
+        self._say_the_unsaid(self.groups)
         found = [g for g in self.groups if g["lr_level"] == "auto"]
         if found and all(g["base_lr"] == 0 for g in found):  # some: those groups are to stand still
             allowed = "with lr_level='auto' it is the value that means '1', above 0"
@@ -278,12 +287,27 @@ class Model:
         """The largest first learning rate of all groups whose rate is found: there the level is applied."""
         return max((g["base_lr"] for g in self.groups if g["lr_level"] == "auto"), default=0.0)
 
+    def _say_the_unsaid(self, groups: list[Group]) -> None:
+        """A group without a rate of its own, where the rate is found, is one whose factor is 1.
+
+        Args:
+            groups: all that could say what 1 is.
+        """
+        unsaid = {id(group) for group in self.kept.unsaid}
+        said = [g for g in groups if id(g) not in unsaid and g["lr_level"] == "auto"]
+        one = max((g["base_lr"] for g in said), default=0.0)
+        for group in self.kept.unsaid if one > 0 else ():
+            group["lr"] = group["base_lr"] = one_of(one)
+        self.kept.unsaid.clear()
+
     def joined(self, before: float) -> None:
         """A group has come; where its rate is the largest from now on, the others keep what they found.
 
         Args:
             before: ``reference()`` without it.
         """
+        if self.kept.built:
+            self._say_the_unsaid(self.groups)
         now = self.reference()
         if before > 0 and now != before:
             for state in self.state.values():

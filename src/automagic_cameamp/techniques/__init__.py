@@ -27,6 +27,7 @@ from .learning_rate import (
     split_word,
 )
 from .level import (
+    CONVENTION,
     DISTANCE_GAIN,
     VOTE_HISTORY,
     Level,
@@ -110,6 +111,7 @@ __all__ = [
     "tail_basis",
     "tail_is_smaller",
     "top_basis",
+    "CONVENTION",
     "DISTANCE_GAIN",
     "GEOMETRIC",
     "VOTE_HISTORY",

@@ -31,7 +31,7 @@ SURE_UNTIL, SURE_NOT = 20.0, 60.0  # from the one step to the other these fall t
 FULL = 0.5  # share of it that moves the level at full speed afterwards
 SPEED = 4.0  # doublings while the number of steps grows e-fold
 REST = 300.0  # from this step on less and less, so that a long run's level comes to rest
-LOOKS = 4  # once it has taken off it looks at every fourth step
+LOOKS = 4  # once it has taken off it looks at one step in four
 SETTLE = 60.0  # from this step on the level falls less and less under a schedule that falls by itself
 LIFT = 6.0  # what a schedule that falls may add, as it falls
 LOW = 0.5  # below it a schedule slows the growth of the take-off
@@ -119,15 +119,18 @@ class Level(NamedTuple):
         """Before the first update, in numbers; ``lr`` is the largest of all groups."""
         return cls(0.0, level_start(lr), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
-    @property
-    def renews(self) -> Truth:
-        """Whether the weights are remembered anew in this step."""
-        return self.since == self.steps
+    def renews(self, before: Number) -> Truth:
+        """Whether weights are remembered anew in this step that were last updated at this ``since``.
+
+        Not only in the step that it names: some have no gradient in that one.
+        """
+        return (self.since > 0) & (self.since != before)
 
     @property
     def looks(self) -> Truth:
-        """Whether this step looks back."""
-        return self.flies | (self.steps % LOOKS == 0)
+        """Whether this step looks back: one of ``LOOKS``, never the same for long, lest a cycle hide."""
+        turn = self.steps // LOOKS + self.steps // LOOKS**2
+        return self.flies | (self.steps % LOOKS == turn % LOOKS)
 
     @property
     def flies(self) -> Truth:
@@ -152,7 +155,9 @@ def left(x: Tensor, columns: int) -> Tensor:
 
 @local(Locality.TENSOR)
 @summing
-def look_back(g: Tensor, anchor: Tensor, p: Tensor, level: Level) -> Steps[tuple[Tensor, Tensor]]:
+def look_back(
+    g: Tensor, anchor: Tensor, p: Tensor, level: Level, before: Tensor
+) -> Steps[tuple[Tensor, Tensor]]:
     r"""What one tensor says about the way that its weights have come since they were remembered.
 
     .. math:: \langle g, p_a - p\rangle, \quad \|g\|^2, \quad \|p_a - p\|^2,
@@ -163,13 +168,14 @@ def look_back(g: Tensor, anchor: Tensor, p: Tensor, level: Level) -> Steps[tuple
         anchor: [B,K,m,columns] remembered weights.
         p: [B,K,m,n] weights before the step.
         level: of this step: whether it looks at all, and whether it remembers p.
+        before: [B] ``since`` of the level of each tensor's last update.
 
     Returns:
         [B,3] the sums, 0 where it does not look; the weights that are remembered from now on.
     """
     columns = anchor.shape[-1]
     now, seen = left(p, columns), left(g, columns)
-    renews = torch.as_tensor(level.renews, device=p.device)
+    renews = torch.as_tensor(level.renews(before), device=p.device).view(-1, 1, 1, 1)
     anchor = torch.where(renews, now.to(anchor.dtype), anchor)
     way = anchor.to(p.dtype) - now
     # Where a process holds nothing of a vector, the sums are still those of the whole one.
@@ -179,7 +185,9 @@ def look_back(g: Tensor, anchor: Tensor, p: Tensor, level: Level) -> Steps[tuple
     return torch.cat([(x.flatten(1) * share).clamp(-LARGEST, LARGEST) for x in sums], 1), anchor
 
 
-def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number) -> Level:
+def steer(
+    old: Level, evidence: tuple[Number, Number, Number], schedule: Number, active: Number = 1.0
+) -> Level:
     r"""The automatic level of the next step.
 
     .. math:: c_t = \frac{\langle g_t, p_a - p_t\rangle}{\|g_t\| \|p_a - p_t\|}, \qquad
@@ -191,8 +199,10 @@ def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number)
     whatever the noise, which only scales c: hence the comparison with its own peak.
 
     * Take-off: p_a are the first weights, w fades by .7 a step; the level grows 1.2-fold per step (4-fold
-      below 1e-5), and to the power of 2 s of that where a schedule has fallen below a half, until r <= .05,
-      and goes back 1.4-fold, and by the schedule of then. Before it ends, max q must have been 3 standard
+      below 1e-5), and to the power of 2 s of that where a schedule has fallen below a half, and of the
+      share of the parameters that are updated in a step (whoever has no gradient in most steps does not see
+      in time what the others' growth does to him), until r <= .05, and goes back 1.4-fold, and by the
+      schedule of then. Before it ends, max q must have been 3 standard
       errors of q (of now) above 0, or q be as many below: single samples say nothing in eight steps. From
       step 20 to 60 the 3 fall to 0. Where no weight has moved yet, for rounding, it grows on.
     * Then, with w the distance and p_a renewed at each doubling of the number of steps:
@@ -211,6 +221,7 @@ def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number)
         old: of the last step.
         evidence: three sums of ``look_back`` over all parameters, from the step that ``old`` is of.
         schedule: the learning rate relative to its start.
+        active: share of the parameters that were updated in the step that ``old`` is of.
 
     All are numbers, or all are 0-D tensors of one kind.
 
@@ -248,7 +259,7 @@ def steer(old: Level, evidence: tuple[Number, Number, Number], schedule: Number)
     # What has not moved a weight yet is lost in their rounding.
     grows = seen | ((steps > BLIND) & (minus < 0) & (g_square > 0) & (way_square == 0))
     share = where(remains < 1, clamp(part / LOW, 0.0, 1.0), 1.0) * (schedule > 0)
-    climb = where(value < HIGHEST_START, FIRST_GROWTH, GROWTH) ** share
+    climb = where(value < HIGHEST_START, FIRST_GROWTH, GROWTH) ** (share * active)
     rises, falls = clamp(ratio / FULL, 0.0, 1.0), clamp(-ratio / FULL, 0.0, 1.0)
     falls = falls * where(remains < 1, (SETTLE / clamp(steps, SETTLE)) ** 2, 1.0)
     drift = rises * part**2 - falls * remains**4

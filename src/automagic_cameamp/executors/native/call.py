@@ -69,9 +69,9 @@ class Table:
         self.step.masked = float(sum(n for _, n in sums))
 
     def steer(self, level: Level) -> None:
-        """Say at which automatic level the step is made, whether it looks back, and remembers the weights."""
+        """Say at which automatic level the step is made, and whether it looks back."""
         self.step.level[: len(level)] = level
-        self.step.renews, self.step.looks = bool(level.renews), bool(level.looks)
+        self.step.looks = bool(level.looks)
 
     def call(self, grads: Gradients, params: Sequence[Tensor]) -> int:
         """Run all works.

@@ -17,7 +17,10 @@ from .table import TYPES
 
 
 class Weights:
-    """Where parameters lie and what they are. It keeps none of them alive.
+    """Where parameters lie and what they are. It keeps none of them alive, as long as its state is there.
+
+    Weak references would be as good, but for ``torch.utils.swap_tensors``: nobody may have one to what is
+    swapped, and modules swap their parameters where a program wants that.
 
     Args:
         params: those of all groups.
@@ -25,12 +28,16 @@ class Weights:
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self._look = looks.Look(len(params), _dims(params))
+        self._names = looks.names(params)
         self._look.name(params)
         self._known = self._look.rows.tobytes() if self._look.take(params) else None
 
     def same(self, params: Sequence[Tensor]) -> bool:
         """Whether the same parameters still lie there, in the same type, shape and order."""
-        if self._known is None or not self._look.take(params) or self._look.rows.tobytes() != self._known:
+        # What is behind another name may be gone: first the names.
+        if self._known is None or looks.names(params) != self._names:
+            return False
+        if not self._look.take(params) or self._look.rows.tobytes() != self._known:
             return False
         return not any(map(Tensor.is_neg, params))
 

@@ -39,6 +39,11 @@ def width(dims: int = 0) -> int:
     return BRIEF + 2 * dims
 
 
+def names(tensors: Sequence[Tensor]) -> list[int]:
+    """Which tensors these are: numbers that hold as long as they live and are not swapped."""
+    return list(map(_IMPLEMENTATION, tensors))
+
+
 class Look:
     """Descriptions of a number of tensors, one row for each.
 
@@ -59,7 +64,7 @@ class Look:
 
     def name(self, tensors: Sequence[Tensor]) -> None:
         """Say which tensors are meant; they have to live, and not to be swapped, as long as that counts."""
-        self._names[:] = list(map(_IMPLEMENTATION, tensors))
+        self._names[:] = names(tensors)
 
     def take(self, tensors: Sequence[Tensor]) -> bool:
         """Describe the named tensors, which are these.

@@ -7,15 +7,15 @@ anything is another object, lies elsewhere or says something else.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...recipes import Level, level_under, seen, steered_here
+from ...state.groups import heed_schedulers
 from ...state.model import Model
 from ..reference import REFERENCE
 from ..work import Left, Outcome, Work
@@ -29,7 +29,6 @@ from .searches import Schedule, Search
 
 PLANS = 4  # kept for programs that train some parameters at one step and others at the next
 _GRAD = attrgetter("grad")
-_ALIVE = weakref.ReferenceType.__call__
 
 
 class Plan:
@@ -43,8 +42,6 @@ class Plan:
 
     def __init__(self, model: Model, works: list[Work], left: list[Left]) -> None:
         params = model.params()
-        # Weak: a parameter that the program drops must not live on here.
-        self.params = [weakref.ref(p) for p in params]
         self.asked = Asked(model, params)
         self.table = Table(works, model.controller is not None)
         self.table.works = [w._replace(chunk=w.chunk._replace(params=[]), shared=None) for w in works]
@@ -61,13 +58,9 @@ class Plan:
         self.rates = [(g, rows, works[rows[0]].hp) for g, rows in numbers.items()]
         # Of each group, what the table was told last.
         self.told: dict[int, tuple[tuple[Any, ...], float]] = {}
-        self.table.watch(
-            [
-                (s["lr_mask_sum"], p.numel())
-                for p, s in model.state.items()
-                if isinstance(p, Tensor) and "lr_mask_sum" in s
-            ]
-        )
+        # Of the parameters that are in groups: what a program has taken out of them may still have a state.
+        kept = [(p, s) for p in params if (s := model.state.get(p))]
+        self.table.watch([(s["lr_mask_sum"], p.numel()) for p, s in kept if "lr_mask_sum" in s])
         self.rest = Rest(model, left)
         self.live: Sequence[Tensor] = ()  # all parameters, between ``fits`` and ``run``
         # Of the step that it is made in: what the works share then is without parameters that have had no
@@ -76,9 +69,7 @@ class Plan:
             {work.chunk.key[0]: work.shared for work in works},
             [work for work, _ in left],
         )
-        self.levels = Rows(
-            [s["auto_level"] for p, s in model.state.items() if isinstance(p, Tensor) and "auto_level" in s]
-        )
+        self.levels = Rows([s["auto_level"] for _, s in kept if "auto_level" in s])
         self.due = Schedule(works, self.table.slices, self.table.states, model.groups)
         self.due.renew()
 
@@ -95,8 +86,6 @@ class Plan:
         params = model.params()
         every = list(map(_GRAD, params))
         if [g is not None for g in every] != self.present:
-            return False
-        if not all(map(is_, params, map(_ALIVE, self.params))):
             return False
         # State first: it is the most memory, and what is looked at last is in the caches when it is used.
         if not self.holds(model):
@@ -135,7 +124,7 @@ class Plan:
             return {number: float(shared.level) for number, shared in found.items()}
         if not self.levels.tensors:
             return {}
-        model.tell_raised()
+        heed_schedulers(model)
         levels: dict[int, float] = {}
         d: float | Tensor | None = None  # the same for all
         for number, group in enumerate(model.groups):

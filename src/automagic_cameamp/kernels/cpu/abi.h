@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-enum { ABI_VERSION = 9 };  // counts changes of this file, and functions that Python needs
+enum { ABI_VERSION = 10 };  // counts changes of this file, and functions that Python needs
 enum Type { F32 = 0, BF16 = 1, F16 = 2 };
 enum Code { PLAIN = 0, DYNAMIC8 = 1, SOFTSIGN8 = 2, AFFINE8 = 3, UNIT4 = 4, LOG16 = 6, LOG8 = 7, SOFTSIGN4 = 8 };
 enum { MAX_SCALES = 6 };
@@ -90,7 +90,7 @@ struct Step {
   double square;                  // result
   int64_t bad;                    // result: tensors whose gradient was not usable
   float level[8];                 // what the automatic level remembers in this step
-  int32_t renews, looks;          // whether it remembers the weights, whether it looks back
+  int64_t looks;                  // whether it looks back at the way that the weights have come
   int32_t threads;
   int32_t flavour;                // -1: the best this machine can run
 };

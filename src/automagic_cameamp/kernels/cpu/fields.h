@@ -73,7 +73,7 @@ static_assert(complete<Task>(TASK_FIELDS), "fields.h: a field of Task is missing
 constexpr Field STEP_FIELDS[] = {
     FIELD(Step, tasks), FIELD(Step, options), FIELD(Step, mask_sums), FIELD(Step, count), FIELD(Step, mask_count),
     FIELD(Step, masked), FIELD(Step, mask_mean), FIELD(Step, sketch), FIELD(Step, square), FIELD(Step, bad),
-    FIELD(Step, level), FIELD(Step, renews), FIELD(Step, looks), FIELD(Step, threads), FIELD(Step, flavour),
+    FIELD(Step, level), FIELD(Step, looks), FIELD(Step, threads), FIELD(Step, flavour),
 };
 static_assert(complete<Step>(STEP_FIELDS), "fields.h: a field of Step is missing");
 

@@ -5,11 +5,20 @@
 
 namespace AUTOMAGIC_ISA {
 
+constexpr int SINCE = 4;  // of the numbers of a level; three of evidence stand before them
+
+// Whether the weights are remembered anew: at the first update since the level asked for it (Level.renews).
+inline bool renews(const Job& j) {
+    const float since = j.step->level[SINCE];
+    return since > 0.0f && since != j.t->level[3 + SINCE];
+}
+
 // Rows against their remembered columns, the first `sampled` ones. It looks at a band right before that is written:
 // looked at long before, weights would come from memory while nothing is computed.
 class Look {
 public:
-    explicit Look(const Job& j) : j_(j), wants_(j.t->level != nullptr && (j.step->renews || j.step->looks)) {}
+    explicit Look(const Job& j)
+        : j_(j), renews_(j.t->level != nullptr && renews(j)), wants_(j.t->level != nullptr && (renews_ || j.step->looks)) {}
 
     void at(const Band& band, Local& w) {
         if (!wants_) return;
@@ -21,7 +30,7 @@ public:
                 const int64_t n = smaller(RUN, width - c), first = r * j_.n + c;
                 float* anchor = t.anchor + r * width + c;
                 const float* p = load_weights(t, first, n, w.other);
-                if (j_.step->renews) copy_run(p, n, anchor);
+                if (renews_) copy_run(p, n, anchor);
                 const float* g = load_run(t.g, t.g_type, first, n, w.raw);
                 for (int64_t i = 0; i < n; i += W)
                     add(get<false>(g + i, n - i), get<false>(anchor + i, n - i) - get<false>(p + i, n - i));
@@ -49,7 +58,7 @@ private:
             for (int64_t c = 0; c < t.sampled; ++c) {
                 const int64_t i = r * j_.n + c;
                 float& anchor = t.anchor[r * t.sampled + c];
-                if (j_.step->renews) anchor = p[i];
+                if (renews_) anchor = p[i];
                 x[held] = g[i], d[held] = anchor - p[i];
                 if (++held == W) add(load(x), load(d)), held = 0;
             }
@@ -58,7 +67,7 @@ private:
     }
 
     const Job& j_;
-    const bool wants_;
+    const bool renews_, wants_;
     V along_ = all(0.0f), square_ = all(0.0f), way_ = all(0.0f);
 };
 
