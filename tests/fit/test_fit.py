@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +218,20 @@ def test_a_small_card_or_host_does_not_fit(llama: str) -> None:
     assert "Nothing fits" in text(tight)
     poor = fit(llama, train="full", gpu=24, host=4, optimizers=("Automagic_CameAMP8bit",))
     assert {r.way: r.fits for r in poor.rows}["offload"] is False
+    assert poor.recommended() is not None, "what needs nothing of the host fits"
+
+
+def test_it_is_said_which_memory_lacks(llama: str) -> None:
+    answer = fit(llama, train="full", gpu=24, optimizers=("Automagic_CameAMP8bit",))
+    (row,) = (r for r in answer.rows if r.way == "offload")
+    for gpu, host, words in (
+        (24.0, 4.0, r"offload has room on the card, and wants \d\.\d\d GiB of host memory.*--host says 4"),
+        (0.5, 4.0, r"least is Automagic_CameAMP8bit, offload: \d\.\d\d GiB\. Try --train lora"),
+        (0.5, None, r"least is .*Try --train lora"),
+    ):
+        asked = replace(answer.question, gpu=gpu, host=host)
+        said = text(answer._replace(question=asked, rows=(row._replace(fits=False),)))
+        assert re.search(f"Nothing fits[:;] .*{words}", said), said
 
 
 @pytest.mark.parametrize("base", ["", "fp8", "nf4"])
@@ -272,6 +288,8 @@ def test_blocks_wait_on_the_host(llama: str) -> None:
         ({"host": float("nan")}, "host=nan"),
         ({"tokens": 0}, "tokens=0 .* at least 1"),
         ({"resolution": 512}, "resolution=512 .* draws no pictures"),
+        ({"resolution": 7}, "resolution=7 .* draws no pictures"),
+        ({"batch": 10**15}, "batch, resolution, frames or tokens are far too large"),
         ({"frames": 5}, "frames=5 .* makes no videos"),
         ({"train": "full", "base": "nf4"}, "base='nf4' .* not allowed with train='full'"),
         ({"train": "full", "rank": 8}, "rank=8 .* train='full', where it has no effect"),
@@ -341,7 +359,9 @@ def test_a_model_that_looks_at_values_is_an_error_that_says_so() -> None:
 # ---------------------------------------------------------------------------------------------- the command
 
 
-def test_the_command(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = ["fit", "--model", llama, "--train", "full", "--gpu", "8", "--tokens", "64"]
     image = tmp_path / "fit.png"
     assert cli.main([*base, "--picture", str(image)]) == 0
@@ -359,6 +379,11 @@ def test_the_command(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cli.main([*base, "--batch", "0"]) == 2
     assert capsys.readouterr().err.startswith("automagic fit: batch=0")
     assert cli.main([*base, "--picture", str(tmp_path / "none" / "x.png")]) == 2
+    assert "no folder" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr("automagic_cameamp.fit.answer.fit", None)  # nothing is worked out
+        assert cli.main([*base, "--picture", str(tmp_path / "x.txt")]) == 2
+    assert "must end in one of" in capsys.readouterr().err
 
 
 def test_tables(llama: str) -> None:

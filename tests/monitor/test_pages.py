@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
@@ -83,6 +84,17 @@ def test_loss_always_or_never(make: Any, model: nn.Module) -> None:
     with pytest.raises(ValueError, match="at every update, or at none"):
         without.update(4, 1.0)
     assert without.steps == [0, 10, 20, 30]
+
+
+def test_an_update_that_fails_is_not_recorded_in_part(make: Any, model: nn.Module, tmp_path: Path) -> None:
+    dashboard = recorded(make, model)
+    for step, loss in ((4, torch.ones(2)), (None, 1.0)):
+        with pytest.raises((ValueError, TypeError)):
+            dashboard.update(step, loss)  # type: ignore[arg-type]
+    dashboard.update(50, 0.5)
+    lengths = {len(v) for v in (dashboard.steps, dashboard.losses, *dashboard.metrics.values())}
+    assert lengths == {5}
+    dashboard.save(tmp_path / "page.png")
 
 
 def test_plot_metrics_needs_no_display(make: Any, model: nn.Module) -> None:

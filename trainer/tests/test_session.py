@@ -202,6 +202,9 @@ def test_adapters_that_do_not_fit_are_refused(demo: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="does not fit") as error:
         load_adapter(load_base(), tmp_path / "shape.safetensors")
     assert "\n" not in str(error.value)
+    (tmp_path / "adapter_config.json").write_text("{}", "utf-8")
+    with pytest.raises(UserError, match="not a readable adapter: .*names no target_modules"):
+        load_adapter(load_base(), tmp_path / "shape.safetensors")
 
 
 def test_a_saved_adapter_holds_what_was_trained(tmp_path: Path) -> None:

@@ -141,6 +141,8 @@ class Question:
 
     def sample(self, spec: Spec) -> Batch:
         """The batch that is meant."""
+        if self.resolution is not None and not spec.resolution:
+            raise FitError(f"resolution={self.resolution!r} is not allowed: {spec.title} draws no pictures")
         side = spec.resolution if self.resolution is None else self.resolution
         width, height = side if isinstance(side, tuple) else (side or 0, side or 0)
         patch = 2 * spec.latent if spec.family not in ("sd", "sdxl") else 8 * spec.latent
@@ -149,8 +151,6 @@ class Question:
                 f"resolution={self.resolution!r} is not allowed: it must be in multiples of {patch} pixels "
                 f"for {spec.title}"
             )
-        if self.resolution is not None and not spec.resolution:
-            raise FitError(f"resolution={self.resolution!r} is not allowed: {spec.title} draws no pictures")
         if self.frames > 1 and spec.family != "wan":
             raise FitError(f"frames={self.frames} is not allowed: {spec.title} makes no videos")
         if spec.family == "wan" and (self.frames - 1) % 4:
@@ -225,6 +225,7 @@ class Answer(NamedTuple):
         q, b = self.question, self.batch
         size = f"{b.width} x {b.height}" + (f", {b.frames} frames" if b.frames > 1 else "")
         what = f"{size}, " if b.width else ""
+        known = q.host is not None
         arithmetic = f", arithmetic in {str(q.autocast)[6:]} (autocast)" if q.autocast else ""
         return [
             f"{self.spec.title}: {self.spec.source}; batch {b.size}, {what}{b.tokens} tokens of text, "
@@ -238,7 +239,7 @@ class Answer(NamedTuple):
             "Only this network is on the card: text encoders and VAE are cached or elsewhere; no EMA copy.",
             f"Fits: peak + {ROUNDING:.0%} (allocator) + {CONTEXT} GiB (CUDA context, workspaces) is at most "
             f"{USABLE:.0%} of {q.gpu:g} GiB"
-            + (f"; host + {HOST:g} GiB at most {q.host:g} GiB." if q.host else "."),
+            + (f"; host, where any is needed, + {HOST:g} GiB at most {q.host:g} GiB." if known else "."),
         ]
 
 
@@ -352,6 +353,10 @@ def _row(q: Question, found: Trace, label: str, cost: Cost, way: str, away: int)
     elif offload:
         host += cost.state + sum(t.bytes for t in found.trained) + found.gradients
     peak = weights + state + beside
-    fits = peak * (1 + ROUNDING) + CONTEXT * GIB <= USABLE * q.gpu * GIB
-    fits &= q.host is None or host + HOST * GIB <= q.host * GIB
+    fits = on_card(q, peak) and (q.host is None or not host or host + HOST * GIB <= q.host * GIB)
     return Row(label, way, weights, gradients, state, found.activations, step, peak, host, fits)
+
+
+def on_card(q: Question, peak: float) -> bool:
+    """Whether the card has room for a peak of so many bytes."""
+    return peak * (1 + ROUNDING) + CONTEXT * GIB <= USABLE * q.gpu * GIB

@@ -68,7 +68,7 @@ def run(options: dict[str, Any]) -> int:
     from .answer import Question, fit
     from .commands import to_dict
     from .models import FitError, known
-    from .show import picture, text
+    from .show import check_picture, picture, text
 
     if options.get("list"):
         for spec in known().values():
@@ -81,6 +81,8 @@ def run(options: dict[str, Any]) -> int:
         options["optimizers"] = tuple(options["optimizers"])
     names = {f.name for f in fields(Question)}
     try:
+        if "picture" in options:
+            check_picture(options["picture"])
         answer = fit(**{key: value for key, value in options.items() if key in names})
         if "picture" in options:
             picture(answer, options["picture"])

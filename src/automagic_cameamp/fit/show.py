@@ -6,14 +6,11 @@ import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .answer import GIB, HOST, Answer, Row, on_card
 from .models import FitError
 
-if TYPE_CHECKING:
-    from .answer import Answer, Row
-
-GIB = 2**30
 HEADER = ("optimizer", "way", "weights", "gradients", "state", "activations", "step", "peak", "host", "fits")
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2")
 
@@ -55,15 +52,24 @@ def text(answer: Answer, *, every: bool = False, colour: bool = False, width: in
     lines += ["", *(f"* {line}" for line in answer.assumptions()), ""]
     best = answer.recommended()
     if best is None:
-        nearest = min(rows, key=lambda r: r.peak)
-        lines += [
-            f"Nothing fits; least is {nearest.optimizer}, {nearest.way}: {nearest.peak / GIB:.2f} GiB. "
-            f"{_advice(answer)}"
-        ]
+        lines += [_what_lacks(answer)]
     else:
         lines += [f"Take {best.optimizer}, {best.way}:", "", *command(answer, best).splitlines()]
         lines += ["", note(answer, best)] if note(answer, best) else []
     return "\n".join(lines)
+
+
+def _what_lacks(answer: Answer) -> str:
+    """What nearly fits, and whether the card or the host is too small for it."""
+    q = answer.question
+    if q.host is not None and (there := [r for r in answer.rows if on_card(q, r.peak)]):
+        row = min(there, key=lambda r: r.host)
+        return (
+            f"Nothing fits: {row.optimizer}, {row.way} has room on the card, and wants "
+            f"{row.host / GIB:.2f} GiB of host memory beside {HOST:g} GiB for the program; --host says {q.host:g}."
+        )
+    row = min(answer.rows, key=lambda r: r.peak)
+    return f"Nothing fits; least is {row.optimizer}, {row.way}: {row.peak / GIB:.2f} GiB. {_advice(answer)}"
 
 
 def _advice(answer: Answer) -> str:
@@ -113,16 +119,35 @@ def _rich(title: str, rows: Sequence[Row], width: int | None) -> str | None:
     return out.getvalue().rstrip("\n")
 
 
+def _figure() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise FitError('picture needs matplotlib: pip install "automagic-cameamp[fit]"') from None
+    return Figure
+
+
+def check_picture(path: str | Path) -> None:
+    """Whether a picture could be written there: asked before anything is worked out.
+
+    Raises:
+        FitError: matplotlib is not installed, or it is the name of no picture.
+    """
+    kinds = _figure()().canvas.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in kinds:
+        raise FitError(f"picture={str(path)!r} is not allowed: it must end in one of {', '.join(kinds)}")
+    if not Path(path).absolute().parent.is_dir():
+        raise FitError(f"picture={str(path)!r} cannot be written: there is no folder for it")
+
+
 def picture(answer: Answer, path: str | Path) -> None:
     """Stacked bars of the best way of every optimizer, at the moment of its peak.
 
     Raises:
         FitError: matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise FitError('picture needs matplotlib: pip install "automagic-cameamp[fit]"') from None
+    Figure = _figure()
+    check_picture(path)
     rows, q = answer.best()[::-1], answer.question
     figure: Any = Figure(figsize=(9, 1.6 + 0.36 * len(rows)), layout="constrained")
     axes = figure.add_subplot()

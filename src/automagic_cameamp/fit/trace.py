@@ -81,6 +81,9 @@ def trace(
     except FitError:
         raise
     except Exception as error:
+        if "overflow" in str(error):  # what torch says of more bytes than a number holds
+            raise FitError("batch, resolution, frames or tokens are far too large: a tensor would have more "
+                           "bytes than can be counted") from error
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise FitError(f"the model does not run on fake tensors ({what})") from error
 

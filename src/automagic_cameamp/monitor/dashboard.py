@@ -42,13 +42,19 @@ class TrainingDashboard:
             raise ValueError("loss=None is not allowed here: give the loss at every update, or at none")
         inner = unwrap(self.optimizer)
         stats = inner.get_memory_stats()
-        self.steps.append(int(step))
-        if loss is not None:
-            self.losses.append(number(loss))
-        self.metrics["memory_usage"].append(state_bytes(stats))
-        self.metrics["compression_ratio"].append(stats["fraction_of_fp32"])
-        self.metrics["quantization_errors"].append(sum(norm for _, _, norm in error_norms(inner)))
-        self.metrics["learning_rates"].append(inner.get_avg_learning_rate())
+        seen = {
+            "memory_usage": state_bytes(stats),
+            "compression_ratio": stats["fraction_of_fp32"],
+            "quantization_errors": sum(norm for _, _, norm in error_norms(inner)),
+            "learning_rates": inner.get_avg_learning_rate(),
+        }
+        place, value = int(step), None if loss is None else number(loss)
+        # From here on nothing can fail: an update is recorded whole or not at all.
+        self.steps.append(place)
+        if value is not None:
+            self.losses.append(value)
+        for name, one in seen.items():
+            self.metrics[name].append(one)
 
     def panels(self) -> list[Panel]:
         """The plots: the four metrics, and the loss where it was given."""

@@ -85,8 +85,9 @@ def check_parameter(p: Any, name: str, config: Any = None) -> None:
         raise ValueError(f"parameter {name}: a {p.layout} parameter cannot be optimized, only a dense one.")
     if p.is_complex():
         raise ValueError(
-            f"parameter {name}: a complex parameter ({p.dtype}) cannot be optimized: pass "
-            "torch.view_as_real(p) instead."
+            f"parameter {name}: a complex parameter ({p.dtype}) cannot be optimized. Train "
+            "nn.Parameter(torch.view_as_real(p.detach()).clone()) in its place, and use "
+            "torch.view_as_complex of it in forward."
         )
     check_whole(p, name)
     # Memory may come later: programs plan with meta tensors, or free what they fill again.

@@ -261,8 +261,8 @@ class Model:
                 continue
             text = (
                 f"lr is {lr:g} now, and its first value was {base:g}. Where the rate is found, lr is a "
-                "factor relative to its first value, not a rate, so the found rate is multiplied too. Give lr=1, "
-                "lr_level='auto', and schedules relative to 1 (eta_min too)."
+                "factor relative to its first value, not a rate, so the found rate is multiplied too. "
+                "Give lr=1, lr_level='auto', and schedules relative to 1 (eta_min too)."
             )
             if wide(lr) > FAR_ABOVE * base > 0:
                 raise ValueError(

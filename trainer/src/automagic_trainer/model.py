@@ -107,11 +107,13 @@ def load_adapter(unet: nn.Module, path: Path) -> nn.Module:
         config.base_model_name_or_path = None  # PEFT would warn: a U-Net has none
     except Exception as error:  # safetensors, JSON and PEFT each raise their own kinds
         raise UserError(f"{path} is not a readable adapter: {str(error).splitlines()[0]}") from None
+    if not getattr(config, "target_modules", None):  # PEFT would look for a transformer's
+        raise UserError(f"{path} is not a readable adapter: {config_file} names no target_modules")
     wrapped: Any = unet
     try:
         model = get_peft_model(wrapped, config)
         result = set_peft_model_state_dict(model, weights)
-    except (RuntimeError, ValueError) as error:  # another shape; modules that the base has not
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:  # another shape, module or kind
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{path} does not fit the base model {BASE_NAME}: {reason}") from None
     lost = [k for k in result.missing_keys if "lora_" in k]
