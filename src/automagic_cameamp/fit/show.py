@@ -66,7 +66,8 @@ def _what_lacks(answer: Answer) -> str:
         row = min(there, key=lambda r: r.host)
         return (
             f"Nothing fits: {row.optimizer}, {row.way} has room on the card, and wants "
-            f"{row.host / GIB:.2f} GiB of host memory beside {HOST:g} GiB for the program; --host says {q.host:g}."
+            f"{row.host / GIB:.2f} GiB of host memory beside {HOST:g} GiB for the program; "
+            f"--host says {q.host:g}."
         )
     row = min(answer.rows, key=lambda r: r.peak)
     return f"Nothing fits; least is {row.optimizer}, {row.way}: {row.peak / GIB:.2f} GiB. {_advice(answer)}"
