@@ -137,6 +137,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--count", type=int, default=60, help="how many mutants")
     parser.add_argument("--seed", type=int, default=0, help="decides which")
     parser.add_argument("--minutes", type=float, default=24 * 60, help="stop then, with what was seen")
+    parser.add_argument("--modules", nargs="+", metavar="FILE", help="of kernels/cpu; all by default")
     parser.add_argument("--only", nargs="+", help="these mutants (file:line:number); no row is written")
     parser.add_argument("--out", type=Path, default=mutate.OUT)
     args = parser.parse_args(argv)
@@ -146,6 +147,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     with mutate.copied() as copy:
         kernels = Kernels(copy.folder)
         lines = {str(FOLDER / name): active for name, active in sorted(kernels.active().items())}
+        wanted = [str(FOLDER / name) for name in args.modules or ()] or list(lines)
+        if lost := set(wanted) - lines.keys():
+            parser.error(f"--modules: nothing is compiled of {', '.join(sorted(lost))}")
+        lines = {name: lines[name] for name in wanted}
         texts = {module: (ROOT / PACKAGE / module).read_text("utf-8") for module in lines}
         everything = [m for module, text in texts.items() for m in mutants_of(module, text, lines[module])]
         chosen = random.Random(args.seed).sample(everything, min(args.count, len(everything)))
@@ -157,7 +162,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
         found = mutate.run(copy, chosen, dict.fromkeys(texts, KERNELS), args.minutes, change, kernels)
     seconds = time.monotonic() - started
-    row = mutate.row_of(found, args.seed, len(everything), [str(FOLDER)], seconds, where)
+    names = [str(FOLDER)] if args.modules is None else sorted(lines)
+    row = mutate.row_of(found, args.seed, len(everything), names, seconds, where)
     return mutate.finish(row, None if args.only else args.out)
 
 

@@ -49,6 +49,7 @@ KERNELS = [
     "tests/matrix/test_options.py::test_an_option_acts_alike_in_reference_and_kernels",
     "tests/native/test_fuzz_shapes.py",
     SHARES,
+    "tests/recipes/test_auto_parts.py",
     "tests/native/test_small_codes.py",
     "tests/native/test_codecs.py",
     "-k",
