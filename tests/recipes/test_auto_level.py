@@ -110,13 +110,15 @@ def test_a_device_works_out_the_level_that_the_host_does(begun, stale):
     rows[:, 4:] = rows[:1, 4:]
     rows[:stale, 3] = float(max(begun - 2, 0))
     rows[3:stale, 3] = float(max(begun - 20, 0))  # these rest
+    rows[5, 1] = 0.0  # has moved, and had no gradient
+    rows[6, :3] = 0.0  # has never had one
     for schedule in (0.0, 0.4, 1.0, 1.7):
         there = _level.steered_there(rows, 1e-4, schedule, rows.device)
         here = _level.steered(rows, 1e-4, torch.tensor(schedule), rows.device)
         torch.testing.assert_close(there, here, rtol=1e-5, atol=0)
         assert float(here[0]) == begun + 1
     active = _level.seen(rows.numpy()).active
-    assert active == (1.0 if not begun or not stale else 4 / 7 if stale == 3 else 1 / 4)
+    assert active == pytest.approx(1.0 if not begun else {0: 5 / 6, 3: 2 / 6, 6: 0.0}[stale])
 
 
 def test_a_device_begins_as_the_host_does():

@@ -36,25 +36,28 @@ def test_who_had_no_gradient_when_the_weights_were_remembered_does_so_later(engi
 
 
 @pytest.mark.parametrize("engine", ["reference", "native"])
+@pytest.mark.parametrize("none", [True, False])
 @pytest.mark.parametrize("keep", [0.7, 0.4, 0.2])
-def test_layers_that_are_dropped_at_random_find_a_rate_that_trains(keep, engine):
+def test_layers_that_are_dropped_at_random_find_a_rate_that_trains(keep, none, engine):
     """Each saw a growth of 1.2 per step of the others between two of its own: ten times too high."""
     torch.manual_seed(0)
     layers = torch.nn.ModuleList([torch.nn.Linear(32, 32) for _ in range(6)])
     optimizer = Automagic_CameAMP8bit(layers.parameters(), engine=engine)
     losses = []
+    for p in layers.parameters() if not none else ():
+        p.grad = torch.zeros_like(p)
     for t in range(200):
         drawn = (torch.rand(6, generator=torch.Generator().manual_seed(t)) < keep).tolist()
         x = wanted = normal((32, 32), t).float()
         for layer in [m for m, on in zip(layers, drawn, strict=True) if on] or layers[:1]:
             x = x + torch.tanh(layer(x))
         loss = (x - wanted.roll(1, 1)).square().mean()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=none)
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
     assert sum(losses[-20:]) / 20 < 0.85
-    assert 2e-3 < optimizer.get_avg_learning_rate() < 4e-2
+    assert 1e-3 < optimizer.get_avg_learning_rate() < 4e-2
 
 
 @pytest.mark.parametrize("engine", ["reference", "native"])

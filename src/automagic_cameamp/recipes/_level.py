@@ -58,6 +58,16 @@ def looked_at(layout: Layout) -> int:
     return T.left_columns(k * m, n, layout.matrix)
 
 
+def active_share(rows: Any, steps: Any, latest: Any) -> Any:
+    """Share of the parameters trained lately that had a gradient other than 0 in the last update.
+
+    Trained is what has a gradient, or has moved since it was remembered. All are arrays, or all tensors.
+    """
+    gradient, moved = rows[:, 1] > 0, rows[:, 2] > 0
+    trained = (steps > 0) & (steps > latest - LATELY) & (gradient | moved)
+    return ((steps == latest) & gradient).sum() / trained.sum().clip(min=1)
+
+
 class Seen(NamedTuple):
     """What the parameters of the last update saw together, and the level that it was made at, in numbers."""
 
@@ -77,8 +87,7 @@ def seen(rows: NDArray[np.float32]) -> Seen:
     sums = rows[fresh, :EVIDENCE].sum(0, dtype=np.float64).astype(np.float32)
     product, g_square, way_square = sums.tolist()
     level = T.Level(*rows[fresh.argmax(), EVIDENCE:].tolist())
-    lately = (steps > 0) & (steps > latest - LATELY)
-    return Seen((product, g_square, way_square), level, float(fresh.sum() / lately.sum()))
+    return Seen((product, g_square, way_square), level, float(active_share(rows, steps, latest)))
 
 
 def steered_here(last: Seen, start: float, schedule: float) -> T.Level:
@@ -113,8 +122,7 @@ def steered_there(
         steps = rows[:, EVIDENCE]
         latest = steps.max()
         fresh = ((steps == latest) & (latest > 0)).to(rows.dtype)
-        lately = (steps > 0) & (steps > latest - LATELY)
-        active = torch.where(latest > 0, fresh.sum().float() / lately.sum().clamp(min=1), active)
+        active = torch.where(latest > 0, active_share(rows, steps, latest), active)
         seen_by = rows[:, :EVIDENCE]
         wide = seen_by if rows.device.type == "mps" else seen_by.double()  # MPS has none
         sums = (wide * fresh.unsqueeze(1)).sum(0).float()  # below 1e30 each, so never infinite
