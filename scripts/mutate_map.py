@@ -83,6 +83,7 @@ COVERED: dict[str, list[str]] = {
     "executors/native/copies.py": ["tests/layout/test_strides.py"],
     "eager.py": ["tests/layout/test_compile.py"],
     "state/kinds.py": ["tests/tensors/test_kinds.py", "tests/tensors/test_twice.py"],
+    "state/limit.py": ["tests/recipes/test_auto_limit.py"],
     "state/pairs.py": ["tests/engine/test_adapters.py"],
     "state/counts.py": [
         "tests/counts/test_phases_on_host.py",

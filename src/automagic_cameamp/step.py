@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .executors.work import Folded, Outcome, Work, work_of
-from .state import fits, kinds, memory, tensors
+from .state import fits, kinds, limit, memory, tensors
 from .state.chunks import Chunk
 from .state.groups import check_options, heed_schedulers
 from .state.model import Group, Members, Model
@@ -40,6 +40,7 @@ class Step:
     def __init__(self, model: Model, every: bool = False, owners: Sequence[Tensor] | None = None) -> None:
         self.model = model
         heed_schedulers(model)
+        limit.note(model)
         plan = list(model.chunks())
         fits.check(model, plan, every=every)
         owners = model.params() if owners is None else owners

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import fields as dataclass_fields
@@ -10,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import configs
+from ..state.limit import LIMIT
 from ..state.model import Model
 from ..types import CAP, Layout
 from ..validate import ROUNDED_AWAY
@@ -114,8 +116,8 @@ def _by_todays_names(own: dict[str, Any], saved: Mapping[str, Any]) -> Mapping[s
         saved = {**saved, "base_beta1": saved["betas"][0]}  # what its fields were chosen by
     if isinstance(saved.get("lr"), float) and -ROUNDED_AWAY < saved["lr"] < 0:
         saved = {**saved, "lr": 0.0}  # what a scheduler's rounding leaves at its end
-    if "base_lr" in saved and "beta1_follows_lr" not in saved:
-        saved = {**saved, "beta1_follows_lr": False}  # a run of an older version goes on as it was
+    if "base_lr" in saved:  # a run of an older version goes on as it was
+        saved = {"beta1_follows_lr": False, LIMIT: math.inf, **saved}
     if "lr_floor" in saved or "base_lr" not in saved:
         return saved
     rest = {k: v for k, v in saved.items() if k not in configs.GROUP_NAMES}
@@ -150,6 +152,9 @@ def _check_bookkeeping(number: int, group: dict[str, Any]) -> None:
             f"base_lr={group['base_lr']!r} of group {number}: with lr_level='distance' it must be above 0. "
             + ADVICE
         )
+    limit = group[LIMIT]
+    if not isinstance(limit, (int, float, Tensor)) or isinstance(limit, bool) or not limit > 0:
+        raise CheckpointError(f"{LIMIT}={limit!r} of group {number}: it must be a number above 0. {ADVICE}")
     if not isinstance(group["base_beta1"], (int, float)) or not 0 <= group["base_beta1"] < 1:
         raise CheckpointError(
             f"base_beta1={group['base_beta1']!r} of group {number}: it must be in [0, 1). {ADVICE}"

@@ -70,6 +70,7 @@ def share(
     start: float,
     like: Tensor,
     schedule: float | Tensor = 1.0,
+    limit: float | Tensor = math.inf,
 ) -> Shared:
     """Combine the numbers that the parameters keep.
 
@@ -82,6 +83,7 @@ def share(
         start: d0, the largest base rate of all groups.
         like: a tensor of the wanted device and type.
         schedule: learning rate of the group that is furthest in its schedule, relative to its first one.
+        limit: of the level that is found.
     """
     one = torch.ones((), dtype=like.dtype, device=like.device)
     count: Tensor | None = None
@@ -109,7 +111,7 @@ def share(
     now = torch.full((), float(clock), dtype=torch.float32, device=like.device)
     steering = None
     if hp.lr_level == "auto":
-        steering = _level.steered(every.get("auto_level"), start, schedule, like.device)
+        steering = _level.steered(every.get("auto_level"), start, schedule, like.device, limit)
         # In numbers where there is nobody to wait for: a device's are tensors.
         here = T.Level(*steering.tolist()) if steering.is_cpu else T.Level.of(steering)
         found = _level.level_under(here, start, float(schedule) if steering.is_cpu else schedule)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import warnings
 from dataclasses import fields
 from typing import Any
@@ -14,6 +15,7 @@ from ..lora import MARKS
 from ..types import Layout
 from ..validate import NICKNAMES, Untouched, callers_depth, fail
 from . import kinds
+from .limit import LIMIT
 from .model import AS_IT_IS_NOW, Model
 
 # Read anew at every step, whatever form they have; of these names in a group some are a scheduler's.
@@ -55,7 +57,8 @@ def new_group(model: Model, param_group: dict[str, Any]) -> dict[str, Any]:
     merged = {**model.owner.defaults, **group}
     configs.check_together(merged, "in the group")
     # What schedules are measured against; a scheduler may change lr and betas from the first step on.
-    for name, value in (("base_lr", float(merged["lr"])), ("base_beta1", merged["betas"][0]), ("clock", 0)):
+    begun = {"base_lr": float(merged["lr"]), "base_beta1": merged["betas"][0], "clock": 0, LIMIT: math.inf}
+    for name, value in begun.items():
         group.setdefault(name, value)
         merged[name] = group[name]
     if unsaid and merged["lr_level"] == "auto":

@@ -30,6 +30,7 @@ from .fields import (
     new_rows,
 )
 from .kept import Kept
+from .limit import level_limit
 from .random_bits import parameter_key
 
 if TYPE_CHECKING:
@@ -346,7 +347,8 @@ class Model:
                 own[name] = as_vector(lagged[number][name], like)
         hp = self.hyper(group, lora=False)
         start, schedule = self.course(group)
-        shared = share(every, own, masked, group["clock"], hp, start, like, schedule)
+        limit = level_limit(self.groups)
+        shared = share(every, own, masked, group["clock"], hp, start, like, schedule, limit)
         if hp.lr_level == "auto":
             group["d"] = shared.level
         if self.controller is not None:

@@ -42,6 +42,7 @@ from .level import (
     sample,
     sample_size,
     sign_vote,
+    speed_limit,
     steer,
 )
 from .lowrank import emphasise, has_tail, shrink_tail, tail_basis, tail_is_smaller, top_basis
@@ -166,6 +167,7 @@ __all__ = [
     "sample_size",
     "scale_weights",
     "sign_vote",
+    "speed_limit",
     "steer",
     "sketch",
     "split_word",

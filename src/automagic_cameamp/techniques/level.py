@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ SETTLE = 60.0  # from this step on the level falls less and less under a schedul
 LIFT = 6.0  # what a schedule that falls may add, as it falls
 LOW = 0.5  # below it a schedule slows the growth of the take-off
 JUMP = 0.95  # of the schedule of the step before: what is lower did not fall, but was set
+FASTEST = 0.1  # of the weights' own size, per step
 TINY = 1e-30  # stands for 0 where something is divided by it
 LARGEST = 1e30  # of a sum: what is larger is as good as that
 LEFT, LEAST_LEFT = 16, 512  # one column of so many is looked at, or elements of a tensor at least
@@ -138,6 +140,23 @@ class Level(NamedTuple):
         return self.since <= 0
 
 
+def speed_limit(mean_square: Number) -> Number:
+    r"""Highest level, from the weights of the matrices before the first step: :math:`\kappa \operatorname{rms}(w)`.
+
+    .. math:: \kappa = .1
+
+    A task that is solved fast lets c fall only where the steps are of the size of the weights, ten times and more
+    above the best rate, and what has gone there does not come back: gradients say nothing there.
+
+    Args:
+        mean_square: of their elements; 0 where some are all 0 or none is known: no limit.
+
+    Source: ours; that a step is measured by the weights' size is LARS's (You et al. 2017, arXiv 1708.03888,
+    abstract read). Deviations: a bound for all layers together, not a rate for each.
+    """
+    return where(mean_square > 0, FASTEST * mean_square**0.5, math.inf)
+
+
 def level_start(lr: float) -> float:
     """Where the level begins, from the largest learning rate of all groups."""
     return START if lr >= CONVENTION else min(lr, HIGHEST_START)
@@ -186,7 +205,11 @@ def look_back(
 
 
 def steer(
-    old: Level, evidence: tuple[Number, Number, Number], schedule: Number, active: Number = 1.0
+    old: Level,
+    evidence: tuple[Number, Number, Number],
+    schedule: Number,
+    active: Number = 1.0,
+    limit: Number = math.inf,
 ) -> Level:
     r"""The automatic level of the next step.
 
@@ -205,6 +228,7 @@ def steer(
       schedule of then. Before it ends, max q must have been 3 standard
       errors of q (of now) above 0, or q be as many below: single samples say nothing in eight steps. From
       step 20 to 60 the 3 fall to 0. Where no weight has moved yet, for rounding, it grows on.
+    * Never above ``limit``.
     * Then, with w the distance and p_a renewed at each doubling of the number of steps:
       :math:`\log_2\lambda \mathrel{+}= v_t ([2r]_0^1 \min(s, 1)^2 - a_t [-2r]_0^1 (s/\hat s)^4)`,
       :math:`v_t = 4/t \cdot \min(1, 300/t)`, :math:`a_t = \min(1, 60/t)^2` where s has fallen, else 1.
@@ -222,6 +246,7 @@ def steer(
         evidence: three sums of ``look_back`` over all parameters, from the step that ``old`` is of.
         schedule: the learning rate relative to its start.
         active: share of the parameters that were updated in the step that ``old`` is of.
+        limit: ``speed_limit``.
 
     All are numbers, or all are 0-D tensors of one kind.
 
@@ -265,10 +290,11 @@ def steer(
     drift = rises * part**2 - falls * remains**4
     speed = SPEED / clamp(steps, BLIND) * (REST / clamp(steps, REST))
     factor = where(flying, where(grows, climb, 1.0), exp2(drift * speed))
+    value = value * where(lands, part / BACK, factor)
     renews = lands | ((since > 0) & (age >= span))
     return Level(
         steps=steps,
-        value=value * where(lands, part / BACK, factor),
+        value=where(value > limit, limit, value),
         along=where(renews, 0.0, along),
         size=where(renews, 0.0, size),
         since=where(renews, steps, where(flying, -noise, since)),

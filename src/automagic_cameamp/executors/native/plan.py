@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...recipes import Level, level_under, seen, steered_here
 from ...state.groups import heed_schedulers
+from ...state.limit import level_limit
 from ...state.model import Model
 from ..reference import REFERENCE
 from ..work import Left, Outcome, Work
@@ -131,7 +132,8 @@ class Plan:
             if group["lr_level"] == "auto":
                 if d is None:
                     start, schedule = model.course(group)
-                    level = steered_here(seen(self.levels.gathered()), start, float(schedule))
+                    limit = float(level_limit(model.groups))
+                    level = steered_here(seen(self.levels.gathered()), start, float(schedule), limit)
                     self.table.steer(level)
                     kept = Level(*self.table.step.level)  # in fp32
                     d = level_under(kept, start, float(schedule))

@@ -1,0 +1,51 @@
+"""How fast weights may move at most where the rate is found, as each group keeps it from its first step on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..techniques import speed_limit
+
+if TYPE_CHECKING:
+    from .model import Model
+
+LIMIT = "level_limit"
+
+
+def level_limit(groups: Sequence[dict[str, Any]]) -> float | Tensor:
+    """The limit that the groups were given, infinite where none was."""
+    found = [g[LIMIT] for g in groups if g["lr_level"] == "auto" and LIMIT in g]
+    return next((x for x in found if isinstance(x, Tensor)), min(found, default=math.inf))
+
+
+def note(model: Model) -> None:
+    """Before the first step: remember the limit in every group whose rate is found.
+
+    There is none where parts of the weights lie in other processes, and where a matrix is all 0: it belongs to an
+    adapter, or whatever else grows from nothing.
+    """
+    groups = [g for g in model.groups if g["lr_level"] == "auto"]
+    if not groups or any(g["clock"] or g.get(LIMIT, math.inf) != math.inf for g in groups) or any(model.state.values()):
+        return
+    sums: list[Tensor] = []
+    count = 0
+    for group, chunk in model.chunks():
+        if chunk.shard is not None:
+            return
+        if group["lr_level"] != "auto" or chunk.lora or chunk.table or not chunk.layout.matrix:
+            continue
+        count += sum(p.numel() for p in chunk.params)
+        sums += [p.detach().float().square().sum() for p in chunk.params]
+    if not count:
+        return
+    device = sums[0].device
+    squares = torch.stack([x.to(device) for x in sums])
+    mean = torch.where((squares > 0).all(), squares.sum() / count, 0.0)
+    limit = speed_limit(mean if device.type != "cpu" else float(mean))
+    for group in groups:
+        group[LIMIT] = limit
