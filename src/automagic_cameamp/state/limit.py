@@ -1,4 +1,4 @@
-"""How fast weights may move at most where the rate is found, as each group keeps it from its first step on."""
+"""How fast weights may move at most where the rate is found; groups keep it from the first step on."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ def level_limit(groups: Sequence[dict[str, Any]]) -> float | Tensor:
 def note(model: Model) -> None:
     """Before the first step: remember the limit in every group whose rate is found.
 
-    There is none where parts of the weights lie in other processes, and where a matrix is all 0: it belongs to an
-    adapter, or whatever else grows from nothing.
+    There is none where parts of the weights lie in other processes, nor where a matrix is all 0: that belongs
+    to an adapter, or to what else grows from nothing.
     """
     groups = [g for g in model.groups if g["lr_level"] == "auto"]
-    if not groups or any(g["clock"] or g.get(LIMIT, math.inf) != math.inf for g in groups) or any(model.state.values()):
+    if not groups or any(g["clock"] or LIMIT not in g or g[LIMIT] != math.inf for g in groups):
+        return
+    if any(model.state.values()):
         return
     sums: list[Tensor] = []
     count = 0

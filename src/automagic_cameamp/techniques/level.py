@@ -141,12 +141,12 @@ class Level(NamedTuple):
 
 
 def speed_limit(mean_square: Number) -> Number:
-    r"""Highest level, from the weights of the matrices before the first step: :math:`\kappa \operatorname{rms}(w)`.
+    r"""Highest level, from the matrices before the first step.
 
-    .. math:: \kappa = .1
+    .. math:: \kappa \operatorname{rms}(w), \qquad \kappa = .1
 
-    A task that is solved fast lets c fall only where the steps are of the size of the weights, ten times and more
-    above the best rate, and what has gone there does not come back: gradients say nothing there.
+    A task that is solved fast lets c fall only where the steps are of the size of the weights, ten times and
+    more above the best rate, and what has gone there does not come back: gradients say nothing there.
 
     Args:
         mean_square: of their elements; 0 where some are all 0 or none is known: no limit.
