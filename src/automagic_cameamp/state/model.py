@@ -30,7 +30,7 @@ from .fields import (
     new_rows,
 )
 from .kept import Kept
-from .limit import level_limit
+from .limit import LIMIT, level_limit
 from .random_bits import parameter_key
 
 if TYPE_CHECKING:
@@ -314,6 +314,9 @@ class Model:
             for state in self.state.values():
                 if "auto_level" in state:
                     rescale(state["auto_level"], now / before)
+            limit = level_limit(self.groups) * (now / before)
+            for group in self.groups:
+                group[LIMIT] = limit if group["lr_level"] == "auto" else group[LIMIT]
         self.tell_level()
 
     def tell_level(self) -> None:
