@@ -1,13 +1,17 @@
 """Tables of `docs/evidence/rate.md`, from the rows of `auto_rate.py` and `auto_ranks.py`.
 
 A ratio is of mean held-out losses over the seeds that both have run with; tuned means the rate with the
-lowest mean among those that have run with the most seeds.
+lowest mean among those that have run with the most seeds. Classes and techniques stand beside the run of the
+base class that is nearest in time, lest a change of the rule in between be taken for theirs.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from datetime import datetime
+
 from benchmarks import auto_ranks
-from benchmarks.auto_rate import CHANGES, CHOSEN, CONFIRMED, OURS, PEERS, SMALL, best, settings
+from benchmarks.auto_rate import CHANGES, CHOSEN, CONFIRMED, OURS, PEERS, SMALL, best, kind, settings
 from benchmarks.common import FAMILY, markdown
 from benchmarks.quality import mean
 from benchmarks.rows import Rows
@@ -91,11 +95,10 @@ def summary(rows: Rows) -> str:
 
 def classes(rows: Rows) -> str:
     """Every class and profile at its defaults, against the 8-bit base class."""
-    found, body = settings(rows.all("auto_rate")), []
+    found, body = _found(rows), []
     for name in FAMILY:
-        kind = name
         for schedule in ("constant", "cosine"):
-            cells = [_against_base(found, task, schedule, kind) for task in CHEAP]
+            cells = [shown(over(*_beside_base(found, task, schedule, name))) for task in CHEAP]
             if any(cell != "-" for cell in cells) and name != OURS:
                 body.append([f"`{name}`", schedule, *cells])
     return markdown(["class", "schedule", *CHEAP], body)
@@ -103,13 +106,9 @@ def classes(rows: Rows) -> str:
 
 def ablation(rows: Rows) -> str:
     """One technique changed, the rate found: change of the loss in per cent, and its range over the seeds."""
-    found, body = settings(rows.all("auto_rate")), []
+    found, body = _found(rows), []
     for option, words in CHANGES.items():
-        cells = []
-        for task in CHEAP:
-            changed = found.get((task, "constant", 300, f"{OURS}:{option}"), {}).get(None, {})
-            base = found.get((task, "constant", 300, OURS), {}).get(None, {})
-            cells.append(_percent(changed, base))
+        cells = [_percent(*_beside_base(found, task, "constant", f"{OURS}:{option}")) for task in CHEAP]
         if any(cell != "-" for cell in cells):
             body.append([f"`{option}`", words, *cells])
     return markdown(["change", "meaning", *(f"{task}, %" for task in CHEAP)], body)
@@ -119,10 +118,33 @@ def ranks(rows: Rows) -> str:
     return auto_ranks.table(rows.all("auto_rate"))
 
 
-def _against_base(found: dict, task: str, schedule: str, kind: str) -> str:
-    value = found.get((task, schedule, 300, kind), {}).get(None, {})
-    base = found.get((task, schedule, 300, OURS), {}).get(None, {})
-    return shown(over(value, base))
+def _found(rows: Rows) -> dict[tuple, dict[int, list[dict]]]:
+    """(task, schedule, candidate) -> seed -> rows of 300 steps in which the rate was found, oldest first."""
+    found: dict[tuple, dict[int, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    for row in sorted(rows.all("auto_rate"), key=lambda row: row["date"]):
+        if row["steps"] == 300 and row["lr"] is None:
+            found[row["task"], row["schedule"], kind(row)][row["seed"]].append(row)
+    return found
+
+
+def _beside_base(found: dict, task: str, schedule: str, name: str) -> tuple[dict, dict]:
+    """Loss of the newest row of each seed, and that of the base class's nearest in time."""
+    newest = {seed: ran[-1] for seed, ran in found.get((task, schedule, name), {}).items()}
+    bases = found.get((task, schedule, OURS), {})
+    nearest = {
+        seed: min(bases[seed], key=lambda base: abs(_time(base) - _time(row)))
+        for seed, row in newest.items()
+        if seed in bases
+    }
+    return _losses(newest), _losses(nearest)
+
+
+def _time(row: dict) -> float:
+    return datetime.fromisoformat(row["date"].replace("Z", "+00:00")).timestamp()
+
+
+def _losses(rows: dict[int, dict]) -> dict[int, float]:
+    return {seed: row["held_out"] for seed, row in rows.items()}
 
 
 def _percent(changed: dict[int, float], base: dict[int, float]) -> str:

@@ -252,21 +252,3 @@ def test_vectors_in_fp16_of_the_first_checkpoints_are_read() -> None:
             elif value.is_floating_point():
                 torch.testing.assert_close(after[name], value, rtol=1e-6, atol=1e-12)
     goes_on(new, params)
-
-
-def test_parameters_without_state_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
-    """They begin anew, which is right for one that never had a gradient, and a surprise for others."""
-    optimizer, params = trained("base dynamic")
-    whole = disk(optimizer.state_dict())
-    part = {**whole, "state": {i: s for i, s in whole["state"].items() if i not in (1, 3)}}
-    optimizer.load_state_dict(part)
-    (record,) = caplog.records
-    assert f"2 of {len(params)} parameters have no state" in record.getMessage()
-    assert record.getMessage().endswith("begin anew: param_1, param_3")
-    caplog.clear()
-    params[1].requires_grad_(False)
-    params[3].requires_grad_(False)
-    optimizer.load_state_dict(part)
-    optimizer.load_state_dict({**whole, "state": {}})
-    optimizer.load_state_dict(whole)
-    assert not caplog.records

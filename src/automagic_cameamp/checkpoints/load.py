@@ -156,18 +156,7 @@ def commit(model: Model, fitted: Fitted) -> None:
 
 
 def say(model: Model, fitted: Fitted) -> None:
-    """One line about what was converted, one about what has no state; silence where there is neither."""
-    absent = [
-        name for i, (name, p) in enumerate(model.named()) if i not in fitted.states and p.requires_grad
-    ]
-    if fitted.states and absent:  # before the first step nobody has one
-        logger.warning(
-            "%s: %d of %d parameters have no state in the checkpoint and begin anew: %s",
-            model.called,
-            len(absent),
-            len(absent) + len(fitted.states),
-            ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else ""),
-        )
+    """One line about what was converted; silence where nothing was."""
     if fitted.converted or fitted.dropped:
         logger.warning(
             "%s: converted the saved state of %d parameters to its own form; started fresh: %s; dropped: %s",
