@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,10 @@ def lockstep(folder: Path) -> dict[str, Any]:
 def _state_gaps(whole: Any, cut: Any) -> dict[str, Any]:
     """Largest relative difference of a state, keys that differ, integer states that are not equal."""
     worst, wrong = 0.0, []
+    limits = [optimizer.param_groups[0]["level_limit"] for optimizer in (whole, cut)]
+    found = whole.param_groups[0]["lr_level"] == "auto"
+    if not math.isclose(*limits, rel_tol=1e-6) or math.isfinite(limits[0]) is not found:
+        wrong.append(f"level_limit {limits}")
     pairs = zip(whole.param_groups[0]["params"], cut.param_groups[0]["params"], strict=True)
     for p, q in pairs:
         a, b = whole.state[p], cut.state[q]
