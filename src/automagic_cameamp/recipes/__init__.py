@@ -2,7 +2,7 @@
 
 from ..techniques import Level, Steps, Sum, alone, together
 from ._data import SCALE, Hyper, Shared
-from ._level import initial, level_under, one_of, rescale, seen, steered_here
+from ._level import initial, level_under, one_of, rescale, seen, speed_limit, steered_here
 from ._rate import LAGGED, has_mask, share
 from ._stages import Result, as_dict, make_state
 
@@ -25,6 +25,7 @@ __all__ = [
     "rescale",
     "share",
     "seen",
+    "speed_limit",
     "steered_here",
     "together",
 ]

@@ -3,46 +3,51 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..techniques import speed_limit
+from ..recipes import speed_limit
+from .chunks import Chunk
 from .shards import local_of
 
-if TYPE_CHECKING:
-    from .model import Model
-
+Group = dict[str, Any]
 LIMIT = "level_limit"
+PIECE = 2**22  # elements
 
 
-def level_limit(groups: Sequence[dict[str, Any]]) -> float | Tensor:
+def level_limit(groups: Sequence[Group]) -> float | Tensor:
     """The limit that the groups were given, infinite where none was."""
     found = [g[LIMIT] for g in groups if g["lr_level"] == "auto" and LIMIT in g]
     return next((x for x in found if isinstance(x, Tensor)), min(found, default=math.inf))
 
 
-def note(model: Model) -> None:
+def note(
+    groups: Sequence[Group], chunks: Callable[[], Iterable[tuple[Group, Chunk]]], fresh: bool
+) -> None:
     """Before the first step: remember the limit in every group whose rate is found.
 
     There is none where a matrix is all 0: that belongs to an adapter, or to what else grows from nothing.
     Where weights are sharded their processes sum once.
+
+    Args:
+        groups: the optimizer's.
+        chunks: all of its stacks, asked for where they are needed.
+        fresh: whether no parameter has a state.
     """
-    groups = [g for g in model.groups if g["lr_level"] == "auto"]
-    if not groups or any(g["clock"] or LIMIT not in g or g[LIMIT] != math.inf for g in groups):
-        return
-    if any(model.state.values()):
+    groups = [g for g in groups if g["lr_level"] == "auto"]
+    if not fresh or not groups or any(g["clock"] or LIMIT not in g or g[LIMIT] != math.inf for g in groups):
         return
     found: dict[Any, list[Tensor]] = {}  # by who holds parts of them: sums of squares
     count = 0
-    for group, chunk in model.chunks():
+    for group, chunk in chunks():
         if group["lr_level"] != "auto" or chunk.lora or chunk.table or not chunk.layout.matrix:
             continue
         count += sum(p.numel() for p in chunk.params)
         sums = found.setdefault(None if chunk.shard is None else chunk.shard.mesh, [])
-        sums += [local_of(p).detach().float().square().sum() for p in chunk.params]
+        sums += [_squares(local_of(p)) for p in chunk.params]
     if not count:
         return
     device = next(iter(found.values()))[0].device
@@ -51,6 +56,16 @@ def note(model: Model) -> None:
     limit = speed_limit(mean if device.type != "cpu" else float(mean))
     for group in groups:
         group[LIMIT] = limit
+
+
+def _squares(p: Tensor) -> Tensor:
+    """Sum of squares, in doubles: however many threads add, the float that comes of it is the same.
+
+    A piece at a time: on a small card a copy of a large layer in doubles could be the one thing too much.
+    """
+    dtype = torch.float32 if p.device.type == "mps" else torch.float64
+    pieces = [torch.linalg.vector_norm(x, dtype=dtype) for x in p.detach().reshape(-1).split(PIECE)]
+    return torch.stack(pieces).square().sum()
 
 
 def _summed(mesh: Any, sums: list[Tensor]) -> Tensor:
