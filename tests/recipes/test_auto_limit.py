@@ -66,7 +66,7 @@ SHAPES: list[tuple[tuple[int, ...], float]] = [((30, 20), 0.5), ((8, 4, 3, 3), 0
 
 
 @pytest.mark.parametrize(
-    "kind", ["vectors", "a matrix of zeros", "lora", "a rate of its own", "an older run"]
+    "kind", ["vectors", "a matrix of zeros", "lora", "lora and more", "a rate of its own", "an older run"]
 )
 def test_where_there_is_none(kind: str) -> None:
     a, b = nn.Parameter(normal((20, 8), 1).float()), nn.Parameter(normal((8, 20), 2).float())
@@ -74,15 +74,30 @@ def test_where_there_is_none(kind: str) -> None:
         a, b = (nn.Parameter(x.detach().flatten()) for x in (a, b))
     if kind == "a matrix of zeros":
         b = nn.Parameter(torch.zeros(9, 20))
-    named = [("x.lora_A.weight", a), ("x.lora_B.weight", b)] if kind == "lora" else [("a", a), ("b", b)]
+    named = [("x.lora_A.weight", a), ("x.lora_B.weight", b)] if "lora" in kind else [("a", a), ("b", b)]
+    if kind == "lora and more":
+        named += [("head.weight", nn.Parameter(normal((6, 20), 3).float()))]
     given = {"lr": 1e-3} if kind == "a rate of its own" else {}
     optimizer = Automagic_CameAMP8bit(named, **given)
     if kind == "an older run":
         optimizer.param_groups[0]["clock"] = 3
-    for p in (a, b):
+    for _, p in named:
         p.grad = torch.ones_like(p)
     optimizer.step()
     assert optimizer.param_groups[0]["level_limit"] == math.inf
+
+
+def test_what_is_frozen_or_empty_does_not_count() -> None:
+    """Programs pass whole models of which an adapter, or the head, is trained."""
+    head, body, empty = (nn.Parameter(normal(shape, 1).float()) for shape in ((20, 8), (50, 50), (0, 8)))
+    with torch.no_grad():
+        body.mul_(100)
+    body.requires_grad_(False)
+    optimizer = Automagic_CameAMP8bit([head, body, empty])
+    head.grad, empty.grad = torch.ones_like(head), torch.ones_like(empty)
+    expected = 0.1 * float(head.detach().square().mean().sqrt())
+    optimizer.step()
+    assert optimizer.param_groups[0]["level_limit"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("engine", ["native", "reference"])

@@ -29,8 +29,8 @@ def note(
 ) -> None:
     """Before the first step: remember the limit in every group whose rate is found.
 
-    There is none where a matrix is all 0: that belongs to an adapter, or to what else grows from nothing.
-    Where weights are sharded their processes sum once.
+    There is none where a LoRA is trained, nor where a matrix is all 0: that belongs to another adapter, or to
+    what else grows from nothing. Where weights are sharded their processes sum once.
 
     Args:
         groups: the optimizer's.
@@ -43,11 +43,15 @@ def note(
     found: dict[Any, list[Tensor]] = {}  # by who holds parts of them: sums of squares
     count = 0
     for group, chunk in chunks():
-        if group["lr_level"] != "auto" or chunk.lora or chunk.table or not chunk.layout.matrix:
+        trained = [p for p in chunk.params if p.requires_grad and p.numel()]
+        if group["lr_level"] != "auto" or not trained:
             continue
-        count += sum(p.numel() for p in chunk.params)
-        sums = found.setdefault(None if chunk.shard is None else chunk.shard.mesh, [])
-        sums += [_squares(local_of(p)) for p in chunk.params]
+        if chunk.lora:
+            return
+        if chunk.layout.matrix and not chunk.table:
+            count += sum(p.numel() for p in trained)
+            sums = found.setdefault(None if chunk.shard is None else chunk.shard.mesh, [])
+            sums += [_squares(local_of(p)) for p in trained]
     if not count:
         return
     device = next(iter(found.values()))[0].device
