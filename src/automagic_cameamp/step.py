@@ -40,10 +40,10 @@ class Step:
     def __init__(self, model: Model, every: bool = False, owners: Sequence[Tensor] | None = None) -> None:
         self.model = model
         heed_schedulers(model)
-        limit.note(model.groups, model.chunks, not any(model.state.values()))
         plan = list(model.chunks())
         fits.check(model, plan, every=every)
         owners = model.params() if owners is None else owners
+        limit.note(model.groups, model.chunks, owners, not any(model.state.values()))
         self.places: dict[int, Place] = {
             id(owners[k]): (group, chunk, i) for group, chunk in plan for i, k in enumerate(chunk.indices)
         }

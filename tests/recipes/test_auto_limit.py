@@ -138,3 +138,22 @@ def test_a_device_bounds_as_the_host_does() -> None:
         here = _level.steered(rows, 1e-4, 1.0, cpu, limit)
         torch.testing.assert_close(there, here, rtol=1e-5, atol=0)
         assert float(here[1]) <= limit * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("release", [False, True])
+def test_what_is_stepped_on_the_host_has_the_same(release: bool) -> None:
+    """Stand-ins for weights are without memory when a step begins."""
+    limits = []
+    for offload in ("none", "cpu"):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 24))
+        optimizer = Automagic_CameAMP8bit(net.parameters(), offload=offload)
+        handle = optimizer.release_gradients(net) if release else None
+        for t in range(3):
+            net(normal((8, 24), t).float()).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if handle is not None:
+            handle.remove()
+        limits.append(optimizer.param_groups[0]["level_limit"])
+    assert limits[0] == limits[1] < math.inf

@@ -25,7 +25,10 @@ def level_limit(groups: Sequence[Group]) -> float | Tensor:
 
 
 def note(
-    groups: Sequence[Group], chunks: Callable[[], Iterable[tuple[Group, Chunk]]], fresh: bool
+    groups: Sequence[Group],
+    chunks: Callable[[], Iterable[tuple[Group, Chunk]]],
+    owners: Sequence[Tensor],
+    fresh: bool,
 ) -> None:
     """Before the first step: remember the limit in every group whose rate is found.
 
@@ -35,6 +38,7 @@ def note(
     Args:
         groups: the optimizer's.
         chunks: all of its stacks, asked for where they are needed.
+        owners: the program's parameters, in order: what stands for them in stacks may be without memory.
         fresh: whether no parameter has a state.
     """
     groups = [g for g in groups if g["lr_level"] == "auto"]
@@ -43,7 +47,7 @@ def note(
     found: dict[Any, list[Tensor]] = {}  # by who holds parts of them: sums of squares
     count = 0
     for group, chunk in chunks():
-        trained = [p for p in chunk.params if p.requires_grad and p.numel()]
+        trained = [p for p in map(owners.__getitem__, chunk.indices) if p.requires_grad and p.numel()]
         if group["lr_level"] != "auto" or not trained:
             continue
         if chunk.lora:

@@ -309,12 +309,15 @@ def on_host(offload: Offload, model: Model, stepping: bool = True) -> Iterator[N
         announce(model, size, "weights and gradients")
     params = model.params()
     twins = [offload.twin(p) for p in params]
+    # The limit of the rate is that of all weights that are trained, whoever has a gradient at the first step.
+    first = any(g["lr_level"] == "auto" and not g["clock"] for g in model.groups)
     for p, twin in zip(params, twins, strict=True):
-        if p.grad is not None or not stepping:
+        if p.grad is not None or not stepping or (first and p.requires_grad):
             twin.take(p)
     offload.wait()
     for p, twin in zip(params, twins, strict=True):
         liken(twin.weight, p)
+        twin.weight.requires_grad_(p.requires_grad)
         twin.weight.grad = twin.grad if stepping and p.grad is not None else None
     owner = {id(twin.weight): p for p, twin in zip(params, twins, strict=True)}
     _rename(model, {id(p): twin.weight for p, twin in zip(params, twins, strict=True)})
