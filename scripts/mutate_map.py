@@ -57,7 +57,7 @@ KERNELS = [
 ]
 
 # Of the rate that is found.
-FOUND = [f"tests/recipes/test_auto_{name}.py" for name in ("level", "falls", "schedules", "parts")]
+FOUND = [f"tests/recipes/test_auto_{name}.py" for name in ("level", "falls", "schedules", "parts", "limit")]
 
 COVERED: dict[str, list[str]] = {
     "techniques/level.py": [*FOUND, "tests/recipes/test_level_rules.py"],

@@ -147,8 +147,12 @@ def test_what_is_stepped_on_the_host_has_the_same(release: bool) -> None:
     for offload in ("none", "cpu"):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 24))
-        optimizer = Automagic_CameAMP8bit(net.parameters(), offload=offload)
-        handle = optimizer.release_gradients(net) if release else None
+        late = nn.Linear(50, 60)  # has no gradient in the first steps, and counts
+        trained = [*net.parameters(), *late.parameters()]
+        optimizer = Automagic_CameAMP8bit(trained, offload=offload)
+        handle = optimizer.release_gradients(trained) if release else None
+        matrices = torch.cat([p.detach().flatten() for p in trained if p.dim() == 2])
+        wanted = 0.1 * float(matrices.square().mean().sqrt())
         for t in range(3):
             net(normal((8, 24), t).float()).square().mean().backward()
             optimizer.step()
@@ -156,4 +160,5 @@ def test_what_is_stepped_on_the_host_has_the_same(release: bool) -> None:
         if handle is not None:
             handle.remove()
         limits.append(optimizer.param_groups[0]["level_limit"])
-    assert limits[0] == limits[1] < math.inf
+        assert limits[-1] == pytest.approx(wanted, rel=1e-5)
+    assert limits[0] == limits[1]

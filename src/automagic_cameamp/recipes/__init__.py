@@ -1,8 +1,8 @@
 """One short text per algorithm: which techniques, in which order. What all of them share is named here."""
 
-from ..techniques import Level, Steps, Sum, alone, together
+from ..techniques import Level, Steps, Sum, alone, speed_limit, together
 from ._data import SCALE, Hyper, Shared
-from ._level import initial, level_under, one_of, rescale, seen, speed_limit, steered_here
+from ._level import initial, level_under, one_of, rescale, seen, steered_here
 from ._rate import LAGGED, has_mask, share
 from ._stages import Result, as_dict, make_state
 

@@ -154,11 +154,6 @@ def level_under(level: T.Level, start: float, schedule: float | Tensor) -> float
     return T.lifted(level, schedule) / start
 
 
-def speed_limit(mean_square: float | Tensor) -> float | Tensor:
-    """Highest level of all, from the mean square of the matrices before the first step."""
-    return T.speed_limit(mean_square)
-
-
 def one_of(largest: float) -> float:
     """What "1" is where this is the largest first learning rate: itself, where it is a start."""
     return 1.0 if largest >= T.CONVENTION else largest

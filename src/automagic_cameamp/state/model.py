@@ -316,7 +316,8 @@ class Model:
                     rescale(state["auto_level"], now / before)
             limit = level_limit(self.groups) * (now / before)
             for group in self.groups:
-                group[LIMIT] = limit if group["lr_level"] == "auto" else group[LIMIT]
+                if group["lr_level"] == "auto":
+                    group[LIMIT] = limit
         self.tell_level()
 
     def tell_level(self) -> None:

@@ -245,7 +245,7 @@ def steer(
         old: of the last step.
         evidence: three sums of ``look_back`` over all parameters, from the step that ``old`` is of.
         schedule: the learning rate relative to its start.
-        active: share of the parameters that were updated in the step that ``old`` is of.
+        active: share of the parameters that had a gradient other than 0 in the step that ``old`` is of.
         limit: ``speed_limit``.
 
     All are numbers, or all are 0-D tensors of one kind.
