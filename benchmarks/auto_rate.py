@@ -4,6 +4,7 @@
     python -m benchmarks.auto_rate --jobs 16                                # all pieces but the next two
     python -m benchmarks.auto_rate --tasks flow lm-lora --only classes techniques
     python -m benchmarks.auto_rate --tasks flow@1 lm-lora@1                 # with batches of one
+    python -m benchmarks.auto_rate --tasks classes classes-near policy head-first --only baseline fixed auto
     python -m benchmarks.auto_rate --table
     python -m benchmarks.auto_rate --picture docs/images/rate.png
 

@@ -20,8 +20,10 @@ def make(name: str, seed: int, device: str = "cpu", text_cache: str | None = Non
         from benchmarks.charlm import CharLM
 
         return CharLM(name.removeprefix("charlm-"), seed, device)
-    from benchmarks import auto_ranks, auto_tasks
+    from benchmarks import auto_ranks, auto_tasks, solved_tasks
 
+    if name in solved_tasks.TASKS:
+        return solved_tasks.TASKS[name](seed)
     if "-alpha" in name:
         return auto_ranks.make(name, seed)
     return auto_tasks.make(name, seed)
