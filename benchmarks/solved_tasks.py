@@ -1,7 +1,7 @@
 """Tasks of `auto_rate.py` that a small network solves within its 400 steps: rates that are too high end them.
 
-The limit of the level (`techniques/level.py`, ``speed_limit``) was chosen on tasks of their kind. Ten Gaussian
-classes, far apart or nearer; a policy gradient on bandits; a regression of which the head is trained first.
+The limit of the level (`techniques/level.py`, ``speed_limit``) was chosen on tasks of their kind. Ten
+Gaussian classes, far apart or nearer; a policy gradient on bandits; a regression whose head is trained first.
 """
 
 from __future__ import annotations
