@@ -84,6 +84,7 @@ COVERED: dict[str, list[str]] = {
     "eager.py": ["tests/layout/test_compile.py"],
     "state/kinds.py": ["tests/tensors/test_kinds.py", "tests/tensors/test_twice.py"],
     "state/limit.py": ["tests/recipes/test_auto_limit.py"],
+    "state/owned.py": ["tests/offload/test_writes.py"],
     "state/pairs.py": ["tests/engine/test_adapters.py"],
     "state/counts.py": [
         "tests/counts/test_phases_on_host.py",
@@ -141,7 +142,7 @@ COVERED: dict[str, list[str]] = {
     "checkpoints/rows.py": [LOADING, CONVERT, *RESUME],
     "state/memory.py": ["tests/contextual/test_checkpoint.py", VERIFY, CONVERT],
     "executors/native/searches.py": ["tests/faults/test_directions.py", "tests/counts/test_caches.py"],
-    "training/offload.py": [OFFLOAD],
+    "training/offload.py": [OFFLOAD, "tests/offload/test_writes.py"],
     "training/ring.py": [
         OFFLOAD,
         *(f"tests/offload/test_{x}.py" for x in ("ring", "interrupted", "ring_faults")),

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from .executors import choose
 from .executors.native.again import Again
@@ -27,6 +26,7 @@ from .state import tensors
 from .state.counts import read
 from .state.crossing import crossing
 from .state.model import Group, Model
+from .state.owned import Owned
 from .step import Step, Stepper
 from .training import offload, ring
 from .training.ring import Load
@@ -109,13 +109,13 @@ class Sums:
     """Gradients that add up on the host, one tensor for each parameter that has some."""
 
     def __init__(self) -> None:
-        self._all: Any = WeakIdKeyDictionary()  # parameter -> its sum, kept for the next step
+        self.held: Owned[Tensor] = Owned()  # sums, kept for the next step
         self._begun: dict[int, Tensor] = {}  # parameters whose sum counts
 
     def add(self, p: Tensor, grad: Tensor) -> None:
-        held = self._all.get(p)
+        held = self.held.get(p)
         if held is None or held.shape != grad.shape or held.dtype != grad.dtype:
-            held = self._all[p] = torch.empty_like(grad)
+            held = self.held[p] = torch.empty_like(grad)
         if id(p) in self._begun:
             held.add_(grad)
         else:
@@ -124,7 +124,7 @@ class Sums:
 
     def take(self, p: Tensor) -> Tensor | None:
         """The sum, which does not count any more."""
-        return self._all[p] if self._begun.pop(id(p), None) is not None else None
+        return self.held.get(p) if self._begun.pop(id(p), None) is not None else None
 
     def waiting(self) -> list[Tensor]:
         """Parameters that have one."""
@@ -141,9 +141,9 @@ class HostStepper(Stepper):
         super().__init__()
         self._copies = offload.Offload()
         self._ring = ring.shared()
-        self._twins: Any = WeakIdKeyDictionary()  # parameter -> StandIn
+        self._twins: Owned[StandIn] = Owned()
         self._asked: Asked | None = None  # as of the last step
-        self._again: Any = WeakIdKeyDictionary()  # parameter -> rank of the executor, Again
+        self._again: Owned[tuple[int, Again]] = Owned()  # with the rank of the executor
         self._sums = Sums()
         self._holding = False  # whether gradients add up, or are on their way to
         self._failures: list[tuple[Tensor, BaseException]] = []
@@ -224,6 +224,8 @@ class HostStepper(Stepper):
         offload.check_places(model)
         self._reserve(model)
         params = model.params()
+        for kept in (self._twins, self._again, self._sums.held):
+            kept.keep(params)
         self._swapped = _are_swapped(params)
         twins = [self._twin(p).weight for p in params]
         for twin, p in zip(twins, params, strict=True):
@@ -339,7 +341,7 @@ class HostStepper(Stepper):
         for p in params:
             group, chunk, i = step.places[id(p)]
             twin, shared = chunk.params[i], step.shared[chunk.key[0]]
-            rank, again = self._again.get(p, (0, None))
+            rank, again = self._again.get(p) or (0, None)
             if again is None or shared is None or not again.fits(chunk, i, twin, step.model.state[twin]):
                 rest[id(twin)] = p
             else:

@@ -14,6 +14,7 @@ from automagic_cameamp import OPTIMIZERS, Automagic_CameAMP, Automagic_CameAMP8b
 from automagic_cameamp import create_improved_8bit_optimizer as create
 from automagic_cameamp import techniques as T
 from automagic_cameamp.recipes import _level
+from automagic_cameamp.techniques.level import OFTEN
 from reference import drive
 from reference.draws import normal
 
@@ -34,9 +35,10 @@ def slowly(old, n, gg, vv, s, active):
         if seen:
             along, size, since = 0.7 * along + c, 0.7 * size + 1, -(0.7 * -since + c * c)
             q = along / size
-            peak = max(peak, q)
-            error = math.sqrt(max(-since / size - q * q, 0) / (1.7 * size / (2 - 0.3 * size)))
-            doubt = 3 * min(max((60 - t) / 40, 0), 1) * error
+            count = 1.7 * size / (2 - 0.3 * size)
+            error = math.sqrt(max(-since / size - q * q, 0) / (count - 1)) if count > 1.5 else math.inf
+            peak = max(peak, q - error)
+            doubt = 3 * min((60 - t) / 40, 1) * error if t < 60 else 0
             if t > 8 and q <= 0.05 * peak and (peak >= doubt or q <= -doubt):
                 return [t, level * s / 1.4, 0.0, 0.0, t, peak, minus, top]
         if seen or (t > 8 and before < 0 and gg > 0):
@@ -97,8 +99,9 @@ def landings(lean, spread):
 def test_noise_alone_ends_no_take_off_at_once_and_none_lasts_for_ever(size):
     """As with batches of one: single samples say more of each other than of the loss."""
     weak, none = landings(0.4 * size, size), landings(0.0, size)
-    assert weak[75] > 20 and none[75] > 18, "without errors half of them had landed at the 12th and 9th step"
-    assert max(weak[-1], none[-1]) < 90
+    assert weak[75] > 30 and none[75] > 30, "without errors half of them had landed at the 12th and 9th step"
+    assert weak[15] > 15 and none[15] > 15, "a tenth had at the 9th where the peak was not less its error"
+    assert max(weak[-1], none[-1]) < 110
     assert landings(-0.5, 0.1)[-1] == 9, "what is surely too high lands at the first chance"
 
 
@@ -186,13 +189,13 @@ def test_a_level_does_not_fall_late_where_the_schedule_does(schedule, fell):
 def test_a_look_back_sees_whether_the_gradient_points_along_the_way():
     g, p = normal((2, 1, 6, 40), 1).float(), normal((2, 1, 6, 40), 2).float()
     anchor = p[..., :5] + 0.1 * normal((2, 1, 6, 5), 3).float()
-    level, known = T.Level.of(torch.tensor([5.0, 1, 0, 0, 2, 0, 1, 1])), torch.tensor([2.0, 2.0])
+    level, known = T.Level.of(torch.tensor([133.0, 1, 0, 0, 2, 0, 1, 1])), torch.tensor([2.0, 2.0])
     sums, kept = T.look_back(g, anchor, p, level, known)
     way = anchor - p[..., :5]
     wanted = [(g[..., :5] * way), g[..., :5] ** 2, way**2]
     torch.testing.assert_close(sums, torch.stack([x.sum((1, 2, 3)) * 8 for x in wanted], 1))
     assert torch.equal(kept, anchor)
-    blind, _ = T.look_back(g, anchor, p, level._replace(steps=torch.tensor(6.0)), known)
+    blind, _ = T.look_back(g, anchor, p, level._replace(steps=torch.tensor(134.0)), known)
     assert not blind.any(), "once settled it looks at one step in four"
     renewed, kept = T.look_back(
         g, anchor, p, level._replace(since=torch.tensor(4.0)), torch.tensor([2.0, 4.0])
@@ -204,7 +207,9 @@ def test_a_look_back_sees_whether_the_gradient_points_along_the_way():
 def test_no_cycle_of_a_program_hides_from_it():
     level = T.Level(*[1.0] * len(T.Level._fields))
     looked = [s for s in range(1024) if level._replace(steps=float(s)).looks]
-    assert len(looked) == 256
+    assert looked[: OFTEN + 1] == list(range(OFTEN + 1)), "windows are short at first"
+    looked = looked[OFTEN + 1 :]
+    assert len(looked) == pytest.approx((1023 - OFTEN) / 4, abs=2)
     for cycle in range(2, 17):
         counts = [sum(s % cycle == part for s in looked) for part in range(cycle)]
         assert min(counts) > 0.5 * max(counts), (cycle, counts)

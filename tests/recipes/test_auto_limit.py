@@ -72,8 +72,8 @@ def test_where_there_is_none(kind: str) -> None:
     a, b = nn.Parameter(normal((20, 8), 1).float()), nn.Parameter(normal((8, 20), 2).float())
     if kind == "vectors":
         a, b = (nn.Parameter(x.detach().flatten()) for x in (a, b))
-    if kind == "a matrix of zeros":
-        b = nn.Parameter(torch.zeros(9, 20))
+    if kind == "a matrix of zeros":  # 42%
+        b = nn.Parameter(torch.zeros(8, 15))
     named = [("x.lora_A.weight", a), ("x.lora_B.weight", b)] if "lora" in kind else [("a", a), ("b", b)]
     if kind == "lora and more":
         named += [("head.weight", nn.Parameter(normal((6, 20), 3).float()))]
@@ -85,6 +85,16 @@ def test_where_there_is_none(kind: str) -> None:
         p.grad = torch.ones_like(p)
     optimizer.step()
     assert optimizer.param_groups[0]["level_limit"] == math.inf
+
+
+def test_a_final_layer_of_zeros_does_not_count() -> None:
+    """As in models that begin as the identity; with a limit of none they went as far as an adapter's."""
+    body, final = nn.Parameter(normal((20, 8), 1).float()), nn.Parameter(torch.zeros(8, 13))  # 39%
+    expected = 0.1 * float(body.detach().square().mean().sqrt())
+    optimizer = Automagic_CameAMP8bit([body, final])
+    body.grad, final.grad = torch.ones_like(body), torch.ones_like(final)
+    optimizer.step()
+    assert optimizer.param_groups[0]["level_limit"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_is_frozen_or_empty_does_not_count() -> None:

@@ -16,6 +16,7 @@ from .shards import local_of
 Group = dict[str, Any]
 LIMIT = "level_limit"
 PIECE = 2**22  # elements
+FROM_NOTHING = 0.4  # of a LoRA's or LoKr's elements; adaLN-zero has a third of a DiT's blocks
 
 
 def level_limit(groups: Sequence[Group]) -> float | Tensor:
@@ -32,8 +33,9 @@ def note(
 ) -> None:
     """Before the first step: remember the limit in every group whose rate is found.
 
-    There is none where a LoRA is trained, nor where a matrix is all 0: that belongs to another adapter, or to
-    what else grows from nothing. Where weights are sharded their processes sum once.
+    There is none where a LoRA is trained, nor where matrices that are all 0 have ``FROM_NOTHING`` of all
+    elements or more: they belong to another adapter. The final layer of a model is less, and does not count.
+    Where weights are sharded their processes sum once.
 
     Args:
         groups: the optimizer's.
@@ -44,8 +46,7 @@ def note(
     groups = [g for g in groups if g["lr_level"] == "auto"]
     if not fresh or not groups or any(g["clock"] or LIMIT not in g or g[LIMIT] != math.inf for g in groups):
         return
-    found: dict[Any, list[Tensor]] = {}  # by who holds parts of them: sums of squares
-    count = 0
+    found: dict[Any, tuple[list[Tensor], list[int]]] = {}  # by who holds parts: sums of squares, elements
     for group, chunk in chunks():
         trained = [p for p in map(owners.__getitem__, chunk.indices) if p.requires_grad and p.numel()]
         if group["lr_level"] != "auto" or not trained:
@@ -53,14 +54,16 @@ def note(
         if chunk.lora:
             return
         if chunk.layout.matrix and not chunk.table:
-            count += sum(p.numel() for p in trained)
-            sums = found.setdefault(None if chunk.shard is None else chunk.shard.mesh, [])
+            sums, counts = found.setdefault(None if chunk.shard is None else chunk.shard.mesh, ([], []))
             sums += [_squares(local_of(p)) for p in trained]
-    if not count:
+            counts += [p.numel() for p in trained]
+    if not found:
         return
-    device = next(iter(found.values()))[0].device
-    squares = torch.cat([_summed(mesh, sums).to(device) for mesh, sums in found.items()])
-    mean = torch.where((squares > 0).all(), squares.sum() / count, 0.0)
+    device = next(iter(found.values()))[0][0].device
+    squares = torch.cat([_summed(mesh, sums).to(device) for mesh, (sums, _) in found.items()])
+    sizes = squares.new_tensor([n for _, counts in found.values() for n in counts])
+    begun = (sizes * (squares > 0)).sum()
+    mean = torch.where(begun > (1 - FROM_NOTHING) * sizes.sum(), squares.sum() / begun, 0.0)
     limit = speed_limit(mean if device.type != "cpu" else float(mean))
     for group in groups:
         group[LIMIT] = limit

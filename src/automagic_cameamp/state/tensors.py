@@ -7,11 +7,12 @@ a FakeTensor), a tensor of zeros without storage or a tensor inside ``torch.func
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .shards import is_distributed
 
@@ -154,6 +155,17 @@ def mark(t: Tensor | None) -> tuple[int, int]:
     except RuntimeError:
         place = 0
     return place or id(t), 0 if t.is_inference() else t._version
+
+
+def on_gradient(p: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call a hook whenever a gradient has been added to ``p.grad``; also where torch has swapped the tensor.
+
+    A swap takes what calls the hooks away and leaves the list of them, which torch then takes for known.
+    """
+    handle = p.register_post_accumulate_grad_hook(hook)
+    hooked: Any = p
+    hooked._post_accumulate_grad_hooks = hooked._post_accumulate_grad_hooks
+    return handle
 
 
 def _short(error: Exception) -> str:

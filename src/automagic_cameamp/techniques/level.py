@@ -27,12 +27,14 @@ KEEP = 0.7  # of the mean correlation, per step of the take-off
 BLIND = 8  # steps that grow whatever they see, and the shortest look back
 BACK = 1.4  # the take-off is noticed so late
 DEAD = 0.05  # share of the highest correlation that ends the take-off
+SEVERAL = 1.5  # between one observation and two
 SURE = 3.0  # standard errors that it must have differed from 0 by
 SURE_UNTIL, SURE_NOT = 20.0, 60.0  # from the one step to the other these fall to 0
 FULL = 0.5  # share of it that moves the level at full speed afterwards
 SPEED = 4.0  # doublings while the number of steps grows e-fold
 REST = 300.0  # from this step on less and less, so that a long run's level comes to rest
-LOOKS = 4  # once it has taken off it looks at one step in four
+OFTEN = 128  # until then it looks at every step, for the windows are short
+LOOKS = 4  # later at one step in four
 SETTLE = 60.0  # from this step on the level falls less and less under a schedule that falls by itself
 LIFT = 6.0  # what a schedule that falls may add, as it falls
 LOW = 0.5  # below it a schedule slows the growth of the take-off
@@ -96,7 +98,7 @@ class Level(NamedTuple):
         along, size: sums of correlations and of their weights since the last renewal.
         since: the step at which the weights were last remembered; in the take-off the sum of squared
             correlations, with the weights of ``along``, negated (0 until 2026-12-01).
-        peak: highest correlation so far.
+        peak: highest correlation so far, in the take-off less its standard error.
         minus: the learning rate of that step, relative to the first one, negated. Until 2026-11-30 a 1 stood
             here once the take-off had ended: what is positive is not known.
         top: highest learning rate so far, relative to the first one, and lowered with it where that jumped.
@@ -130,9 +132,12 @@ class Level(NamedTuple):
 
     @property
     def looks(self) -> Truth:
-        """Whether this step looks back: one of ``LOOKS``, never the same for long, lest a cycle hide."""
+        """Whether this step looks back: all of the first, later one of ``LOOKS``, never the same for long.
+
+        Else a cycle of the program could hide from it.
+        """
         turn = self.steps // LOOKS + self.steps // LOOKS**2
-        return self.flies | (self.steps % LOOKS == turn % LOOKS)
+        return self.flies | (self.steps <= OFTEN) | (self.steps % LOOKS == turn % LOOKS)
 
     @property
     def flies(self) -> Truth:
@@ -149,7 +154,7 @@ def speed_limit(mean_square: Number) -> Number:
     more above the best rate, and what has gone there does not come back: gradients say nothing there.
 
     Args:
-        mean_square: of their elements; 0 where some are all 0 or none is known: no limit.
+        mean_square: of the elements of those that are not all 0; 0 where there is to be no limit.
 
     Source: ours; that a step is measured by the weights' size is LARS's (You et al. 2017, arXiv 1708.03888,
     abstract read). Deviations: a bound for all layers together, not a rate for each.
@@ -225,9 +230,10 @@ def steer(
       below 1e-5), and to the power of 2 s of that where a schedule has fallen below a half, and of the
       share of the parameters that are updated in a step (whoever has no gradient in most steps does not see
       in time what the others' growth does to him), until r <= .05, and goes back 1.4-fold, and by the
-      schedule of then. Before it ends, max q must have been 3 standard
-      errors of q (of now) above 0, or q be as many below: single samples say nothing in eight steps. From
-      step 20 to 60 the 3 fall to 0. Where no weight has moved yet, for rounding, it grows on.
+      schedule of then. max q is that of q less its standard error, of two samples or more. Before the
+      take-off ends it must be 3 standard errors (of now), or q be as many below 0: single samples say
+      nothing in eight steps. From step 20 to 60 the 3 fall to 0. Where no weight has moved yet, for
+      rounding, it grows on.
     * Never above ``limit``.
     * Then, with w the distance and p_a renewed at each doubling of the number of steps:
       :math:`\log_2\lambda \mathrel{+}= v_t ([2r]_0^1 \min(s, 1)^2 - a_t [-2r]_0^1 (s/\hat s)^4)`,
@@ -273,11 +279,12 @@ def steer(
     age, span = steps - since, clamp(since, BLIND)
     known = (size > 0) & (flying | (4 * age >= span))
     mean = where(known, along / clamp(size, TINY), 0.0)
-    peak = maximum(peak, mean)
-    ratio = mean / clamp(peak, TINY)
-    # A faded mean is as good as one of so many observations.
+    # A faded mean is as good as one of so many observations; of one alone no error is known.
     count = (1 + KEEP) * size / clamp(2 - (1 - KEEP) * size, TINY)
-    error = (clamp(noise / clamp(size, TINY) - mean**2, 0.0) / clamp(count, TINY)) ** 0.5
+    spread = clamp(noise / clamp(size, TINY) - mean**2, 0.0)
+    error = where(count > SEVERAL, (spread / clamp(count - 1, TINY)) ** 0.5, LARGEST)
+    peak = maximum(peak, where(flying, mean - error, mean))
+    ratio = mean / clamp(peak, TINY)
     doubt = SURE * clamp((SURE_NOT - steps) / (SURE_NOT - SURE_UNTIL), 0.0, 1.0) * error
     stops = (steps > BLIND) & (ratio <= DEAD) & ((peak >= doubt) | (mean <= -doubt))
     lands = flying & seen & stops

@@ -2,8 +2,9 @@
 
 Every parameter has a host twin. A gradient is copied into its twin's as soon as backward has
 accumulated it; ``step()`` runs on the twins, as it would for a model on the CPU, and sends the weights
-back. What was changed since it was copied (clipping, unscaling) is copied again. Gradients that are released
-as they come (``ring``) have no twins: they and their weights pass through a ring.
+back. What was changed since it was copied (clipping, unscaling) is copied again: torch counts the writes,
+but not those of a GradScaler or through ``.data``, which the sum of the bits tells. Gradients that are
+released as they come (``ring``) have no twins: they and their weights pass through a ring.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ import logging
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from itertools import compress
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..eager import eager
 from ..state import kinds, tensors
 from ..state.adapters import stand_in
 from ..state.fields import compute_dtype
 from ..state.model import Model
+from ..state.owned import Owned
 from ..state.shards import is_distributed
 from ..validate import fail
 
@@ -167,9 +169,10 @@ class Twin:
         self.grad: Tensor | None = None
         self.seen: Mark | None = None
         self.seen_grad: Mark | None = None
+        self.bits: Tensor | None = None  # of a gradient that was copied before ``step()``
 
-    def take(self, p: Tensor) -> None:
-        """Begin to copy what has changed on the device."""
+    def take(self, p: Tensor, early: bool = False) -> None:
+        """Begin to copy what has changed on the device; ``early`` if the program may still change it."""
         if self.seen != _mark(p):
             self.transfer.fetch(tensors.plain(p), self.weight)
             self.seen = _mark(p)
@@ -181,18 +184,19 @@ class Twin:
                 self.grad = self.transfer.buffer(g)
             self.transfer.fetch(tensors.plain(g), self.grad)
             self.seen_grad = _mark(g)
+            self.bits = _bits(g) if early else None
 
     def give(self, p: Tensor) -> None:
         """Send the weights back; the next step takes them anew, for nobody knows who writes between."""
         self.transfer.send(self.weight, p.detach())
-        self.seen = self.seen_grad = None
+        self.seen = self.seen_grad = self.bits = None
 
 
 class Offload:
-    """Twins of all parameters of an optimizer, which it holds weakly."""
+    """Twins of all parameters of an optimizer."""
 
     def __init__(self) -> None:
-        self.twins: Any = WeakIdKeyDictionary()
+        self.twins: Owned[Twin] = Owned()
         self.transfers: dict[torch.device, Transfer] = {}
         self._hooks: list[RemovableHandle] = []
 
@@ -205,7 +209,7 @@ class Offload:
                 self.transfers[p.device] = transfer_for(p.device)
             found = self.twins[p] = Twin(p, self.transfers[p.device])
             if hook:
-                self._hooks.append(p.register_post_accumulate_grad_hook(_Arrival(self)))
+                self._hooks.append(tensors.on_gradient(p, _Arrival(self)))
         return found
 
     def clear(self) -> None:
@@ -213,7 +217,21 @@ class Offload:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self.twins = WeakIdKeyDictionary()
+        self.twins.clear()
+
+    def take_changed(self, params: Iterable[Tensor]) -> None:
+        """Begin to copy gradients again that were written in a way that torch does not count."""
+        early: dict[torch.device, list[tuple[Tensor, Tensor, Twin]]] = defaultdict(list)
+        for p in params:
+            twin = self.twin(p)
+            if p.grad is not None and twin.bits is not None:
+                early[p.grad.device].append((p, twin.bits, twin))
+        for found in early.values():
+            now = torch.stack([_bits(p.grad) for p, _, _ in found if p.grad is not None])
+            changed = (now != torch.stack([bits for _, bits, _ in found])).tolist()
+            for p, _, twin in compress(found, changed):
+                twin.seen_grad = None
+                twin.take(p)
 
     def wait(self) -> None:
         """Until everything taken is here."""
@@ -231,13 +249,19 @@ class _Arrival:
     @torch.no_grad()
     def __call__(self, p: Tensor) -> None:
         offload = self.offload()
-        if offload is not None and p in offload.twins and p.grad is not None:
+        if offload is not None and offload.twins.get(p) is not None and p.grad is not None:
             if tensors.is_readable(p.grad) and tensors.is_readable(p):  # others are refused by step()
-                offload.twin(p).take(p)
+                offload.twin(p).take(p, early=True)
 
 
 def _mark(x: Tensor) -> Mark:
     return (*tensors.mark(x), x.shape)
+
+
+def _bits(x: Tensor) -> Tensor:
+    """Sum of the bits of all elements, read as whole numbers: exact, in whatever order they are added."""
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    return tensors.plain(x).detach().view(whole).sum(dtype=torch.int64)
 
 
 def check(model: Model, only: Tensor | None = None) -> None:
@@ -308,7 +332,10 @@ def on_host(offload: Offload, model: Model, stepping: bool = True) -> Iterator[N
         size = 2 * sum(p.numel() * p.element_size() for p in model.params())
         announce(model, size, "weights and gradients")
     params = model.params()
+    offload.twins.keep(params)
     twins = [offload.twin(p) for p in params]
+    if stepping:
+        offload.take_changed(params)
     # The limit of the rate is that of all weights that are trained, whoever has a gradient at the first step.
     first = any(g["lr_level"] == "auto" and not g["clock"] for g in model.groups)
     for p, twin in zip(params, twins, strict=True):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..eager import eager, eagerly
 from ..state.family import Family
 from ..state.shards import is_distributed
+from ..state.tensors import on_gradient
 from ..validate import argument, fail, integer, number, optional
 from .precision import refuse_scaler
 
@@ -55,8 +56,10 @@ class ReleaseHandle:
         self._before: dict[int, Tensor] = {}  # gradients that were there when the norm is measured
         self._reentrant = False  # whether a checkpoint of the old kind was met
         self._gain: Tensor | None = None
-        hook = _Arrival(self)
-        self._hooks = [p.register_post_accumulate_grad_hook(hook) for p in params]
+        self._hook = _Arrival(self)
+        self._hooks = [on_gradient(p, self._hook) for p in params]
+        self._hooked = [p._cdata for p in params]
+        self._after = optimizer.register_step_post_hook(_Renewal(self))
         optimizer.stepper.handle = self
 
     def step(self, loss: Any = None) -> Any:
@@ -144,10 +147,18 @@ class ReleaseHandle:
         self._norms[id(p)] = torch.linalg.vector_norm(parts[0] + parts[1] if len(parts) == 2 else parts[0])
         p.grad = None
 
+    def renew(self) -> None:
+        """Hooks for parameters that torch has swapped: the old ones went with what was."""
+        for i, p in enumerate(self._params if self._hooks else []):
+            if self._hooked[i] != p._cdata:
+                self._hooks[i].remove()
+                self._hooks[i], self._hooked[i] = on_gradient(p, self._hook), p._cdata
+
     def remove(self) -> None:
         """Take the hooks off; gradients stay from now on. Parameters that are updated keep that."""
         if self._hooks:
             self.optimizer.stepper.handle = None
+        self._after.remove()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -224,6 +235,18 @@ class _Arrival:
         handle = self.handle()
         if handle is not None:
             handle.arrived(p)
+
+
+class _Renewal:
+    """Renews the hooks of a handle after each step, as long as there is one."""
+
+    def __init__(self, handle: ReleaseHandle) -> None:
+        self.handle = weakref.ref(handle)
+
+    def __call__(self, *_: Any) -> None:
+        handle = self.handle()
+        if handle is not None:
+            handle.renew()
 
 
 def _twice(optimizer: Family, p: Tensor, accumulation: int) -> RuntimeError:
