@@ -5,6 +5,7 @@
     python -m benchmarks.auto_rate --tasks flow lm-lora --only classes techniques
     python -m benchmarks.auto_rate --tasks flow@1 lm-lora@1                 # with batches of one
     python -m benchmarks.auto_rate --tasks classes classes-near policy head-first --only baseline fixed auto
+    python -m benchmarks.auto_rate --tasks classes-zero control inversion --only baseline fixed auto
     python -m benchmarks.auto_rate --table
     python -m benchmarks.auto_rate --picture docs/images/rate.png
 
@@ -39,6 +40,7 @@ SMALL = ["lm-lora@1", "flow@1", "lm-full@1", "cat_lora@1", "unet-full@1"]
 SCHEDULES = ["constant", "cosine"]
 RATES = [1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]
 FIXED = [3e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
+HIGH = {"inversion": [3.2e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2, 0.128, 0.256]}  # in the place of RATES and FIXED
 STARTS = [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2]
 OURS = "Automagic_CameAMP8bit"
 PEERS = ["prodigy", "prodigy-plus", "adv-prodigy"]
@@ -63,12 +65,17 @@ CHANGES = {
 }
 
 
-def pieces(ours: str) -> dict[str, list[tuple[str, float | None]]]:
-    """Name of a piece -> (candidate, rate) of its runs; a peer's start is its d0, and its lr is 1."""
+def pieces(ours: str, rates: list[float] | None = None) -> dict[str, list[tuple[str, float | None]]]:
+    """Name of a piece -> (candidate, rate) of its runs; a peer's start is its d0, and its lr is 1.
+
+    Args:
+        ours: our candidate.
+        rates: in the place of the usual ones.
+    """
     split = ours + (";" if ":" in ours else ":")
     return {
-        "baseline": [("adamw", lr) for lr in RATES],
-        "fixed": [(split + "lr_level=fixed", lr) for lr in FIXED],
+        "baseline": [("adamw", lr) for lr in rates or RATES],
+        "fixed": [(split + "lr_level=fixed", lr) for lr in rates or FIXED],
         "auto": [(ours, None)],
         "starts": [(split + "lr_level=auto", lr) for lr in STARTS],
         "peers": [(name, 1.0) for name in PEERS],
@@ -89,7 +96,7 @@ def jobs(args) -> list[Job]:
         for schedule in args.schedules:
             for seed in args.seeds:
                 for piece in args.only:
-                    for text, lr in pieces(args.ours)[piece]:
+                    for text, lr in pieces(args.ours, HIGH.get(task))[piece]:
                         if args.rates and lr not in args.rates:
                             continue
                         name, options = parse_candidate(text)

@@ -54,6 +54,7 @@ OURS_BASE: dict[str, Any] = {"min_lr": 0.0, "max_lr": 1.0}
 
 # What decides the loss of a run of ours. Executors do not: the tests hold them to one result.
 SOLVED = ("classes", "classes-near", "policy", "head-first")  # of solved_tasks.py
+ADAPTED = ("classes-zero", "control", "inversion")  # of adapted_tasks.py
 MATHEMATICS = [
     "techniques",
     "recipes",
@@ -140,13 +141,15 @@ def source_digest(task: str, optimizer: str) -> str:
         files.append(ROOT / "benchmarks" / "auto_tasks.py")
     if task in SOLVED:
         files.append(ROOT / "benchmarks" / "solved_tasks.py")
+    if task in ADAPTED:
+        files += [ROOT / "benchmarks" / name for name in ("adapted_tasks.py", "solved_tasks.py")]
     if "-alpha" in task:
         files.append(ROOT / "benchmarks" / "auto_ranks.py")
     if is_ours(optimizer):
         package = ROOT / "src" / "automagic_cameamp"
         ours = [package / name for name in MATHEMATICS]
         files += sorted(f for path in ours for f in (path.rglob("*.py") if path.is_dir() else [path]))
-    if task in ("cat_lora", "unet-full"):
+    if task in ("cat_lora", "unet-full", "inversion"):
         files += sorted((ROOT / "trainer" / "src" / "automagic_trainer").rglob("*.py"))
     return sha256("".join(_statements(path) for path in files).encode()).hexdigest()[:12]
 

@@ -20,8 +20,12 @@ def make(name: str, seed: int, device: str = "cpu", text_cache: str | None = Non
         from benchmarks.charlm import CharLM
 
         return CharLM(name.removeprefix("charlm-"), seed, device)
-    from benchmarks import auto_ranks, auto_tasks, solved_tasks
+    from benchmarks import adapted_tasks, auto_ranks, auto_tasks, solved_tasks
 
+    if name == "inversion":
+        return adapted_tasks.inversion(seed, text_cache)
+    if name in ("control", "classes-zero"):
+        return (adapted_tasks.Control if name == "control" else adapted_tasks.Zeros)(seed)
     if name in solved_tasks.TASKS:
         return solved_tasks.TASKS[name](seed)
     if "-alpha" in name:

@@ -13,7 +13,7 @@ from datetime import datetime
 from benchmarks import auto_ranks
 from benchmarks.auto_rate import CHANGES, CHOSEN, CONFIRMED, OURS, PEERS, SMALL, best, kind, settings
 from benchmarks.common import FAMILY, markdown
-from benchmarks.compare import SOLVED
+from benchmarks.compare import ADAPTED, SOLVED
 from benchmarks.quality import mean
 from benchmarks.rows import Rows
 
@@ -28,8 +28,11 @@ NAMES = {
     "charlm-small": "larger byte transformer",
     "classes": "ten classes, far apart",
     "classes-near": "ten classes, nearer",
+    "classes-zero": "ten classes, nearer, final layer of zeros",
     "policy": "policy gradient",
     "head-first": "regression, its head first",
+    "control": "layers from 0 beside a trained flow",
+    "inversion": "textual inversion of the demo's base",
 }
 CHEAP = ["flow", "lm-lora", "lm-full", "charlm-tiny"]
 
@@ -49,7 +52,7 @@ def shown(found: tuple[float, int] | None) -> str:
 def summary(rows: Rows) -> str:
     """Without a rate, against tuned AdamW, our own tuned rate and the peers; how far the start matters."""
     found, body = settings(rows.all("auto_rate")), []
-    for group, tasks in (("chosen on", [*CHOSEN, *SMALL, *SOLVED]), ("confirmed on", CONFIRMED)):
+    for group, tasks in (("chosen on", [*CHOSEN, *SMALL, *SOLVED]), ("confirmed on", [*CONFIRMED, *ADAPTED])):
         for task in tasks:
             for schedule, steps in sorted({(s, n) for t, s, n, _ in found if t == task}):
                 here = {

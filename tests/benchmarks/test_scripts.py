@@ -294,7 +294,12 @@ def test_auto_rate_resumes_and_draws(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in [*auto_rate.CHOSEN, *auto_rate.CONFIRMED, *compare.SOLVED] if "lm" not in n]
+    "name",
+    [
+        n
+        for n in [*auto_rate.CHOSEN, *auto_rate.CONFIRMED, *compare.SOLVED, *compare.ADAPTED]
+        if "lm" not in n
+    ],
 )
 def test_tasks_that_auto_rate_names_can_be_made(name):
     task = compare.make_task(compare.Job(name, "adamw", {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from automagic_cameamp import (
     Automagic_CameAMP_COptim8bit,
     Automagic_CameAMP_Improved_8Bit,
 )
+from engine.helpers import parameters
+from engine.helpers import train as trained
 
 Groups = list[dict[str, Any]]
 
@@ -173,3 +176,22 @@ def test_what_was_taken_out_has_no_part_in_the_others_rates(cls: Any, given: dic
         train(net, optimizer, 3, 40)
         ends[engine] = optimizer.get_learning_rates()
     assert ends["native"] == pytest.approx(ends["reference"], rel=2e-3)
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_a_rate_that_rises_above_its_cap_is_told_once(engine: str) -> None:
+    """A schedule, or a program, may go where the constructor's check did not see it."""
+    params = parameters()
+    optimizer = Automagic_CameAMP8bit(params, lr=1e-3, max_lr=1e-2, engine=engine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step, lr in enumerate([1e-3, 1e-2], 1):
+            optimizer.param_groups[0]["lr"] = lr
+            trained(optimizer, params, range(step, step + 1))
+    optimizer.param_groups[0]["lr"] = 0.5
+    with pytest.warns(UserWarning, match=r"lr is 0\.5 now, above max_lr=0\.01: no rate is above 0\.01\."):
+        trained(optimizer, params, range(3, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.param_groups[0]["lr"] = 0.6
+        trained(optimizer, params, range(4, 5))

@@ -44,6 +44,7 @@ AS_IT_IS_NOW = (
     ("lr_floor", bound), ("lr_cap", bound),
 )  # fmt: skip
 RAISED = "raised"  # key of what is said once
+CAPPED = "above max_lr"
 FAR_ABOVE = 100.0  # times what was found: no run survives it
 Lagged = list[dict[str, list[tuple[Tensor, int]]]]
 
@@ -250,7 +251,7 @@ class Model:
         return start, max(ratios, default=0.0)
 
     def tell_raised(self) -> None:
-        """Say once that a schedule goes above its start where the rate is found.
+        """Say once that a schedule goes above its start where the rate is found, else above ``max_lr``.
 
         Raises:
             ValueError: so far above that nothing could be left of the weights.
@@ -258,6 +259,8 @@ class Model:
         said = RAISED in self.kept.said
         for group in self.groups:
             lr, base = group["lr"], group["base_lr"] or self.reference()  # what stood still may start
+            if group["lr_level"] != "auto":
+                self._tell_capped(group)
             if group["lr_level"] != "auto" or isinstance(lr, Tensor) or wide(lr) <= 1.001 * base:
                 continue
             text = (
@@ -273,6 +276,15 @@ class Model:
                 said = True
                 self.kept.said.add(RAISED)
                 warnings.warn(f"{self.called}: {text}", stacklevel=callers_depth())
+
+    def _tell_capped(self, group: Group) -> None:
+        lr, cap = group["lr"], group["lr_cap"]
+        if cap is None or isinstance(lr, Tensor) or not wide(lr) > cap >= group["base_lr"]:
+            return  # a first value above it was told at once
+        if CAPPED not in self.kept.said:
+            self.kept.said.add(CAPPED)
+            text = f"lr is {lr:g} now, above max_lr={cap:g}: no rate is above {cap:g}. Pass a higher max_lr."
+            warnings.warn(f"{self.called}: {text}", stacklevel=callers_depth())
 
     def built(self) -> None:
         """All groups of the constructor are there."""
