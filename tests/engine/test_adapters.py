@@ -241,6 +241,25 @@ def test_peft_models_of_a_small_transformer(way: str, dora: bool) -> None:
 # ------------------------------------------------------------------------------------------- what stays
 
 
+IA3 = [(256, 1), (256, 1), (1, 1024)]  # keys, values, the wide side of the feed-forward
+BOFT = [(1, 8, 4, 4), (32, 1)]
+
+
+@pytest.mark.parametrize("layer", [IA3, BOFT, [(256, 1)], [(1, 256), (1, 1024)]])
+@pytest.mark.parametrize("layers", [1, 2, 24])
+def test_vectors_that_are_written_as_matrices_are_no_lora(layer: Any, layers: int) -> None:
+    """PEFT's IA3 scales what passes, BOFT rotates it: no product of two grows from 0."""
+    assert found(layer * layers) == [[]]
+
+
+@pytest.mark.parametrize("layers", [1, 24])
+def test_a_lora_of_rank_one_is_one(layers: int) -> None:
+    shapes = [(1, 256), (256, 1), (1, 256), (1024, 1)] * layers
+    assert found(shapes) == [list(range(len(shapes)))]
+    kernels = [(1, 64, 3, 3), (64, 1, 1, 1)] * layers
+    assert found(kernels) == [list(range(len(kernels)))]
+
+
 def adapters(count: int) -> list[nn.Parameter]:
     draw = torch.Generator().manual_seed(0)
     return [nn.Parameter(torch.randn(s, generator=draw) * 0.1) for s in [(12, 64), (64, 12)] * count]

@@ -267,7 +267,7 @@ def test_blocks_wait_on_the_host(llama: str) -> None:
     Path(llama).write_text(json.dumps(config), "utf-8")
     all_here, away = (fit(llama, swap=n, optimizers=("AdamW",)).rows[0] for n in (0, 4))
     assert away.host > 0 and all_here.weights - away.weights == away.host
-    with pytest.raises(FitError, match="swap=5 .* two have to stay"):
+    with pytest.raises(FitError, match="swap=5 .* at most 4 of these blocks; two of a list have to stay"):
         fit(llama, swap=5, optimizers=("AdamW",))
     assert {r.way for r in fit(llama, train="full", swap=4, optimizers=("Automagic_CameAMP8bit",)).rows} == {
         "release",

@@ -101,7 +101,7 @@ def test_distance_is_one_number_even_where_gradients_come_late():
     assert level(optimizer, params[1]) == level(optimizer, params[0])
 
 
-VOTE = {"lr_level": "vote", "max_lr": 1e6, "min_lr": 0.0, "full_finetune": True, "warmup_steps": 0}
+VOTE = {"lr_level": "vote", "max_lr": 1e9, "min_lr": 0.0, "full_finetune": True, "warmup_steps": 0}
 
 
 def vote_run(gradient, steps, count=1, lr=1e-3):
@@ -172,3 +172,23 @@ def test_a_bad_gradient_does_not_stop_the_vote():
 
     _, _, levels = vote_run(broken, 40, count=2)
     assert levels[-1][0] < -25 and levels[-1][0] == levels[-1][1]
+
+
+@pytest.mark.parametrize("given", [{}, {"max_lr": 1e-2}])
+@pytest.mark.parametrize("rule", ["vote", "distance"])
+def test_a_level_at_the_cap_still_obeys_the_schedule(rule, given):
+    """What grew on behind the cap hid a schedule to 0, and let nothing fall for as long as it had grown."""
+    p = torch.nn.Parameter(torch.zeros(40, 40))
+    optimizer = Automagic_CameAMP([p], lr=1e-5, lr_level=rule, warmup_steps=0, full_finetune=True, **given)
+    cap = given.get("max_lr", 1e-3)
+    g, applied = normal((40, 40), 0).float(), []
+    for t in range(200):
+        optimizer.param_groups[0]["lr"] = 1e-5 * (1 - t / 200)
+        p.grad = g
+        optimizer.step()
+        applied.append(optimizer.get_avg_learning_rate())
+    assert max(applied) <= cap * (1 + 1e-6)
+    grown = max(applied) / cap
+    assert grown > (0.5 if rule == "vote" else 0.05)
+    assert applied[-1] == pytest.approx(0.005 * cap, rel=0.05) or rule == "distance"
+    assert applied[-1] < 0.02 * max(applied)

@@ -308,11 +308,18 @@ def swapped(spec: Spec, found: Trace, blocks: int) -> int:
     if not blocks:
         return 0
     lists = found.blocks[:2] if spec.family == "flux" else (max(found.blocks, key=sum, default=()),)
-    counts = (blocks // 2, 2 * (blocks - blocks // 2)) if len(lists) == 2 else (blocks,)
-    for sizes, count in zip(lists, counts, strict=True):
-        if count > len(sizes) - 2:
-            raise FitError(f"swap={blocks} is not allowed: {count} of {len(sizes)} blocks; two have to stay")
-    return sum(sum(sizes[:count]) for sizes, count in zip(lists, counts, strict=True))
+
+    def counts(blocks: int) -> tuple[int, ...]:
+        return (blocks // 2, 2 * (blocks - blocks // 2)) if len(lists) == 2 else (blocks,)
+
+    def fits(blocks: int) -> bool:
+        return all(n <= len(sizes) - 2 for sizes, n in zip(lists, counts(blocks), strict=True))
+
+    if not fits(blocks):
+        most = max((n for n in range(1 + sum(map(len, lists))) if fits(n)), default=0)
+        allowed = f"at most {most} of these blocks; two of a list have to stay"
+        raise FitError(f"swap={blocks} is not allowed: {allowed}")
+    return sum(sum(sizes[:n]) for sizes, n in zip(lists, counts(blocks), strict=True))
 
 
 def _rows(q: Question, spec: Spec, found: Trace, one: Candidate) -> list[Row]:

@@ -103,11 +103,13 @@ def share(
     if hp.lr_level == "distance" and "lr_level" in every:
         r, norm = every["level_r"].sum(), every["level_norm"].sum()
         level = T.distance_level(every["lr_level"].max(), r, norm, start).to(like.dtype)
+        level = level.clamp(max=highest_level(hp) / T.DISTANCE_GAIN)
     elif hp.lr_level == "vote" and "lr_level" in group:
         norm = (group["level_norm"] * fresh).sum()
         step = torch.where(norm > 0, (group["level_r"] * fresh).sum() / norm, 0.0)
         # Every parameter keeps the level of its own last step; the latest one counts.
         level = ((group["lr_level"] * fresh).sum() / fresh.sum() + step).to(like.dtype)
+        level = level.clamp(max=math.log(highest_level(hp)))
     now = torch.full((), float(clock), dtype=torch.float32, device=like.device)
     steering = None
     if hp.lr_level == "auto":
@@ -175,6 +177,11 @@ def rate_bounds(hp: Hyper) -> tuple[float | Tensor, float | Tensor]:
     """Limits of everything that multiplies the learning rate."""
     free = hp.lr_level == "auto" and hp.lr_cap is None  # the cap follows the rate, wherever that goes
     return T.rate_bounds(hp.lr, hp.base_lr, hp.lr_floor, math.inf if free else hp.lr_cap)
+
+
+def highest_level(hp: Hyper) -> float:
+    """Where a level that is sought has reached the cap: beyond, it would hide the schedule."""
+    return max(1.0, float(T.rate_bounds(hp.base_lr, hp.base_lr, hp.lr_floor, hp.lr_cap)[1]))
 
 
 def absolute_floor(hp: Hyper) -> float | Tensor:

@@ -3,7 +3,8 @@
 A pair is r x n and m x r, with r at most 128 and below m and n; a convolution (o, i, kh, kw) counts as
 o x (i kh kw). Ordinary networks hold such pairs too: bottlenecks, squeeze and excitation, MLPs of small
 models. What sets a LoRA apart is that its rank is a size of nothing else. A bottleneck of width r has
-biases, norms or further layers of that width; a LoRA's r exists between its two matrices only.
+biases, norms or further layers of that width; a LoRA's r exists between its two matrices only. Of rank 1 are
+also vectors that another adapter writes as matrices: those of a LoRA come in pairs, and in pairs only.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class _Matrix(NamedTuple):
     alone: bool
     rows: int
     cols: int
+    dims: int
 
 
 class _Pair(NamedTuple):
@@ -92,7 +94,7 @@ def _matrices(groups: Sequence[Shapes]) -> Iterator[list[_Matrix]]:
     first = 0
     for number, shapes in enumerate(groups):
         yield [
-            _Matrix(number, position, first + position, len(shapes) == 1, *_sides(shape))
+            _Matrix(number, position, first + position, len(shapes) == 1, *_sides(shape), len(shape))
             for position, (shape, candidate) in enumerate(shapes)
             if len(shape) > 1 and candidate and math.prod(shape) > 0
         ]
@@ -102,7 +104,7 @@ def _matrices(groups: Sequence[Shapes]) -> Iterator[list[_Matrix]]:
 def _paired(one: _Matrix, other: _Matrix, ranks: frozenset[int] | None = None) -> _Pair | None:
     """The two as a pair, in the order (down, up) or (up, down)."""
     for pair in (_Pair(one, other), _Pair(other, one)):
-        if pair.up.cols != pair.rank:
+        if pair.up.cols != pair.rank or (pair.rank == 1 and one.dims != other.dims):
             continue
         if ranks is not None:
             if pair.rank in ranks:
@@ -170,15 +172,18 @@ def _private(groups: Sequence[Shapes], pairs: list[_Pair]) -> frozenset[int]:
     count = Counter(pair.rank for pair in pairs)
     inside = {(m.group, m.position): pair.rank for pair in pairs for m in pair}
     others: Counter[int] = Counter()
+    scales = 0  # of one row or column, in no pair: IA3's, for what is rank 1 to a LoRA is a vector to others
     for number, shapes in enumerate(groups):
         for position, (shape, _) in enumerate(shapes):
             own = inside.get((number, position))
             if own is None:
+                scales += len(shape) > 1 and min(_sides(shape)) == 1
                 middle = len(shape) > 2 and shape[0] == shape[1]  # of a convolution's LoRA: r x r kernels
                 others.update(set() if middle else {*shape[:2], *(_sides(shape) if len(shape) > 1 else ())})
             else:  # the outer side of a pair may be another pair's rank
                 others.update({*_sides(shape)} - {own})
-    return frozenset(r for r, n in count.items() if r == 1 or OUTSIDERS * others[r] <= n)
+    others[1] = scales
+    return frozenset(r for r, n in count.items() if OUTSIDERS * others[r] <= n)
 
 
 def _add_magnitude(found: list[set[int]], groups: Sequence[Shapes], pair: _Pair) -> None:
