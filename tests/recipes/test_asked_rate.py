@@ -21,8 +21,8 @@ from automagic_cameamp import OPTIMIZERS, Automagic_CameAMP, Automagic_CameAMP8b
 from automagic_cameamp.configs import OptimizerConfig8bit
 from engine.helpers import usually
 
-STEPS = 6
-SHAPES = [(12, 40), (33,)]
+pytestmark = pytest.mark.filterwarnings("ignore:.* above max_lr=")
+STEPS, SHAPES = 6, [(12, 40), (33,)]
 # Nothing but the rate lies between a direction and what a step does.
 BARE: dict[str, Any] = {"use_lr_mask": False, "full_finetune": True, "weight_decay": 0.0, "warmup_steps": 4}
 OWN: dict[str, dict[str, Any]] = {

@@ -279,8 +279,8 @@ class Model:
 
     def _tell_capped(self, group: Group) -> None:
         lr, cap = group["lr"], group["lr_cap"]
-        if cap is None or isinstance(lr, Tensor) or not wide(lr) > cap >= group["base_lr"]:
-            return  # a first value above it was told at once
+        if not isinstance(cap, float) or isinstance(lr, Tensor) or not wide(lr) > cap >= group["base_lr"]:
+            return  # one that was above it at first was told then
         if CAPPED not in self.kept.said:
             self.kept.said.add(CAPPED)
             text = f"lr is {lr:g} now, above max_lr={cap:g}: no rate is above {cap:g}. Pass a higher max_lr."
