@@ -224,7 +224,7 @@ class Offload:
         early: dict[torch.device, list[tuple[Tensor, Tensor, Twin]]] = defaultdict(list)
         for p in params:
             twin = self.twin(p)
-            if p.grad is not None and twin.bits is not None:
+            if p.grad is not None and twin.bits is not None and twin.seen_grad == _mark(p.grad):
                 early[p.grad.device].append((p, twin.bits, twin))
         for found in early.values():
             now = torch.stack([_bits(p.grad) for p, _, _ in found if p.grad is not None])
