@@ -219,8 +219,8 @@ class Offload:
         self._hooks = []
         self.twins.clear()
 
-    def take_changed(self, params: Iterable[Tensor]) -> None:
-        """Begin to copy gradients again that were written in a way that torch does not count."""
+    def check_early(self, params: Iterable[Tensor]) -> None:
+        """See which gradients were written since in a way that torch does not count: they are taken again."""
         early: dict[torch.device, list[tuple[Tensor, Tensor, Twin]]] = defaultdict(list)
         for p in params:
             twin = self.twin(p)
@@ -229,9 +229,8 @@ class Offload:
         for found in early.values():
             now = torch.stack([_bits(p.grad) for p, _, _ in found if p.grad is not None])
             changed = (now != torch.stack([bits for _, bits, _ in found])).tolist()
-            for p, _, twin in compress(found, changed):
+            for _, _, twin in compress(found, changed):
                 twin.seen_grad = None
-                twin.take(p)
 
     def wait(self) -> None:
         """Until everything taken is here."""
@@ -335,7 +334,7 @@ def on_host(offload: Offload, model: Model, stepping: bool = True) -> Iterator[N
     offload.twins.keep(params)
     twins = [offload.twin(p) for p in params]
     if stepping:
-        offload.take_changed(params)
+        offload.check_early(params)
     # The limit of the rate is that of all weights that are trained, whoever has a gradient at the first step.
     first = any(g["lr_level"] == "auto" and not g["clock"] for g in model.groups)
     for p, twin in zip(params, twins, strict=True):
