@@ -8,8 +8,6 @@ arXiv 2208.01618, abstract read). Control: a copy of the model hears of a hint, 
 from __future__ import annotations
 
 import copy
-import os
-import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.auto_tasks import Flow, pictures, seeded
-from benchmarks.compare import cosine
+from benchmarks.auto_tasks import Flow, pictures, seeded, trained
 from benchmarks.solved_tasks import Classes
 
 BASE_STEPS, BASE_LR, BASE_BATCH, BASE_SEED = 2000, 2e-3, 32, 4321
@@ -28,25 +25,10 @@ EVALUATION = 999_983
 
 @lru_cache(maxsize=1)
 def base() -> dict[str, Tensor]:
-    """Weights of the flow network after some training without hints; made once per machine."""
-    name = f"flow-{BASE_STEPS}-torch{torch.__version__}.pt"
-    path = Path(tempfile.gettempdir()) / f"automagic-benchmarks-{os.getuid()}" / name
-    if path.exists():
-        return torch.load(path, weights_only=True)
+    """Weights of the flow network after some training without hints."""
     task = Flow(BASE_SEED)
     task.batch = BASE_BATCH
-    optimizer = torch.optim.AdamW(task.parameters(), lr=BASE_LR)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(BASE_STEPS, step))
-    for step in range(BASE_STEPS):
-        optimizer.zero_grad()
-        task.loss(step).backward()
-        optimizer.step()
-        schedule.step()
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    torch.save(task.model.state_dict(), partial)
-    partial.replace(path)
-    return task.model.state_dict()
+    return trained(task, "flow", BASE_STEPS, BASE_LR)
 
 
 class Zeros(Classes):

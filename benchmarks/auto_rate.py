@@ -34,7 +34,7 @@ from benchmarks.compare import Job, run_jobs
 from benchmarks.quality import mean
 
 CHOSEN = ["charlm-tiny", "lm-lora", "lm-full", "flow"]  # tasks that the rule and its constants were chosen on
-CONFIRMED = ["convnet", "cat_lora", "unet-full", "charlm-small"]  # seen only afterwards
+CONFIRMED = ["convnet", "cat_lora", "unet-full", "charlm-small", "inversion"]  # seen only afterwards
 # Batches of one. The take-off's certainty was chosen on all of these, over 300 steps and with fewer seeds.
 SMALL = ["lm-lora@1", "flow@1", "lm-full@1", "cat_lora@1", "unet-full@1"]
 SCHEDULES = ["constant", "cosine"]

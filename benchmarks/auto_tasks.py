@@ -48,17 +48,15 @@ def headers() -> tuple[Tensor, Tensor, str]:
     return tensor_of(train), tensor_of(held_out), hashlib.sha256(train + held_out).hexdigest()[:12]
 
 
-@lru_cache(maxsize=1)
-def pretrained() -> dict[str, Tensor]:
-    """Weights of the tiny byte transformer after some training on Python; made once per machine."""
-    task = CharLM("tiny", seed=1234)
-    name = f"byte-transformer-{task.digest}-{PRETRAIN_STEPS}-torch{torch.__version__}.pt"
+def trained(task, name: str, steps: int, lr: float) -> dict[str, Tensor]:
+    """Weights of a task's model after so many steps of AdamW under a cosine; made once per machine."""
+    name = f"{name}-{steps}-torch{torch.__version__}.pt"
     path = Path(tempfile.gettempdir()) / f"automagic-benchmarks-{os.getuid()}" / name
     if path.exists():
         return torch.load(path, weights_only=True)
-    optimizer = torch.optim.AdamW(task.parameters(), lr=PRETRAIN_LR)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(PRETRAIN_STEPS, step))
-    for step in range(PRETRAIN_STEPS):
+    optimizer = torch.optim.AdamW(task.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(steps, step))
+    for step in range(steps):
         optimizer.zero_grad()
         task.loss(step).backward()
         optimizer.step()
@@ -68,6 +66,13 @@ def pretrained() -> dict[str, Tensor]:
     torch.save(task.model.state_dict(), partial)
     partial.replace(path)
     return task.model.state_dict()
+
+
+@lru_cache(maxsize=1)
+def pretrained() -> dict[str, Tensor]:
+    """Weights of the tiny byte transformer after some training on Python."""
+    task = CharLM("tiny", seed=1234)
+    return trained(task, f"byte-transformer-{task.digest}", PRETRAIN_STEPS, PRETRAIN_LR)
 
 
 class Tuned(CharLM):

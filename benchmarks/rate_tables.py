@@ -52,7 +52,8 @@ def shown(found: tuple[float, int] | None) -> str:
 def summary(rows: Rows) -> str:
     """Without a rate, against tuned AdamW, our own tuned rate and the peers; how far the start matters."""
     found, body = settings(rows.all("auto_rate")), []
-    for group, tasks in (("chosen on", [*CHOSEN, *SMALL, *SOLVED]), ("confirmed on", [*CONFIRMED, *ADAPTED])):
+    looked_at = [*CHOSEN, *SMALL, *SOLVED, *(task for task in ADAPTED if task not in CONFIRMED)]
+    for group, tasks in (("chosen on", looked_at), ("confirmed on", CONFIRMED)):
         for task in tasks:
             for schedule, steps in sorted({(s, n) for t, s, n, _ in found if t == task}):
                 here = {

@@ -293,14 +293,10 @@ def test_auto_rate_resumes_and_draws(tmp_path, capsys):
     assert "| flow | constant, 3 | adamw | 1.000 |" in table and "Automagic_CameAMP8bit" in table
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        n
-        for n in [*auto_rate.CHOSEN, *auto_rate.CONFIRMED, *compare.SOLVED, *compare.ADAPTED]
-        if "lm" not in n
-    ],
-)
+NAMED = dict.fromkeys([*auto_rate.CHOSEN, *auto_rate.CONFIRMED, *compare.SOLVED, *compare.ADAPTED])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if "lm" not in name])
 def test_tasks_that_auto_rate_names_can_be_made(name):
     task = compare.make_task(compare.Job(name, "adamw", {}))
     assert len(list(task.parameters())) > 0 and task.loss(0).isfinite()

@@ -94,8 +94,8 @@ def replaced(p: Tensor, step: int) -> None:
 
 
 def through_numpy(p: Tensor, step: int) -> None:
-    if p.grad is not None and p.grad.dtype == torch.float32:
-        p.grad.numpy()[...] *= 3.0
+    assert p.grad is not None
+    p.grad.view(torch.uint8).numpy()[..., step % 2 :: 2] = 0  # bytes: numpy has no bfloat16
 
 
 def of_another_object(p: Tensor, step: int) -> None:
