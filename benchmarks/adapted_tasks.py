@@ -8,7 +8,7 @@ arXiv 2208.01618, abstract read). Control: a copy of the model hears of a hint, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -110,3 +110,6 @@ def inversion(seed: int, text_cache: str | None):
             return v_loss(self.denoise, self.schedule, self.latents[rows], noise, times, words)
 
     return Inversion()
+
+
+TASKS: dict[str, Callable[[int], Zeros | Control]] = {"classes-zero": Zeros, "control": Control}

@@ -24,10 +24,9 @@ def make(name: str, seed: int, device: str = "cpu", text_cache: str | None = Non
 
     if name == "inversion":
         return adapted_tasks.inversion(seed, text_cache)
-    if name in ("control", "classes-zero"):
-        return (adapted_tasks.Control if name == "control" else adapted_tasks.Zeros)(seed)
-    if name in solved_tasks.TASKS:
-        return solved_tasks.TASKS[name](seed)
+    for tasks in (adapted_tasks.TASKS, solved_tasks.TASKS):
+        if name in tasks:
+            return tasks[name](seed)
     if "-alpha" in name:
         return auto_ranks.make(name, seed)
     return auto_tasks.make(name, seed)

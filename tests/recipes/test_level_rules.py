@@ -188,7 +188,5 @@ def test_a_level_at_the_cap_still_obeys_the_schedule(rule, given):
         optimizer.step()
         applied.append(optimizer.get_avg_learning_rate())
     assert max(applied) <= cap * (1 + 1e-6)
-    grown = max(applied) / cap
-    assert grown > (0.5 if rule == "vote" else 0.05)
-    assert applied[-1] == pytest.approx(0.005 * cap, rel=0.05) or rule == "distance"
-    assert applied[-1] < 0.02 * max(applied)
+    assert max(applied) > 0.5 * cap, "it gets there"
+    assert applied[-1] == pytest.approx(0.005 * cap, rel=0.05)
